@@ -1,0 +1,31 @@
+# Everything runs in .venv, made on first use with nothing but python3 and pip; pyproject.toml decides when to install again.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: simulate test test-fast check bench clean
+
+simulate: $(INSTALLED)
+	$(BIN)/fedcurv-simulate $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m pytest tests/benchmarks -m benchmark_suite $(ARGS)
+
+$(INSTALLED): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[simulation,dev]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv build dist *.egg-info outputs multirun

@@ -1,0 +1,152 @@
+"""The ready-made ClientApp: local training with FedCurv, FedProx or neither, as the server asks."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from fedcurv.clients.curvature import ClientCurvature
+from fedcurv.clients.training import (
+    InMemoryBatches,
+    TrainingSettings,
+    attach_proximal_term,
+    evaluate,
+    train,
+)
+from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, client_id_of, pack_client_id
+
+Samples = tuple[Tensor, Tensor]
+
+_EVALUATION_BATCH_SIZE = 512
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """What one client trains in one round.
+
+    Attributes:
+        model: of the federation's architecture; its weights are replaced by the server's.
+        train_samples: inputs (N, ...) and targets (N, ...) of this client.
+        test_samples: for evaluation on the client; None where it has none.
+        settings: how to train.
+        seed: with the client's id and the round it decides the order of batches and all random
+            numbers, whatever ran before in the process.
+    """
+
+    model: nn.Module
+    train_samples: Samples
+    test_samples: Samples | None = None
+    settings: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = 0
+
+
+MakeTask = Callable[[Message, Context], LocalTask]
+
+
+def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
+    """Return a ClientApp that trains, evaluates and tells its stable id.
+
+    Args:
+        make_task: builds the client's task for a message; a function of an importable module, so that
+            Ray can find it.
+        mods: Flower mods, outermost first.
+    """
+    app = ClientApp(mods=list(mods))
+    app.train()(partial(_train, make_task))
+    app.evaluate()(partial(_evaluate, make_task))
+    app.query(CLIENT_ID_ACTION)(_tell_client_id)
+    return app
+
+
+def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
+    task = make_task(message, context)
+    settings = task.settings
+    inputs, targets = task.train_samples
+    if len(inputs) == 0:
+        raise ValueError(
+            f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
+        )
+    config = message.content["config"]
+    began = time.perf_counter()
+    with _reproducible(task, context, int(config["server-round"])) as generator:
+        device = settings.make_device()
+        model = task.model.to(device)
+        inputs, targets = inputs.to(device), targets.to(device)
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        optimizer = settings.make_optimizer(model)
+        if config.get("proximal-mu"):
+            attach_proximal_term(optimizer, model, float(config["proximal-mu"]))
+        curvature = ClientCurvature(message, context, model)
+        curvature.attach(optimizer, mode=settings.penalty_mode)
+
+        batches = InMemoryBatches(inputs, targets, settings.batch_size, generator)
+        loss = train(model, batches, optimizer, epochs=settings.epochs)
+        trained = time.perf_counter()
+        penalty = 0.0 if curvature.penalty is None else float(curvature.penalty.value())
+
+        content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
+        curvature.report(
+            content,
+            model,
+            InMemoryBatches(inputs, targets, settings.batch_size),
+            kind=settings.fisher_kind,
+        )
+    content["metrics"] = MetricRecord(
+        {
+            "num-examples": len(inputs),
+            "train-loss": loss,
+            # how far the local solution is from the others' shared optimum, in the penalty's measure
+            "penalty": penalty,
+            "train-seconds": trained - began,
+            "fisher-seconds": time.perf_counter() - trained,
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Message:
+    task = make_task(message, context)
+    if task.test_samples is None:
+        raise ValueError(f"client {client_id_of(context)} has no test samples")
+    with _threads(task.settings.num_threads):
+        model = task.model.to(task.settings.make_device())
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        batches = InMemoryBatches(*task.test_samples, _EVALUATION_BATCH_SIZE)
+        loss, accuracy, num_examples = evaluate(model, batches)
+    metrics = MetricRecord({"num-examples": num_examples, "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _tell_client_id(message: Message, context: Context) -> Message:
+    return Message(RecordDict({CONFIG: pack_client_id(context)}), reply_to=message)
+
+
+@contextmanager
+def _reproducible(
+    task: LocalTask, context: Context, server_round: int
+) -> Iterator[torch.Generator]:
+    """Seed all of torch for one client and round; leave the process as it was."""
+    text = f"{task.seed}/{client_id_of(context)}/{server_round}"
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63
+    deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+    with _threads(task.settings.num_threads), torch.random.fork_rng(), deterministic:
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

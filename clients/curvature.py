@@ -1,0 +1,131 @@
+"""FedCurv in any ClientApp, in three lines (arXiv 1910.07796)."""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fedcurv.clients.state import Contribution, store_for
+from fedcurv.curvature import Curvature
+from fedcurv.fisher import FisherKind, fisher_diagonal
+from fedcurv.parameters import trainable_parameters
+from fedcurv.penalty import CurvaturePenalty, PenaltyMode
+from fedcurv.strategies.records import Instruction, add_report, unpack_instruction
+
+logger = logging.getLogger(__name__)
+
+
+class ClientCurvature:
+    """What the server's message says about curvature, less what this node put into it itself.
+
+    The node's own terms are subtracted only if the server lists the message that the node answered
+    last among those whose replies are in the sum. A node that was absent, failed, or was started
+    anew without its state subtracts nothing.
+
+    Args:
+        message: a training message. One without FedCurv's records, from a plain server, makes every
+            method do nothing, so that one app serves both.
+        context: of the ClientApp; small statistics are remembered in its state.
+        model: the model to be trained, with the parameter names under which its arrays travel.
+        state_dir: remember on disk below this folder instead; see ``fedcurv.clients.state``.
+
+    Attributes:
+        penalty: the others' pull as a ``CurvaturePenalty``; None while there is none.
+
+    Raises:
+        ValueError: if the server's sums are for other parameters than the model's.
+    """
+
+    def __init__(
+        self,
+        message: Message,
+        context: Context,
+        model: nn.Module,
+        *,
+        state_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._message_id = message.metadata.message_id
+        self._context = context
+        self._instruction = unpack_instruction(message.content)
+        parameters = trainable_parameters(model)
+        size = sum(p.numel() * p.element_size() for p in parameters.values())
+        self._store = store_for(context, size, None if state_dir is None else Path(state_dir))
+        self.penalty: CurvaturePenalty | None = None
+        if self.active and (others := self._others()) is not None:
+            device = next(iter(parameters.values())).device
+            self.penalty = CurvaturePenalty(
+                model, others.to(device), strength=self._active_instruction.strength
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether the server runs FedCurv with a strength above 0."""
+        return self._instruction is not None and self._instruction.strength > 0
+
+    def attach(
+        self, optimizer: torch.optim.Optimizer, *, mode: PenaltyMode = "gradient"
+    ) -> RemovableHandle | None:
+        """Make every ``optimizer.step()`` feel the penalty; see ``CurvaturePenalty.attach``.
+
+        Returns:
+            the handle that ends it, or None where there is no penalty.
+        """
+        return None if self.penalty is None else self.penalty.attach(optimizer, mode=mode)
+
+    def report(
+        self,
+        content: RecordDict,
+        model: nn.Module,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        kind: FisherKind = "empirical",
+        generator: torch.Generator | None = None,
+    ) -> RecordDict:
+        """Estimate the Fisher diagonal at the local solution, remember it, add it to the reply.
+
+        Args:
+            content: the reply's content; its one ArrayRecord must hold the model as it is now.
+            model: the trained model.
+            batches: the node's own training data, (inputs, targets).
+            kind: see ``fisher_diagonal``.
+            generator: see ``fisher_diagonal``.
+
+        Returns:
+            ``content``, with FedCurv's records added if the server asked for them.
+
+        Raises:
+            ValueError: as ``fisher_diagonal`` does.
+        """
+        if not self.active:
+            return content
+        fisher = fisher_diagonal(model, batches, kind=kind, generator=generator)
+        curvature = Curvature.at(model, fisher)
+        add_report(content, self._context, curvature, self._active_instruction.secure_sums)
+        server_round = self._active_instruction.server_round
+        self._store.save(Contribution(server_round, self._message_id, curvature))
+        return content
+
+    @property
+    def _active_instruction(self) -> Instruction:
+        assert self._instruction is not None  # callers asked ``active``
+        return self._instruction
+
+    def _others(self) -> Curvature | None:
+        """Return the sums without this node's own terms; None if nothing remains."""
+        instruction = self._active_instruction
+        if instruction.sums is None:
+            return None
+        own = self._store.load()
+        if own is None or own.server_round != instruction.sums_round:
+            return instruction.sums
+        if own.message_id not in instruction.contributors:
+            logger.info("the reply of round %d is not in the sum", own.server_round)
+            return instruction.sums
+        if len(instruction.contributors) == 1:
+            return None
+        return instruction.sums - own.curvature

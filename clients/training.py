@@ -1,0 +1,206 @@
+"""The local training loop: E epochs of SGD or Adam, with FedProx's term where the server asks for it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fedcurv.fisher import FisherKind
+from fedcurv.parameters import trainable_parameters
+from fedcurv.penalty import PenaltyMode
+
+OptimizerName = Literal["sgd", "adam"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a client trains for one round.
+
+    Attributes:
+        epochs: passes over the client's data, E >= 1.
+        batch_size: B >= 1.
+        optimizer: ``sgd`` or ``adam``.
+        lr: learning rate > 0.
+        momentum: of SGD, in [0, 1).
+        weight_decay: >= 0.
+        penalty_mode: how FedCurv's penalty is applied; see ``CurvaturePenalty.attach``.
+        fisher_kind: see ``fisher_diagonal``.
+        device: ``auto`` takes CUDA where there is one; else a name that torch knows.
+        num_threads: CPU threads of torch's operations; the bits of a sum depend on it.
+
+    Raises:
+        ValueError: naming every setting out of range.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    optimizer: OptimizerName = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    penalty_mode: PenaltyMode = "gradient"
+    fisher_kind: FisherKind = "empirical"
+    device: str = "auto"
+    num_threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Collect everything that is out of range and raise once."""
+        rules = [
+            ("epochs", self.epochs >= 1, ">= 1"),
+            ("batch_size", self.batch_size >= 1, ">= 1"),
+            ("optimizer", self.optimizer in get_args(OptimizerName), "sgd or adam"),
+            ("lr", 0 < self.lr < float("inf"), "> 0 and finite"),
+            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
+            ("weight_decay", 0 <= self.weight_decay < float("inf"), ">= 0 and finite"),
+            ("penalty_mode", self.penalty_mode in get_args(PenaltyMode), "gradient or proximal"),
+            (
+                "fisher_kind",
+                self.fisher_kind in get_args(FisherKind),
+                "empirical, exact or sampled",
+            ),
+            ("num_threads", self.num_threads >= 1, ">= 1"),
+        ]
+        faults = [
+            f"{name} must be {rule}, got {getattr(self, name)!r}" for name, ok, rule in rules if not ok
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return an optimizer over the model's trainable parameters."""
+        parameters = trainable_parameters(model).values()
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    def make_device(self) -> torch.device:
+        """Return the device to train on."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+@dataclass
+class InMemoryBatches:
+    """Batches cut from tensors in memory; with a generator, reshuffled at each pass.
+
+    Attributes:
+        inputs: shape (N, ...).
+        targets: shape (N, ...).
+        batch_size: the last batch may be smaller.
+        generator: decides the order; None keeps it.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    batch_size: int
+    generator: torch.Generator | None = field(default=None)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (inputs, targets)."""
+        if self.generator is None:
+            yield from zip(
+                self.inputs.split(self.batch_size),
+                self.targets.split(self.batch_size),
+                strict=True,
+            )
+            return
+        order = torch.randperm(len(self.inputs), generator=self.generator)
+        for indices in order.to(self.inputs.device).split(self.batch_size):
+            yield self.inputs[indices], self.targets[indices]
+
+
+def train(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int = 1,
+    criterion: nn.Module | None = None,
+) -> float:
+    """Train in place and return the mean loss per sample over the last epoch, without penalties.
+
+    Args:
+        model: left in train mode.
+        batches: iterated once per epoch.
+        optimizer: over the model's parameters; penalties are hooked to its steps.
+        epochs: >= 1.
+        criterion: mean loss over a batch; cross-entropy by default.
+
+    Raises:
+        ValueError: if there are no samples.
+    """
+    criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+    device = next(model.parameters()).device
+    model.train()
+    for _ in range(epochs):
+        total = torch.zeros((), device=device)
+        num_samples = 0
+        for inputs, targets in batches:
+            inputs, targets = inputs.to(device), targets.to(device)
+            optimizer.zero_grad()
+            loss = criterion(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(targets)
+            num_samples += len(targets)
+        if num_samples == 0:
+            raise ValueError("expected training samples, got none")
+    return float(total) / num_samples
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[float, float, int]:
+    """Return mean cross-entropy, accuracy in [0, 1] and the number of samples, in eval mode.
+
+    Raises:
+        ValueError: if there are no samples.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    loss = correct = torch.zeros((), device=device)
+    num_samples = 0
+    for inputs, targets in batches:
+        inputs, targets = inputs.to(device), targets.to(device)
+        logits = model(inputs)
+        loss = loss + nn.functional.cross_entropy(logits, targets, reduction="sum")
+        correct = correct + (logits.argmax(dim=1) == targets).sum()
+        num_samples += len(targets)
+    model.train(was_training)
+    if num_samples == 0:
+        raise ValueError("expected samples to evaluate on, got none")
+    return float(loss) / num_samples, float(correct) / num_samples, num_samples
+
+
+def attach_proximal_term(
+    optimizer: torch.optim.Optimizer, model: nn.Module, mu: float
+) -> RemovableHandle:
+    """Add FedProx's μ(w − w_t), the gradient of (μ/2)‖w − w_t‖², before every step.
+
+    w_t is the model as it is now. The norm is squared, and w is the weights of each step.
+
+    Raises:
+        ValueError: if mu is negative or not finite.
+    """
+    if not 0 <= mu < float("inf"):
+        raise ValueError(f"proximal-mu must be finite and >= 0, got {mu!r}; use 0 for plain FedAvg")
+    parameters = list(trainable_parameters(model).values())
+    anchors = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def pull_back(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters]
+        torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=mu)
+
+    return optimizer.register_step_pre_hook(pull_back)

@@ -1,0 +1,148 @@
+"""The statistics of one node, or of a sum of nodes: precision P and information Q.
+
+For node j with local solution θ̂_j and Fisher diagonal F_j they are P_j = F_j and Q_j = F_j θ̂_j. Sums of
+them say all about the quadratic Σ_j (θ − θ̂_j)ᵀ diag(F_j) (θ − θ̂_j) = θᵀPθ − 2θᵀQ + const (arXiv 1910.07796).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from fedcurv.parameters import trainable_parameters
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    """Precision P and information Q by parameter name; immutable: every operation makes a new one.
+
+    Attributes:
+        precision: P, entries >= 0, each tensor in its parameter's shape.
+        information: Q, the same names and shapes.
+
+    Raises:
+        ValueError: on construction, if names or shapes of the two differ.
+    """
+
+    precision: Mapping[str, Tensor]
+    information: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        """Refuse statistics whose two halves do not fit together."""
+        require_same_shapes(
+            {name: p.shape for name, p in self.precision.items()},
+            {name: q.shape for name, q in self.information.items()},
+            "precision",
+            "information",
+        )
+
+    @classmethod
+    def at(cls, model: nn.Module, fisher: Mapping[str, Tensor]) -> Curvature:
+        """Return P = F and Q = F·θ at the model's present parameters.
+
+        Raises:
+            ValueError: if ``fisher`` does not hold exactly the trainable parameters, or is not valid
+                (see :meth:`check`).
+        """
+        parameters = trainable_parameters(model)
+        require_same_shapes(
+            {name: p.shape for name, p in parameters.items()},
+            {name: f.shape for name, f in fisher.items()},
+            "the model",
+            "fisher",
+        )
+        information = {name: f * parameters[name].detach().to(f) for name, f in fisher.items()}
+        return cls(dict(fisher), information).check()
+
+    @classmethod
+    def sum(cls, parts: Iterable[Curvature]) -> Curvature:
+        """Return the sum of at least one, added in the order given."""
+        return reduce(cls.__add__, parts)
+
+    def __add__(self, other: Curvature) -> Curvature:
+        """Return P_a + P_b and Q_a + Q_b."""
+        return self._combine(other, torch.add)
+
+    def __sub__(self, own: Curvature) -> Curvature:
+        """Return the sum without ``own``, which must be one of its terms.
+
+        Terms are >= 0 and rounding is monotone, so a sum that holds ``own`` is nowhere smaller than
+        it, in any precision. Where nothing remains of P nothing remains of Q either: rounding's
+        leftovers in Q are dropped there, since a slope without curvature would pull without end.
+
+        Raises:
+            ValueError: if an entry of P would be negative: ``own`` is not in this sum.
+        """
+        rest = self._combine(own, torch.sub)
+        negative = {n: float(p.min()) for n, p in rest.precision.items() if bool((p < 0).any())}
+        if negative:
+            name, value = min(negative.items(), key=lambda item: item[1])
+            raise ValueError(
+                f"expected to take a node's own terms off a sum that holds them, got precision "
+                f"{value:.3g} in {name!r}; these terms are not in that sum, so subtract nothing"
+            )
+        information = {
+            name: torch.where(rest.precision[name] > 0, q, 0) for name, q in rest.information.items()
+        }
+        return Curvature(rest.precision, information)
+
+    def check(self) -> Curvature:
+        """Return self if every entry is finite and no precision is negative.
+
+        Raises:
+            ValueError: naming every parameter at fault.
+        """
+        faults = []
+        for name, precision in self.precision.items():
+            if not bool(precision.isfinite().all()):
+                faults.append(f"precision of {name!r} is not finite")
+            elif bool((precision < 0).any()):
+                faults.append(f"precision of {name!r} is negative ({float(precision.min()):.3g})")
+            if not bool(self.information[name].isfinite().all()):
+                faults.append(f"information of {name!r} is not finite")
+        if faults:
+            raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
+        return self
+
+    def to(self, *args: torch.device | torch.dtype | str) -> Curvature:
+        """Return a copy on another device or in another precision, as ``torch.Tensor.to`` does."""
+        return Curvature(
+            {name: p.to(*args) for name, p in self.precision.items()},
+            {name: q.to(*args) for name, q in self.information.items()},
+        )
+
+    def _combine(
+        self, other: Curvature, operation: Callable[[Tensor, Tensor], Tensor]
+    ) -> Curvature:
+        require_same_shapes(
+            {name: p.shape for name, p in self.precision.items()},
+            {name: p.shape for name, p in other.precision.items()},
+            "the left-hand side",
+            "the right-hand side",
+        )
+        return Curvature(
+            {name: operation(p, other.precision[name]) for name, p in self.precision.items()},
+            {name: operation(q, other.information[name]) for name, q in self.information.items()},
+        )
+
+
+def require_same_shapes(
+    expected: Mapping[str, Iterable[int]],
+    got: Mapping[str, Iterable[int]],
+    expected_in: str,
+    got_in: str,
+) -> None:
+    """Raise a ValueError that lists every missing or extra name and every shape that differs."""
+    faults = [f"{name!r} is missing in {got_in}" for name in expected if name not in got]
+    faults += [f"{name!r} is not in {expected_in}" for name in got if name not in expected]
+    faults += [
+        f"{name!r} has shape {tuple(expected[name])} in {expected_in}, {tuple(got[name])} in {got_in}"
+        for name in expected
+        if name in got and tuple(expected[name]) != tuple(got[name])
+    ]
+    if faults:
+        raise ValueError("expected the same parameters: " + "; ".join(faults[:5]))

@@ -1,0 +1,160 @@
+"""FedCurv's penalty λ Σ_j (θ − θ̂_j)ᵀ diag(F_j) (θ − θ̂_j), from the sums P = Σ_j F_j and Q = Σ_j F_j θ̂_j.
+
+Three ways to feel it: as a term of the loss, as a gradient 2λ(Pθ − Q) added before the optimiser's
+step, or as an exact proximal step after it. The Hessian is 2λP, so the first two diverge once
+lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
+"""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fedcurv.curvature import Curvature, require_same_shapes
+from fedcurv.parameters import trainable_parameters
+
+PenaltyMode = Literal["gradient", "proximal"]
+
+
+class CurvaturePenalty:
+    """The pull of other nodes' curvature on one model's parameters.
+
+    Args:
+        model: its trainable parameters must be exactly those of ``curvature``.
+        curvature: the other nodes' sums; moved to the parameters' device and precision once.
+        strength: λ >= 0. There is no ½ in front (arXiv 1910.07796).
+
+    Raises:
+        ValueError: if strength is negative or not finite, the parameters differ, or the statistics
+            are not valid.
+    """
+
+    def __init__(self, model: nn.Module, curvature: Curvature, *, strength: float) -> None:
+        if not 0.0 <= strength < math.inf:
+            raise ValueError(
+                f"strength must be finite and >= 0, got {strength!r}; use 0 for plain FedAvg"
+            )
+        parameters = trainable_parameters(model)
+        require_same_shapes(
+            {name: p.shape for name, p in parameters.items()},
+            {name: p.shape for name, p in curvature.precision.items()},
+            "the model",
+            "the statistics",
+        )
+        curvature.check()
+        self.strength = float(strength)
+        self._names = list(parameters)
+        self._parameters = list(parameters.values())
+        self._precision = [curvature.precision[name].to(p) for name, p in parameters.items()]
+        self._information = [curvature.information[name].to(p) for name, p in parameters.items()]
+
+    def value(self) -> Tensor:
+        """Return λ Σ_i P_i (θ_i − Q_i/P_i)², a scalar with gradient 2λ(Pθ − Q), to add to a loss.
+
+        This is the double sum of the definition less its minimum over θ, a constant that says how far
+        the nodes' solutions lie apart and that no step can change. So it is >= 0, it is 0 at the
+        others' shared optimum, and float32 loses nothing to cancellation.
+        """
+        terms = []
+        pieces = zip(self._parameters, self._precision, self._information, strict=True)
+        for parameter, precision, information in pieces:
+            optimum = torch.where(precision > 0, information / precision, parameter.detach())
+            terms.append((precision * (parameter - optimum).square()).sum())
+        return self.strength * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def add_gradient(self, scale: float | Tensor = 1.0) -> None:
+        """Add 2λ(Pθ − Q), times ``scale``, to every parameter's ``.grad`` (made if it is None)."""
+        if self.strength == 0.0:
+            return
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        pull = torch._foreach_mul(self._precision, self._parameters)
+        torch._foreach_sub_(pull, self._information)
+        if isinstance(scale, Tensor):
+            torch._foreach_mul_(pull, scale)
+            scale = 1.0
+        gradients = [parameter.grad for parameter in self._parameters]
+        torch._foreach_add_(gradients, pull, alpha=2.0 * self.strength * scale)
+
+    @torch.no_grad()
+    def proximal_step(self, lr: float | dict[str, float]) -> None:
+        """Set θ ← (θ + 2·lr·λ·Q) / (1 + 2·lr·λ·P), elementwise.
+
+        This is the minimiser of ‖u − θ‖²/(2·lr) + λ(uᵀPu − 2uᵀQ) over u.
+
+        Args:
+            lr: learning rate >= 0 of all parameters, or of each by name (those left out stay).
+        """
+        if self.strength == 0.0:
+            return
+        rates = dict.fromkeys(self._names, lr) if not isinstance(lr, dict) else lr
+        for rate in set(rates.values()):
+            chosen = [i for i, name in enumerate(self._names) if rates.get(name) == rate]
+            parameters = [self._parameters[i] for i in chosen]
+            factor = 2.0 * rate * self.strength
+            torch._foreach_add_(parameters, [self._information[i] for i in chosen], alpha=factor)
+            divisors = torch._foreach_mul([self._precision[i] for i in chosen], factor)
+            torch._foreach_add_(divisors, 1.0)
+            torch._foreach_div_(parameters, divisors)
+
+    def attach(
+        self, optimizer: torch.optim.Optimizer, *, mode: PenaltyMode = "gradient"
+    ) -> RemovableHandle:
+        """Make every ``optimizer.step()`` feel the penalty; ``handle.remove()`` ends it.
+
+        Args:
+            optimizer: must hold the model's trainable parameters; learning rates are read at each
+                step, so schedulers and parameter groups work.
+            mode: ``gradient`` adds the penalty's gradient before the step: the paper's way, after any
+                clipping of the loss's own gradient. ``proximal`` follows the step with the exact
+                proximal one, whose learning rate is each group's ``lr``.
+
+        Raises:
+            ValueError: for an unknown mode or an optimizer without some of the parameters.
+            TypeError: for LBFGS, which evaluates the loss several times within a step.
+            RuntimeError: at a step that is given a closure in mode ``gradient``, whose backward pass
+                would come after the penalty's gradient; add :meth:`value` to the loss there.
+        """
+        if mode not in get_args(PenaltyMode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(PenaltyMode))}, got {mode!r}")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise TypeError(
+                "expected an optimizer that takes one gradient per step, got LBFGS; add "
+                "penalty.value() to the loss inside its closure instead"
+            )
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        missing = [
+            name for name, p in zip(self._names, self._parameters, strict=True) if id(p) not in held
+        ]
+        if missing:
+            raise ValueError(
+                f"expected an optimizer with all trainable parameters of the model, got one without "
+                f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; make the "
+                "optimizer from the same model, or freeze these with requires_grad_(False)"
+            )
+        if mode == "gradient":
+            return optimizer.register_step_pre_hook(self._before_step)
+        return optimizer.register_step_post_hook(self._after_step)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
+            raise RuntimeError(
+                "expected optimizer.step() without a closure while a penalty is attached in mode "
+                "'gradient', got one; add penalty.value() to the loss inside the closure instead"
+            )
+        # set while torch.amp.GradScaler runs a fused optimizer, whose gradients are still scaled
+        scale = getattr(optimizer, "grad_scale", None)
+        self.add_gradient(1.0 if scale is None else scale)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # set likewise; the optimizer skipped this step, so there is no step to follow
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            return
+        rate_by_id = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
+        named = zip(self._names, self._parameters, strict=True)
+        self.proximal_step({name: rate_by_id[id(p)] for name, p in named})

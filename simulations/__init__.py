@@ -1,0 +1,1 @@
+"""Experiments: data, partitions, models, runners and the command ``fedcurv-simulate``."""

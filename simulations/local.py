@@ -1,0 +1,154 @@
+"""An in-process Grid: any ServerApp and ClientApp, no Ray, in a fixed order; same seed, same bits."""
+
+import copy
+import itertools
+import time
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedcurv.strategies.flower_private import (
+    CLIENT_APP_RAISED_EXCEPTION,
+    Run,
+    empty_run,
+    set_message_id,
+    task_identity,
+)
+
+_SERVER_NODE_ID = 1
+_FIRST_NODE_ID = 1000
+
+
+def run_local(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_nodes: int,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    run_id: int = 1,
+) -> None:
+    """Run a federation in this process, one client after the other.
+
+    Args:
+        server_app: gets a :class:`LocalGrid`.
+        client_app: handles every node's messages; what it raises becomes an error reply.
+        num_nodes: >= 1; each gets ``partition-id`` and ``num-partitions`` in its node configuration.
+        run_config: of the ServerApp's and every ClientApp's context.
+        run_id: of all contexts.
+
+    Raises:
+        ValueError: if ``num_nodes`` < 1.
+        Exception: whatever the ServerApp raises.
+    """
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes must be >= 1, got {num_nodes}")
+    grid = LocalGrid(client_app, num_nodes, run_config=run_config, run_id=run_id)
+    context = Context(run_id, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config or {}))
+    with task_identity(run_id=run_id, node_id=_SERVER_NODE_ID):
+        server_app(grid, context)
+
+
+class LocalGrid(Grid):
+    """Handles each message at once, in this thread, with the node's own lasting Context.
+
+    Messages and replies are copied on their way, so that no side can change what the other holds.
+
+    Args:
+        client_app: handles the messages.
+        num_nodes: how many nodes there are; node i has ``partition-id`` i.
+        run_config: of every node's context.
+        run_id: of the run.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+        run_id: int = 1,
+    ) -> None:
+        self._client_app = client_app
+        self._run = empty_run(run_id)
+        self._message_ids = itertools.count(1)
+        self._replies: dict[str, Message] = {}
+        self.contexts = {
+            _FIRST_NODE_ID + partition: Context(
+                run_id,
+                _FIRST_NODE_ID + partition,
+                {"partition-id": partition, "num-partitions": num_nodes},
+                RecordDict(),
+                dict(run_config or {}),
+            )
+            for partition in range(num_nodes)
+        }
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return all nodes."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Handle the messages in their order and keep the replies."""
+        return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return and forget the replies to these messages."""
+        return [self._replies.pop(i) for i in message_ids if i in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Handle the messages in their order; those not begun within the timeout get no reply."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        message_ids = []
+        for message in messages:
+            if time.monotonic() < deadline:
+                message_ids.append(self._push(message))
+            else:
+                self._name(message)
+        return self.pull_messages(message_ids)
+
+    def _name(self, message: Message) -> str:
+        message_id = f"message-{next(self._message_ids)}"
+        set_message_id(message, message_id)
+        return message_id
+
+    def _push(self, message: Message) -> str:
+        message_id = self._name(message)
+        context = self.contexts[message.metadata.dst_node_id]
+        before = RecordDict(dict(context.state))
+        received = copy.deepcopy(message)
+        try:
+            reply = copy.deepcopy(self._client_app(received, context))
+        except Exception:
+            context.state = before
+            reason = traceback.format_exc()
+            reply = Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=received)
+        if reply is not None:  # a handler may stay silent
+            set_message_id(reply, f"reply-to-{message_id}")
+            self._replies[message_id] = reply
+        return message_id

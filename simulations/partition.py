@@ -1,0 +1,159 @@
+"""Who holds which samples: functions from labels to one index array per client.
+
+Every partition is seeded, disjoint and complete, and leaves no client empty.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Indices = NDArray[np.int64]
+
+_DIRICHLET_ATTEMPTS = 100
+
+
+def iid(labels: Labels, num_clients: int, *, seed: int) -> list[Indices]:
+    """Return equal random parts (sizes differ by at most one)."""
+    _require_enough(len(labels), num_clients, "samples")
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return [np.sort(part) for part in np.array_split(order, num_clients)]
+
+
+def shards(
+    labels: Labels, num_clients: int, *, seed: int, shards_per_client: int = 2
+) -> list[Indices]:
+    """Return parts made of equal shards of the samples sorted by label, dealt at random.
+
+    The split that federated averaging was first tried on; with two shards a client mostly holds two
+    classes.
+
+    Args:
+        labels: shape (N,).
+        num_clients: >= 1.
+        seed: decides the order within a label and the deal.
+        shards_per_client: >= 1.
+    """
+    if shards_per_client < 1:
+        raise ValueError(f"shards_per_client must be >= 1, got {shards_per_client}")
+    num_shards = num_clients * shards_per_client
+    _require_enough(len(labels), num_shards, "samples")
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    pieces = np.array_split(by_label, num_shards)
+    deal = rng.permutation(num_shards).reshape(num_clients, shards_per_client)
+    return [np.sort(np.concatenate([pieces[i] for i in hand])) for hand in deal]
+
+
+def dirichlet(
+    labels: Labels, num_clients: int, *, seed: int, alpha: float = 0.3, min_samples: int = 1
+) -> list[Indices]:
+    """Return parts in which each class is spread by proportions drawn from Dirichlet(α).
+
+    Args:
+        labels: shape (N,).
+        num_clients: >= 1.
+        seed: decides everything.
+        alpha: α > 0; small is very uneven, large is even.
+        min_samples: drawn anew until every client has that many.
+
+    Raises:
+        ValueError: if no draw gives every client ``min_samples``.
+    """
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
+    _require_enough(len(labels), num_clients * max(1, min_samples), "samples")
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    for _ in range(_DIRICHLET_ATTEMPTS):
+        parts: list[list[Indices]] = [[] for _ in range(num_clients)]
+        for members in classes:
+            proportions = rng.dirichlet(np.full(num_clients, alpha))
+            cuts = np.round(np.cumsum(proportions)[:-1] * len(members)).astype(int)
+            for part, piece in zip(parts, np.split(rng.permutation(members), cuts), strict=True):
+                part.append(piece)
+        joined = [np.sort(np.concatenate(part)) for part in parts]
+        if min(len(part) for part in joined) >= max(1, min_samples):
+            return joined
+    raise ValueError(
+        f"no draw of {_DIRICHLET_ATTEMPTS} with alpha={alpha} gave each of {num_clients} clients "
+        f"{max(1, min_samples)} samples; raise alpha, or lower num_clients or min_samples"
+    )
+
+
+def pathological(
+    labels: Labels, num_clients: int, *, seed: int, classes_per_client: int = 2
+) -> list[Indices]:
+    """Return parts of exactly ``classes_per_client`` classes each; a class's holders share it evenly.
+
+    Args:
+        labels: shape (N,).
+        num_clients: >= 1; ``num_clients * classes_per_client`` must cover all classes.
+        seed: decides who holds what.
+        classes_per_client: from 1 to the number of classes.
+    """
+    classes = np.unique(labels)
+    if not 1 <= classes_per_client <= len(classes):
+        raise ValueError(
+            f"classes_per_client must be in 1..{len(classes)}, got {classes_per_client}"
+        )
+    _require_enough(
+        num_clients * classes_per_client, len(classes), "places for classes (clients x classes each)"
+    )
+    rng = np.random.default_rng(seed)
+    # round and round through the shuffled classes: consecutive ones are distinct, and all are held
+    circle = rng.permutation(classes)
+    first = rng.permutation(num_clients) * classes_per_client
+    hands = [circle[(start + np.arange(classes_per_client)) % len(classes)] for start in first]
+    parts: list[list[Indices]] = [[] for _ in range(num_clients)]
+    for label in classes:
+        holders = [client for client, hand in enumerate(hands) if label in hand]
+        members = rng.permutation(np.flatnonzero(labels == label))
+        _require_enough(len(members), len(holders), f"samples of class {label}, one for each holder")
+        for client, piece in zip(holders, np.array_split(members, len(holders)), strict=True):
+            parts[client].append(piece)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def from_partitioner(partitioner: Any, labels: Labels, num_clients: int) -> list[Indices]:
+    """Return the parts that a ``flwr_datasets`` partitioner makes of these labels.
+
+    Args:
+        partitioner: an object with ``dataset`` and ``load_partition``, with ``partition_by="label"``
+            where it asks for a column, and no data set assigned yet.
+        labels: shape (N,).
+        num_clients: how many partitions it makes.
+
+    Raises:
+        ValueError: if it makes another number of partitions.
+    """
+    from datasets import Dataset  # comes with flwr-datasets
+
+    partitioner.dataset = Dataset.from_dict({"index": np.arange(len(labels)), "label": labels})
+    if partitioner.num_partitions != num_clients:
+        raise ValueError(
+            f"expected a partitioner for num_clients={num_clients}, got one that makes "
+            f"{partitioner.num_partitions} partitions"
+        )
+    return [
+        np.sort(np.asarray(partitioner.load_partition(i)["index"], dtype=np.int64))
+        for i in range(num_clients)
+    ]
+
+
+PARTITIONS: dict[str, Callable[..., list[Indices]]] = {
+    "iid": iid,
+    "shards": shards,
+    "dirichlet": dirichlet,
+    "pathological": pathological,
+}
+
+
+def _require_enough(have: int, need: int, what: str) -> None:
+    if need < 1:
+        raise ValueError(f"num_clients must be >= 1, got {need}")
+    if have < need:
+        raise ValueError(f"expected at least {need} {what}, got {have}; change num_clients")

@@ -1,0 +1,212 @@
+"""Tables and plots of a comparison: metrics.csv, clients.csv, summary.md and accuracy.png."""
+
+import csv
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from fedcurv.simulations.server import History
+
+_PACKAGES = ("fedcurv", "flwr", "torch", "torchvision", "numpy", "ray")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One strategy's line in the comparison.
+
+    Attributes:
+        strategy: its name in the configuration.
+        best: highest test accuracy over the rounds, in [0, 1].
+        final: test accuracy after the last round.
+        rounds_to: by target accuracy, the first round that reached it, or None.
+        bytes_down: payload sent to clients per round, mean over rounds.
+        bytes_up: payload received from clients per round, mean over rounds.
+        seconds: wall-clock time of all rounds.
+        failures: replies that were errors, refused or missing.
+    """
+
+    strategy: str
+    best: float
+    final: float
+    rounds_to: Mapping[float, int | None]
+    bytes_down: float
+    bytes_up: float
+    seconds: float
+    failures: int
+
+
+def accuracies(history: History) -> list[float]:
+    """Return the test accuracy before training and after each round."""
+    return [float(str(record.server_metrics["accuracy"])) for record in history.rounds]
+
+
+def summarise(history: History, targets: Sequence[float]) -> Summary:
+    """Return the line of one strategy."""
+    accuracy = accuracies(history)
+    clients = [client for record in history.rounds for client in record.clients]
+    num_rounds = max(1, len(history.rounds) - 1)
+    return Summary(
+        strategy=history.strategy,
+        best=max(accuracy),
+        final=accuracy[-1],
+        rounds_to={
+            target: next((r for r, a in enumerate(accuracy) if a >= target), None)
+            for target in targets
+        },
+        bytes_down=sum(client.bytes_down for client in clients) / num_rounds,
+        bytes_up=sum(client.bytes_up for client in clients) / num_rounds,
+        seconds=sum(record.seconds for record in history.rounds),
+        failures=sum(client.status != "ok" for client in clients),
+    )
+
+
+def write_report(
+    folder: Path, histories: Sequence[History], targets: Sequence[float], command: str
+) -> list[Summary]:
+    """Write all files into an existing folder and return the summaries."""
+    summaries = [summarise(history, targets) for history in histories]
+    _write_csv(folder / "metrics.csv", _round_rows(histories))
+    _write_csv(folder / "clients.csv", _client_rows(histories))
+    (folder / "summary.md").write_text(_markdown(summaries, command), encoding="utf-8")
+    accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
+    return summaries
+
+
+def table(summaries: Sequence[Summary]) -> Table:
+    """Return the comparison for the terminal."""
+    view = Table()
+    header, *rows = _cells(summaries)
+    view.add_column(header[0])
+    for name in header[1:]:
+        view.add_column(name, justify="right")
+    for row in rows:
+        view.add_row(*row)
+    return view
+
+
+def accuracy_figure(histories: Sequence[History]) -> Figure:
+    """Return test accuracy over rounds and over the bytes that travelled."""
+    matplotlib.use("Agg")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
+    for history in histories:
+        accuracy = [100 * a for a in accuracies(history)]
+        traffic = accumulate(
+            sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6 for record in history.rounds
+        )
+        over_rounds.plot(range(len(accuracy)), accuracy, label=history.strategy)
+        over_bytes.plot(list(traffic), accuracy, label=history.strategy)
+    over_rounds.set(xlabel="round", ylabel="test accuracy (%)")
+    over_bytes.set(xlabel="sent and received by all clients (MB)")
+    over_rounds.legend()
+    for axes in (over_rounds, over_bytes):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
+    targets = list(summaries[0].rounds_to)
+    header = ["strategy", "best %", "final %"]
+    header += [f"rounds to {100 * target:g} %" for target in targets]
+    header += ["MB down / round", "MB up / round", "seconds", "failures"]
+    rows = [header]
+    for s in summaries:
+        reached = ["-" if s.rounds_to[t] is None else str(s.rounds_to[t]) for t in targets]
+        rows.append(
+            [s.strategy, f"{100 * s.best:.2f}", f"{100 * s.final:.2f}", *reached]
+            + [f"{s.bytes_down / 1e6:.2f}", f"{s.bytes_up / 1e6:.2f}", f"{s.seconds:.1f}"]
+            + [str(s.failures)]
+        )
+    return rows
+
+
+def _markdown(summaries: Sequence[Summary], command: str) -> str:
+    header, *rows = _cells(summaries)
+    lines = [_markdown_row(header), _markdown_row(["---"] * len(header))]
+    lines += [_markdown_row(row) for row in rows]
+    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if _installed(name))
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Command: `{command}`  ",
+            "Configuration: config.yaml in this folder  ",
+            f"Versions: Python {platform.python_version()}, {versions}  ",
+            f"Machine: {platform.machine()}, {cuda}",
+            "",
+        ]
+    )
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def _round_rows(histories: Sequence[History]) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": history.strategy,
+            "round": record.server_round,
+            "accuracy": record.server_metrics["accuracy"],
+            "loss": record.server_metrics["loss"],
+            "train_loss": record.train_metrics.get("train-loss", ""),
+            "clients_ok": sum(c.status == "ok" for c in record.clients),
+            "clients_failed": sum(c.status != "ok" for c in record.clients),
+            "bytes_down": sum(c.bytes_down for c in record.clients),
+            "bytes_up": sum(c.bytes_up for c in record.clients),
+            "seconds": round(record.seconds, 4),
+        }
+        for history in histories
+        for record in history.rounds
+    ]
+
+
+def _client_rows(histories: Sequence[History]) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": history.strategy,
+            "round": record.server_round,
+            "client": client.client_id,
+            "status": client.status,
+            "reason": client.reason.strip().splitlines()[-1] if client.reason else "",
+            "bytes_down": client.bytes_down,
+            "bytes_up": client.bytes_up,
+            **{
+                name.replace("-", "_"): client.metrics.get(name, "")
+                for name in (
+                    "num-examples",
+                    "train-loss",
+                    "penalty",
+                    "train-seconds",
+                    "fisher-seconds",
+                )
+            },
+        }
+        for history in histories
+        for record in history.rounds
+        for client in record.clients
+    ]
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,49 @@
+"""Where the clients run: in this process, or on Ray by Flower's simulation engine."""
+
+import logging
+from typing import Any
+
+from flwr.serverapp import ServerApp
+
+from fedcurv.simulations.client import app as client_app
+from fedcurv.simulations.local import run_local
+
+RUNNERS = ("local", "ray")
+
+
+def run(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
+    """Run the federation with the experiments' ClientApp.
+
+    Args:
+        server_app: to run.
+        num_clients: how many nodes.
+        runner: ``name`` (local or ray); for ray also ``client_resources`` and ``init_args``.
+
+    Raises:
+        ValueError: for an unknown runner.
+        Exception: whatever the ServerApp raises.
+    """
+    if runner["name"] == "local":
+        run_local(server_app, client_app, num_clients)
+    elif runner["name"] == "ray":
+        _run_ray(server_app, num_clients, runner)
+    else:
+        raise ValueError(
+            f"runner.name must be one of {', '.join(RUNNERS)}, got {runner['name']!r}"
+        )
+
+
+def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
+    # the one way to hand Python objects to Flower's engine; it warns that `flwr run` is preferred
+    from flwr.simulation import run_simulation
+
+    quiet = logging.getLogger("flwr").level > logging.INFO
+    init_args = {"log_to_driver": not quiet, **runner["init_args"]}
+    if quiet:
+        init_args.setdefault("logging_level", logging.WARNING)
+    run_simulation(
+        server_app,
+        client_app,
+        num_clients,
+        backend_config={"client_resources": runner["client_resources"], "init_args": init_args},
+    )

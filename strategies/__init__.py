@@ -1,0 +1,7 @@
+"""Server side: the FedCurv strategy, the records that travel, and a round loop for any strategy."""
+
+from fedcurv.strategies.fedcurv import FedCurv
+from fedcurv.strategies.loop import start
+from fedcurv.strategies.replies import RoundFailed
+
+__all__ = ["FedCurv", "RoundFailed", "start"]

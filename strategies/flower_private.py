@@ -1,0 +1,33 @@
+"""Every place where this project touches what Flower does not promise to keep."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+CLIENT_APP_RAISED_EXCEPTION: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+MOD_FAILED_PRECONDITION: int = ErrorCode.MOD_FAILED_PRECONDITION
+
+
+@contextmanager
+def task_identity(*, run_id: int, node_id: int) -> Iterator[None]:
+    """Let this process make instruction messages; outside an engine of Flower's nobody else does."""
+    before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
+    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = 0, run_id, node_id
+    try:
+        yield
+    finally:
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Give a message the id that Flower's own grids assign when they send it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def empty_run(run_id: int) -> Run:
+    """Return the description of a run that no SuperLink knows."""
+    return Run.create_empty(run_id)

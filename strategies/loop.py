@@ -1,0 +1,241 @@
+"""The server's round loop, for any Flower strategy: like ``Strategy.start``, made reproducible and watchable."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv
+from fedcurv.strategies.ordered_grid import OrderedGrid
+from fedcurv.strategies.replies import require_some_messages, require_some_success
+
+logger = logging.getLogger(__name__)
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True)
+class ClientRecord:
+    """One client's part in one training round.
+
+    Attributes:
+        client_id: its stable id.
+        status: ``ok``, ``failed`` (it answered with an error), ``refused`` (its reply was not fit for
+            use) or ``missing`` (no reply in time).
+        reason: why it was not ``ok``.
+        bytes_down: payload of the message sent to it.
+        bytes_up: payload of its reply.
+        metrics: what it reported.
+    """
+
+    client_id: str
+    status: str
+    reason: str
+    bytes_down: int
+    bytes_up: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round, for whoever watches.
+
+    Attributes:
+        server_round: 1, 2, ...; 0 is the evaluation before the first.
+        clients: in order of their ids.
+        train_metrics: as the strategy aggregated them.
+        client_metrics: of evaluation on the clients, as the strategy aggregated them.
+        server_metrics: what ``evaluate_fn`` returned.
+        seconds: wall-clock time of the round, evaluation included.
+    """
+
+    server_round: int
+    clients: Sequence[ClientRecord] = ()
+    train_metrics: Mapping[str, object] = field(default_factory=dict)
+    client_metrics: Mapping[str, object] = field(default_factory=dict)
+    server_metrics: Mapping[str, object] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def start(
+    strategy: Strategy,
+    grid: Grid,
+    arrays: ArrayRecord,
+    *,
+    num_rounds: int = 3,
+    timeout: float | None = 3600.0,
+    train_config: ConfigRecord | None = None,
+    evaluate_config: ConfigRecord | None = None,
+    evaluate_fn: EvaluateFn | None = None,
+    wait_for_nodes: int = 1,
+    wait_timeout: float = 600.0,
+    seed: int | None = None,
+    on_round: Callable[[RoundRecord], None] | None = None,
+) -> Result:
+    """Run federated learning and return Flower's Result; never a success that trained nothing.
+
+    Beyond ``Strategy.start``: it waits for enough nodes before the first round (Flower's own sampling
+    counts the nodes before it waits, so early rounds take too few); nodes are sampled and replies
+    summed by stable client ids, so that one seed gives the same bits in every run; a round in which no
+    client succeeds ends the run with the first client's traceback.
+
+    Args:
+        strategy: any Message-API strategy.
+        grid: as Flower hands it to the ServerApp.
+        arrays: the initial model.
+        num_rounds: >= 1.
+        timeout: seconds that training and evaluation may each take in a round; None waits for all.
+        train_config: sent to clients with each training message.
+        evaluate_config: sent to clients with each evaluation message.
+        evaluate_fn: evaluates the global model on the server, before round 1 and after each round.
+        wait_for_nodes: how many nodes must be connected before round 1.
+        wait_timeout: seconds to wait for them.
+        seed: makes the strategy's sampling of nodes reproducible; None leaves it random.
+        on_round: called with every round's record.
+
+    Raises:
+        TimeoutError: if too few nodes connect in time.
+        RoundFailed: if no client succeeds in a round.
+        TypeError: for FedCurv inside a differential-privacy wrapper.
+        ValueError: if ``num_rounds`` < 1 or the strategy selects nobody.
+    """
+    if num_rounds < 1:
+        raise ValueError(f"num_rounds must be >= 1, got {num_rounds}")
+    _refuse_differential_privacy(strategy)
+    _wait_for_nodes(grid, wait_for_nodes, wait_timeout)
+    ordered = OrderedGrid(grid)
+    train_config = ConfigRecord() if train_config is None else train_config
+    evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+    result = Result(arrays=arrays)
+
+    def evaluate_on_server(server_round: int) -> Mapping[str, object]:
+        metrics = evaluate_fn(server_round, arrays) if evaluate_fn is not None else None
+        if metrics is not None:
+            result.evaluate_metrics_serverapp[server_round] = metrics
+        return metrics or {}
+
+    def report(record: RoundRecord) -> None:
+        if on_round is not None:
+            on_round(record)
+
+    report(RoundRecord(0, server_metrics=evaluate_on_server(0)))
+    for server_round in range(1, num_rounds + 1):
+        began = time.perf_counter()
+        with _seeded(seed, server_round, "train"):
+            messages = list(strategy.configure_train(server_round, arrays, train_config, ordered))
+        require_some_messages(server_round, messages)
+        replies = list(ordered.send_and_receive(messages, timeout=timeout))
+        traffic = _Traffic(messages, replies, ordered)
+        require_some_success(server_round, replies, {})
+        new_arrays, train_metrics = strategy.aggregate_train(server_round, replies)
+        if new_arrays is not None:
+            arrays = result.arrays = new_arrays
+        if train_metrics is not None:
+            result.train_metrics_clientapp[server_round] = train_metrics
+
+        with _seeded(seed, server_round, "evaluate"):
+            messages = list(
+                strategy.configure_evaluate(server_round, arrays, evaluate_config, ordered)
+            )
+        client_metrics = None
+        if messages:
+            client_metrics = strategy.aggregate_evaluate(
+                server_round, ordered.send_and_receive(messages, timeout=timeout)
+            )
+        if client_metrics is not None:
+            result.evaluate_metrics_clientapp[server_round] = client_metrics
+        report(
+            RoundRecord(
+                server_round,
+                clients=traffic.client_records(getattr(strategy, "refused", {})),
+                train_metrics=train_metrics or {},
+                client_metrics=client_metrics or {},
+                server_metrics=evaluate_on_server(server_round),
+                seconds=time.perf_counter() - began,
+            )
+        )
+    return result
+
+
+class _Traffic:
+    """Sizes, metrics and errors of a round's messages, noted before a strategy changes the replies."""
+
+    def __init__(
+        self, messages: Sequence[Message], replies: Sequence[Message], grid: OrderedGrid
+    ) -> None:
+        self._sent = [
+            (m.metadata.message_id, grid.client_id(m.metadata.dst_node_id), _bytes_of(m))
+            for m in messages
+        ]
+        self._replies = {r.metadata.reply_to_message_id: r for r in replies}
+        self._received = {i: (_bytes_of(r), _metrics_of(r)) for i, r in self._replies.items()}
+
+    def client_records(self, refused: Mapping[str, str]) -> tuple[ClientRecord, ...]:
+        rows = []
+        for message_id, client_id, bytes_down in self._sent:
+            status, reason = "ok", ""
+            reply = self._replies.get(message_id)
+            bytes_up, metrics = self._received.get(message_id, (0, {}))
+            if reply is None:
+                status, reason = "missing", "no reply in time"
+            elif reply.has_error():
+                status, reason = "failed", reply.error.reason or f"code {reply.error.code}"
+            elif message_id in refused:
+                status, reason = "refused", refused[message_id]
+            rows.append(ClientRecord(client_id, status, reason, bytes_down, bytes_up, metrics))
+        return tuple(rows)
+
+
+def _bytes_of(message: Message) -> int:
+    return sum(r.count_bytes() for r in message.content.values()) if message.has_content() else 0
+
+
+def _metrics_of(message: Message) -> dict[str, float]:
+    if not message.has_content():
+        return {}
+    return {
+        name: value
+        for record in message.content.metric_records.values()
+        for name, value in record.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while (connected := len(list(grid.get_node_ids()))) < wanted:
+        if time.monotonic() >= deadline:
+            raise TimeoutError(
+                f"expected {wanted} nodes within {timeout:g} s, got {connected}; start the missing "
+                "ones, or lower wait_for_nodes"
+            )
+        time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
+
+
+@contextmanager
+def _seeded(seed: int | None, server_round: int, phase: str) -> Iterator[None]:
+    """Seed the global random state, from which Flower's strategies sample, for one call."""
+    if seed is None:
+        yield
+        return
+    state = random.getstate()
+    random.seed(f"{seed}/{server_round}/{phase}")
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _refuse_differential_privacy(strategy: Strategy) -> None:
+    if isinstance(strategy, DP_WRAPPERS) and isinstance(strategy.strategy, FedCurv):
+        raise TypeError(
+            f"expected FedCurv without differential privacy, got it inside "
+            f"{type(strategy).__name__}, which would clip and noise Fisher values as if they were "
+            "weights"
+        )

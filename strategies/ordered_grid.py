@@ -1,0 +1,98 @@
+"""A view of a Grid in which nodes and replies come in the order of stable client ids.
+
+Flower's node ids are random in each run, and replies arrive in any order: without this, one seed
+neither samples the same clients nor sums them in the same order.
+"""
+
+from collections.abc import Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from fedcurv.strategies.flower_private import Run
+
+from fedcurv.strategies import records
+
+_QUERY_TIMEOUT_S = 300.0
+
+
+class OrderedGrid(Grid):
+    """Asks every node once for its client id and sorts by it.
+
+    Nodes that do not answer the question (an app without the query) are named after their node id
+    and come last.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._client_ids: dict[int, str] = {}
+
+    def client_id(self, node_id: int) -> str:
+        """Return a node's stable id, as far as it is known."""
+        return self._client_ids.get(node_id, f"node-{node_id}")
+
+    def get_node_ids(self) -> list[int]:
+        """Return the connected nodes in the order of their client ids."""
+        node_ids = list(self._grid.get_node_ids())
+        unknown = [node_id for node_id in node_ids if node_id not in self._client_ids]
+        if unknown:
+            self._ask(unknown)
+        return sorted(node_ids, key=self._order)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Send and return the replies in the order of their client ids."""
+        sent = list(messages)
+        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+        # an error reply may name the server as its source: only the question tells who was asked
+        asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
+        return sorted(
+            replies,
+            key=lambda r: self._order(
+                asked.get(r.metadata.reply_to_message_id, r.metadata.src_node_id)
+            ),
+        )
+
+    def _order(self, node_id: int) -> tuple[tuple[int, int, str], int]:
+        return records.client_id_order(self.client_id(node_id)), node_id
+
+    def _ask(self, node_ids: list[int]) -> None:
+        questions = [
+            Message(RecordDict(), dst_node_id=node_id, message_type=records.CLIENT_ID_QUERY)
+            for node_id in node_ids
+        ]
+        for reply in self._grid.send_and_receive(questions, timeout=_QUERY_TIMEOUT_S):
+            if reply.has_content() and (client_id := records.unpack_client_id(reply.content)):
+                self._client_ids[reply.metadata.src_node_id] = client_id
+        for node_id in node_ids:
+            self._client_ids.setdefault(node_id, f"node-{node_id}")
+
+    # the rest is handed on
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the grid behind."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid behind."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message with the grid behind."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages to the grid behind."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull messages from the grid behind."""
+        return self._grid.pull_messages(message_ids)

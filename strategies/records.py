@@ -1,0 +1,210 @@
+"""What travels between server and clients beside Flower's own records.
+
+To a client, with the model of round t:
+    ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0: none yet),
+                             the ids of the messages whose replies are in them, and whether sums must be
+                             secure
+    ``fedcurv.precision``    ArrayRecord: P by parameter name
+    ``fedcurv.information``  ArrayRecord: Q by parameter name
+From a client, beside its own arrays and metrics:
+    ``fedcurv``              ConfigRecord: the client's id
+    ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
+    ``fedcurv.information``  ArrayRecord, with secure sums only: F·θ̂; else the server forms it from the
+                             arrays of the same reply
+
+P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
+parameter can be mistaken for one of them. Statistics travel in float32.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from torch import Tensor
+
+from fedcurv.curvature import Curvature
+
+CONFIG = "fedcurv"
+PRECISION = "fedcurv.precision"
+INFORMATION = "fedcurv.information"
+
+# the action of the query message that asks a node for its stable id
+CLIENT_ID_ACTION = "client_id"
+CLIENT_ID_QUERY = f"query.{CLIENT_ID_ACTION}"
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server tells a client for one round.
+
+    Attributes:
+        strength: λ, finite and >= 0.
+        server_round: the round that the message belongs to.
+        sums_round: the round whose replies ``sums`` holds; 0 while there are none.
+        contributors: ids of the messages that those replies answered.
+        secure_sums: whether clients must send F·θ̂ themselves.
+        sums: P and Q over all contributors, or None.
+    """
+
+    strength: float
+    server_round: int = 0
+    sums_round: int = 0
+    contributors: Sequence[str] = ()
+    secure_sums: bool = False
+    sums: Curvature | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a client tells of its curvature: None where a plain FedAvg client says nothing."""
+
+    client_id: str
+    precision: Mapping[str, Tensor]
+    information: Mapping[str, Tensor] | None
+
+
+def client_id_of(context: Context) -> str:
+    """Return the node's name that outlasts runs and restarts, if its owner gave it one.
+
+    That is ``client-id`` of the node's configuration, else ``partition-id``, which Flower's simulations
+    set and deployments usually do, else Flower's own node id, which is new at each start of a node
+    that does not authenticate itself.
+    """
+    for key in ("client-id", "partition-id"):
+        if key in context.node_config:
+            return str(context.node_config[key])
+    return f"node-{context.node_id}"
+
+
+def client_id_order(client_id: str) -> tuple[int, int, str]:
+    """Return a sort key: numbers first and by value, then names."""
+    is_number = client_id.isdecimal()
+    return (0, int(client_id), "") if is_number else (1, 0, client_id)
+
+
+def pack_client_id(context: Context) -> ConfigRecord:
+    """Return the record in which a node tells its id."""
+    return ConfigRecord({"client-id": client_id_of(context)})
+
+
+def unpack_client_id(content: RecordDict) -> str | None:
+    """Return the id that a node told, or None."""
+    record = content.config_records.get(CONFIG)
+    client_id = record.get("client-id") if record is not None else None
+    return client_id if isinstance(client_id, str) else None
+
+
+def pack_instruction(instruction: Instruction) -> RecordDict:
+    """Return the records that carry an instruction."""
+    config = ConfigRecord(
+        {
+            "strength": instruction.strength,
+            "server-round": instruction.server_round,
+            "sums-round": instruction.sums_round,
+            "secure-sums": instruction.secure_sums,
+        }
+    )
+    records = RecordDict({CONFIG: config})
+    if instruction.sums is not None:
+        config["contributors"] = list(instruction.contributors)
+        records[PRECISION] = pack_tensors(instruction.sums.precision)
+        records[INFORMATION] = pack_tensors(instruction.sums.information)
+    return records
+
+
+def unpack_instruction(content: RecordDict) -> Instruction | None:
+    """Return the server's instruction, or None where the server is no FedCurv server.
+
+    Raises:
+        ValueError: if the records contradict each other.
+    """
+    config = content.config_records.get(CONFIG)
+    if config is None or "strength" not in config:
+        return None
+    sums = None
+    contributors: Sequence[str] = ()
+    if PRECISION in content.array_records:
+        if INFORMATION not in content.array_records or "contributors" not in config:
+            raise ValueError(
+                f"expected the records {PRECISION!r}, {INFORMATION!r} and the list of contributors "
+                f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
+            )
+        contributors = [str(i) for i in np.atleast_1d(config["contributors"])]  # type: ignore[call-overload]
+        sums = Curvature(
+            unpack_tensors(content.array_records[PRECISION]),
+            unpack_tensors(content.array_records[INFORMATION]),
+        )
+    return Instruction(
+        strength=float(config["strength"]),  # type: ignore[arg-type]
+        server_round=int(config["server-round"]),  # type: ignore[arg-type]
+        sums_round=int(config["sums-round"]),  # type: ignore[arg-type]
+        contributors=contributors,
+        secure_sums=bool(config["secure-sums"]),
+        sums=sums,
+    )
+
+
+def add_report(content: RecordDict, context: Context, curvature: Curvature, secure: bool) -> None:
+    """Add a node's own curvature to its reply."""
+    content[CONFIG] = pack_client_id(context)
+    content[PRECISION] = pack_tensors(curvature.precision)
+    if secure:
+        content[INFORMATION] = pack_tensors(curvature.information)
+
+
+def take_report(content: RecordDict) -> Report | None:
+    """Remove this project's records from a reply and return them; None if it has none.
+
+    Raises:
+        ValueError: if an array cannot be read.
+    """
+    client_id = unpack_client_id(content)
+    content.pop(CONFIG, None)
+    precision = content.pop(PRECISION, None)
+    information = content.pop(INFORMATION, None)
+    if not isinstance(precision, ArrayRecord):
+        return None
+    return Report(
+        client_id=client_id or "",
+        precision=unpack_tensors(precision),
+        information=unpack_tensors(information) if isinstance(information, ArrayRecord) else None,
+    )
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return the tensors as one record, in float32 unless they are of a wider type."""
+    return ArrayRecord({name: Array(_for_numpy(tensor)) for name, tensor in tensors.items()})
+
+
+def unpack_tensors(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return the record's arrays as tensors.
+
+    Raises:
+        ValueError: if an array cannot be read as numbers; pickles are never loaded.
+    """
+    return {name: torch.from_numpy(read_array(name, array)) for name, array in record.items()}
+
+
+def read_array(name: str, array: Array) -> np.ndarray:
+    """Return an array's numbers.
+
+    Raises:
+        ValueError: if it is no array of numbers, or not the one that it says it is.
+    """
+    try:
+        values: np.ndarray = array.numpy()
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise ValueError(f"array {name!r} cannot be read: {error}") from error
+    if values.dtype.kind not in "fiub":
+        raise ValueError(f"array {name!r}: expected numbers, got dtype {values.dtype}")
+    return values
+
+
+def _for_numpy(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    numbers: np.ndarray = tensor.numpy()
+    return numbers
