@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -55,8 +55,8 @@ def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
     """Return a ClientApp that trains, evaluates and tells its stable id.
 
     Args:
-        make_task: builds the client's task for a message; a function of an importable module, so that
-            Ray can find it.
+        make_task: builds the client's task for a message; a function of an importable module, so
+            that Ray can find it.
         mods: Flower mods, outermost first.
     """
     app = ClientApp(mods=list(mods))
@@ -74,36 +74,36 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         raise ValueError(
             f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
         )
-    config = message.content["config"]
+    config = message.content.config_records["config"]
     began = time.perf_counter()
-    with _reproducible(task, context, int(config["server-round"])) as generator:
+    with _reproducible(task, context, int(_number(config, "server-round"))) as generator:
         device = settings.make_device()
         model = task.model.to(device)
         inputs, targets = inputs.to(device), targets.to(device)
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         optimizer = settings.make_optimizer(model)
-        if config.get("proximal-mu"):
-            attach_proximal_term(optimizer, model, float(config["proximal-mu"]))
+        if mu := _number(config, "proximal-mu"):
+            attach_proximal_term(optimizer, model, mu)
         curvature = ClientCurvature(message, context, model)
         curvature.attach(optimizer, mode=settings.penalty_mode)
 
         batches = InMemoryBatches(inputs, targets, settings.batch_size, generator)
         loss = train(model, batches, optimizer, epochs=settings.epochs)
         trained = time.perf_counter()
-        penalty = 0.0 if curvature.penalty is None else float(curvature.penalty.value())
+        penalty = 0.0 if curvature.penalty is None else float(curvature.penalty.value().detach())
 
         content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
         curvature.report(
             content,
             model,
-            InMemoryBatches(inputs, targets, settings.batch_size),
+            InMemoryBatches(inputs, targets, _EVALUATION_BATCH_SIZE),
             kind=settings.fisher_kind,
         )
     content["metrics"] = MetricRecord(
         {
             "num-examples": len(inputs),
             "train-loss": loss,
-            # how far the local solution is from the others' shared optimum, in the penalty's measure
+            # how far the local solution lies from the others' shared optimum
             "penalty": penalty,
             "train-seconds": trained - began,
             "fisher-seconds": time.perf_counter() - trained,
@@ -118,7 +118,7 @@ def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Messag
         raise ValueError(f"client {client_id_of(context)} has no test samples")
     with _threads(task.settings.num_threads):
         model = task.model.to(task.settings.make_device())
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         batches = InMemoryBatches(*task.test_samples, _EVALUATION_BATCH_SIZE)
         loss, accuracy, num_examples = evaluate(model, batches)
     metrics = MetricRecord({"num-examples": num_examples, "loss": loss, "accuracy": accuracy})
@@ -127,6 +127,13 @@ def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Messag
 
 def _tell_client_id(message: Message, context: Context) -> Message:
     return Message(RecordDict({CONFIG: pack_client_id(context)}), reply_to=message)
+
+
+def _number(config: ConfigRecord, key: str) -> float:
+    value = config.get(key, 0)
+    if not isinstance(value, int | float):
+        raise ValueError(f"expected a number under {key!r} in the message's config, got {value!r}")
+    return value
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a client remembers between rounds: its own terms of the last sum that it may be part of.
 
-Small statistics stay in Flower's ``Context.state``. Large ones go to the client's own disk, because a
-deployed Flower client loses any state that takes more than seconds to hand back, and says nothing.
+Small statistics stay in Flower's ``Context.state``. Large ones go to the client's own disk,
+because a deployed Flower client loses any state that takes more than seconds to hand back, and
+says nothing.
 """
 
 import json
@@ -113,9 +114,10 @@ class DiskStore:
     """
 
     def __init__(self, directory: Path, context: Context) -> None:
-        self._owner = {"run-id": context.run_id, "client-id": client_id_of(context)}
+        client_id = client_id_of(context)
+        self._owner = {"run-id": context.run_id, "client-id": client_id}
         # the id is the node's own, but may hold any character
-        name = f"client-{quote(self._owner['client-id'], safe='')}.npz"
+        name = f"client-{quote(client_id, safe='')}.npz"
         self.path = directory / f"run-{context.run_id}" / name
 
     def load(self) -> Contribution | None:

@@ -1,4 +1,4 @@
-"""The local training loop: E epochs of SGD or Adam, with FedProx's term where the server asks for it."""
+"""The local training loop: E epochs of SGD or Adam, and FedProx's term."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.fisher import FisherKind
-from fedcurv.parameters import trainable_parameters
+from fedcurv.parameters import gradients_of, trainable_parameters
 from fedcurv.penalty import PenaltyMode
 
 OptimizerName = Literal["sgd", "adam"]
@@ -64,7 +64,9 @@ class TrainingSettings:
             ("num_threads", self.num_threads >= 1, ">= 1"),
         ]
         faults = [
-            f"{name} must be {rule}, got {getattr(self, name)!r}" for name, ok, rule in rules if not ok
+            f"{name} must be {rule}, got {getattr(self, name)!r}"
+            for name, ok, rule in rules
+            if not ok
         ]
         if faults:
             raise ValueError("; ".join(faults))
@@ -105,13 +107,13 @@ class InMemoryBatches:
         """Yield (inputs, targets)."""
         if self.generator is None:
             yield from zip(
-                self.inputs.split(self.batch_size),
-                self.targets.split(self.batch_size),
+                torch.split(self.inputs, self.batch_size),
+                torch.split(self.targets, self.batch_size),
                 strict=True,
             )
             return
         order = torch.randperm(len(self.inputs), generator=self.generator)
-        for indices in order.to(self.inputs.device).split(self.batch_size):
+        for indices in torch.split(order.to(self.inputs.device), self.batch_size):
             yield self.inputs[indices], self.targets[indices]
 
 
@@ -192,15 +194,12 @@ def attach_proximal_term(
     """
     if not 0 <= mu < float("inf"):
         raise ValueError(f"proximal-mu must be finite and >= 0, got {mu!r}; use 0 for plain FedAvg")
-    parameters = list(trainable_parameters(model).values())
+    parameters: list[Tensor] = list(trainable_parameters(model).values())
     anchors = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()
     def pull_back(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [p.grad for p in parameters]
-        torch._foreach_add_(gradients, torch._foreach_sub(parameters, anchors), alpha=mu)
+        away = torch._foreach_sub(parameters, anchors)
+        torch._foreach_add_(gradients_of(parameters), away, alpha=mu)
 
     return optimizer.register_step_pre_hook(pull_back)

@@ -1,7 +1,9 @@
 """The statistics of one node, or of a sum of nodes: precision P and information Q.
 
-For node j with local solution θ̂_j and Fisher diagonal F_j they are P_j = F_j and Q_j = F_j θ̂_j. Sums of
-them say all about the quadratic Σ_j (θ − θ̂_j)ᵀ diag(F_j) (θ − θ̂_j) = θᵀPθ − 2θᵀQ + const (arXiv 1910.07796).
+For node j with local solution θ̂_j and Fisher diagonal F_j they are P_j = F_j and Q_j = F_j θ̂_j.
+Their sums say all about the quadratic of arXiv 1910.07796,
+
+    Σ_j (θ − θ̂_j)ᵀ diag(F_j) (θ − θ̂_j) = θᵀPθ − 2θᵀQ + const.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ class Curvature:
         """Return P = F and Q = F·θ at the model's present parameters.
 
         Raises:
-            ValueError: if ``fisher`` does not hold exactly the trainable parameters, or is not valid
-                (see :meth:`check`).
+            ValueError: if ``fisher`` does not hold exactly the trainable parameters, or is not
+                valid (see :meth:`check`).
         """
         parameters = trainable_parameters(model)
         require_same_shapes(
@@ -86,7 +88,8 @@ class Curvature:
                 f"{value:.3g} in {name!r}; these terms are not in that sum, so subtract nothing"
             )
         information = {
-            name: torch.where(rest.precision[name] > 0, q, 0) for name, q in rest.information.items()
+            name: torch.where(rest.precision[name] > 0, q, 0)
+            for name, q in rest.information.items()
         }
         return Curvature(rest.precision, information)
 
@@ -108,11 +111,11 @@ class Curvature:
             raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
         return self
 
-    def to(self, *args: torch.device | torch.dtype | str) -> Curvature:
+    def to(self, target: torch.device | torch.dtype) -> Curvature:
         """Return a copy on another device or in another precision, as ``torch.Tensor.to`` does."""
         return Curvature(
-            {name: p.to(*args) for name, p in self.precision.items()},
-            {name: q.to(*args) for name, q in self.information.items()},
+            {name: _moved(p, target) for name, p in self.precision.items()},
+            {name: _moved(q, target) for name, q in self.information.items()},
         )
 
     def _combine(
@@ -130,6 +133,10 @@ class Curvature:
         )
 
 
+def _moved(tensor: Tensor, target: torch.device | torch.dtype) -> Tensor:
+    return tensor.to(target) if isinstance(target, torch.dtype) else tensor.to(device=target)
+
+
 def require_same_shapes(
     expected: Mapping[str, Iterable[int]],
     got: Mapping[str, Iterable[int]],
@@ -140,7 +147,8 @@ def require_same_shapes(
     faults = [f"{name!r} is missing in {got_in}" for name in expected if name not in got]
     faults += [f"{name!r} is not in {expected_in}" for name in got if name not in expected]
     faults += [
-        f"{name!r} has shape {tuple(expected[name])} in {expected_in}, {tuple(got[name])} in {got_in}"
+        f"{name!r} has shape {tuple(expected[name])} in {expected_in} and {tuple(got[name])} in "
+        f"{got_in}"
         for name in expected
         if name in got and tuple(expected[name]) != tuple(got[name])
     ]

@@ -5,8 +5,8 @@ For a classifier with parameters θ the diagonal is, with the mean over samples 
     F_i = 1/N Σ_n E_y[(∂ log p(y | x_n, θ) / ∂θ_i)²]
 
 where y is the given label (``empirical``), runs over all classes weighted by the model's own
-probabilities (``exact``), or is drawn from them (``sampled``). The square is of one sample's gradient:
-the square of a batch's mean gradient is another quantity, and shrinks as the batch grows.
+probabilities (``exact``), or is drawn from them (``sampled``). The square is of one sample's
+gradient: the square of a batch's mean gradient is another quantity, and shrinks as the batch grows.
 """
 
 import logging
@@ -43,8 +43,8 @@ def fisher_diagonal(
     """Return the diagonal Fisher information, one tensor per trainable parameter, in its shape.
 
     The model is evaluated in eval mode (no dropout, batch normalisation with its running
-    statistics). Nothing is disturbed: parameters, buffers, ``.grad``, every module's train/eval mode
-    and the random states of torch, NumPy and Python are afterwards as they were.
+    statistics). Nothing is disturbed: parameters, buffers, ``.grad``, every module's train/eval
+    mode and the random states of torch, NumPy and Python are afterwards as they were.
 
     Args:
         model: maps inputs to logits of shape (N, C), or (N, C, d1, ...) for ``empirical``, where a
@@ -59,8 +59,8 @@ def fisher_diagonal(
             fit into 256 MB.
 
     Returns:
-        ``{name: tensor}`` with entries >= 0, in float32 (float64 for float64 parameters). A parameter
-        that the output does not depend on has zeros.
+        ``{name: tensor}`` with entries >= 0, in float32 (float64 for float64 parameters). A
+        parameter that the output does not depend on has zeros.
 
     Raises:
         ValueError: for a model without trainable parameters, no samples, a batch that is no pair or
@@ -90,7 +90,9 @@ def fisher_diagonal(
         for index, batch in enumerate(batches):
             inputs, targets = _pair(batch, index, device)
             num_samples += len(inputs)
-            for x, y in zip(inputs.split(chunk_size), targets.split(chunk_size), strict=True):
+            for x, y in zip(
+                torch.split(inputs, chunk_size), torch.split(targets, chunk_size), strict=True
+            ):
                 for labels, weights in _labels(model, kind, generator, x, y):
                     for name, square in squared_gradients(x, labels, weights).items():
                         totals[name] += square
@@ -143,7 +145,8 @@ def _labels(
         logits = model(inputs)
     if logits.ndim != 2:
         raise ValueError(
-            f"kind={kind!r} needs logits of shape (N, C), got {tuple(logits.shape)}; use 'empirical'"
+            f"kind={kind!r} needs logits of shape (N, C), got {tuple(logits.shape)}; "
+            "use 'empirical'"
         )
     probabilities = logits.softmax(dim=1, dtype=_accumulation_dtype(logits))
     if kind == "sampled":
@@ -153,7 +156,9 @@ def _labels(
         yield torch.full((len(inputs),), label, device=inputs.device), weights
 
 
-def _squared_gradients_of(model: nn.Module, parameters: dict[str, nn.Parameter]) -> _SquaredGradients:
+def _squared_gradients_of(
+    model: nn.Module, parameters: dict[str, nn.Parameter]
+) -> _SquaredGradients:
     """Return the function that sums the samples' squared gradients: by vmap, else one by one."""
     detached = {name: p.detach() for name, p in parameters.items()}
     frozen = {name: p.detach() for name, p in model.named_parameters() if name not in parameters}
@@ -182,8 +187,8 @@ def _squared_gradients_of(model: nn.Module, parameters: dict[str, nn.Parameter])
                 gradients = one_by_one(x, y)  # a model that is broken, not just slow, raises here
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 logger.warning(
-                    "Fisher diagonal of %s: one backward pass per sample, since vmap cannot run the "
-                    "model: %s",
+                    "Fisher diagonal of %s: one backward pass per sample, since vmap cannot run "
+                    "the model: %s",
                     type(model).__name__,
                     reason,
                 )
@@ -204,9 +209,9 @@ def _require_finite(totals: dict[str, Tensor], batch_index: int) -> None:
     if not bool(sums.isfinite().all()):
         bad = [n for n, total in totals.items() if not bool(total.isfinite().all())]
         raise ValueError(
-            f"batch {batch_index}: expected finite gradients, got NaN or inf in {', '.join(bad[:3])}"
-            f"{' and others' if len(bad) > 3 else ''}; has the training diverged, or do the inputs "
-            "hold NaN?"
+            f"batch {batch_index}: expected finite gradients, got NaN or inf in "
+            f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}; has the training "
+            "diverged, or do the inputs hold NaN?"
         )
 
 

@@ -1,6 +1,9 @@
 """The parameters of a model that take part: the trainable ones, by name."""
 
-from torch import nn
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -16,3 +19,13 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             "requires gradients; unfreeze what should be trained"
         )
     return parameters
+
+
+def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return every parameter's ``.grad``, set to zeros where there is none yet."""
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        gradients.append(parameter.grad)
+    return gradients

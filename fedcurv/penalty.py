@@ -1,4 +1,4 @@
-"""FedCurv's penalty λ Σ_j (θ − θ̂_j)ᵀ diag(F_j) (θ − θ̂_j), from the sums P = Σ_j F_j and Q = Σ_j F_j θ̂_j.
+"""FedCurv's penalty λ Σ_j (θ − θ̂_j)ᵀ diag(F_j) (θ − θ̂_j), from the sums of F_j and F_j θ̂_j.
 
 Three ways to feel it: as a term of the loss, as a gradient 2λ(Pθ − Q) added before the optimiser's
 step, or as an exact proximal step after it. The Hessian is 2λP, so the first two diverge once
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes
-from fedcurv.parameters import trainable_parameters
+from fedcurv.parameters import gradients_of, trainable_parameters
 
 PenaltyMode = Literal["gradient", "proximal"]
 
@@ -46,16 +46,16 @@ class CurvaturePenalty:
         curvature.check()
         self.strength = float(strength)
         self._names = list(parameters)
-        self._parameters = list(parameters.values())
+        self._parameters: list[Tensor] = list(parameters.values())
         self._precision = [curvature.precision[name].to(p) for name, p in parameters.items()]
         self._information = [curvature.information[name].to(p) for name, p in parameters.items()]
 
     def value(self) -> Tensor:
         """Return λ Σ_i P_i (θ_i − Q_i/P_i)², a scalar with gradient 2λ(Pθ − Q), to add to a loss.
 
-        This is the double sum of the definition less its minimum over θ, a constant that says how far
-        the nodes' solutions lie apart and that no step can change. So it is >= 0, it is 0 at the
-        others' shared optimum, and float32 loses nothing to cancellation.
+        This is the double sum of the definition less its minimum over θ, a constant that says how
+        far the nodes' solutions lie apart and that no step can change. So it is >= 0, it is 0 at
+        the others' shared optimum, and float32 loses nothing to cancellation.
         """
         terms = []
         pieces = zip(self._parameters, self._precision, self._information, strict=True)
@@ -69,16 +69,12 @@ class CurvaturePenalty:
         """Add 2λ(Pθ − Q), times ``scale``, to every parameter's ``.grad`` (made if it is None)."""
         if self.strength == 0.0:
             return
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         pull = torch._foreach_mul(self._precision, self._parameters)
         torch._foreach_sub_(pull, self._information)
         if isinstance(scale, Tensor):
             torch._foreach_mul_(pull, scale)
             scale = 1.0
-        gradients = [parameter.grad for parameter in self._parameters]
-        torch._foreach_add_(gradients, pull, alpha=2.0 * self.strength * scale)
+        torch._foreach_add_(gradients_of(self._parameters), pull, alpha=2.0 * self.strength * scale)
 
     @torch.no_grad()
     def proximal_step(self, lr: float | dict[str, float]) -> None:
@@ -109,18 +105,20 @@ class CurvaturePenalty:
         Args:
             optimizer: must hold the model's trainable parameters; learning rates are read at each
                 step, so schedulers and parameter groups work.
-            mode: ``gradient`` adds the penalty's gradient before the step: the paper's way, after any
-                clipping of the loss's own gradient. ``proximal`` follows the step with the exact
-                proximal one, whose learning rate is each group's ``lr``.
+            mode: ``gradient`` adds the penalty's gradient before the step: the paper's way, after
+                any clipping of the loss's own gradient. ``proximal`` follows the step with the
+                exact proximal one, whose learning rate is each group's ``lr``.
 
         Raises:
             ValueError: for an unknown mode or an optimizer without some of the parameters.
             TypeError: for LBFGS, which evaluates the loss several times within a step.
-            RuntimeError: at a step that is given a closure in mode ``gradient``, whose backward pass
-                would come after the penalty's gradient; add :meth:`value` to the loss there.
+            RuntimeError: at a step that is given a closure in mode ``gradient``, whose backward
+                pass would come after the penalty's gradient; add :meth:`value` to the loss there.
         """
         if mode not in get_args(PenaltyMode):
-            raise ValueError(f"mode must be one of {', '.join(get_args(PenaltyMode))}, got {mode!r}")
+            raise ValueError(
+                f"mode must be one of {', '.join(get_args(PenaltyMode))}, got {mode!r}"
+            )
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(
                 "expected an optimizer that takes one gradient per step, got LBFGS; add "
@@ -132,7 +130,7 @@ class CurvaturePenalty:
         ]
         if missing:
             raise ValueError(
-                f"expected an optimizer with all trainable parameters of the model, got one without "
+                "expected an optimizer with all trainable parameters of the model, got one without "
                 f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; make the "
                 "optimizer from the same model, or freeze these with requires_grad_(False)"
             )

@@ -27,8 +27,8 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
     """Return the training configuration that tells clients their task.
 
     Args:
-        config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients`` and ``seed`` of a
-            resolved configuration.
+        config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients`` and
+            ``seed`` of a resolved configuration.
     """
     keys = ("data", "partition", "model", "client", "num_clients", "seed")
     return ConfigRecord({_TASK_KEY: json.dumps({key: config[key] for key in keys})})

@@ -111,7 +111,8 @@ def _torchvision(name: str, root: str, download: bool) -> ImageData:
         raise FileNotFoundError(
             f"data={name}: not found in {Path(root) / folder} and "
             f"{'could not be downloaded' if download else 'data.download is false'} ({error}); set "
-            "data.root to a folder that has it, run once where there is a network, or use data=digits"
+            "data.root to a folder that has it, run once where there is a network, or use "
+            "data=digits"
         ) from error
     return _image_data(*_pixels_and_labels(train), *_pixels_and_labels(test))
 
@@ -139,7 +140,8 @@ def _image_data(
     # integer sums are exact, whatever the number of threads
     count = train_pixels.numel()
     total = int(train_pixels.sum(dtype=torch.int64))
-    squares = sum(int(part.long().square().sum()) for part in train_pixels.split(4096))
+    parts = torch.split(train_pixels, 4096)
+    squares = sum([int(part.long().square().sum()) for part in parts])
     mean = total / count
     return ImageData(
         train_pixels,

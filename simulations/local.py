@@ -1,4 +1,4 @@
-"""An in-process Grid: any ServerApp and ClientApp, no Ray, in a fixed order; same seed, same bits."""
+"""An in-process Grid: any ServerApp and ClientApp without Ray, in a fixed order."""
 
 import copy
 import itertools
@@ -36,7 +36,8 @@ def run_local(
     Args:
         server_app: gets a :class:`LocalGrid`.
         client_app: handles every node's messages; what it raises becomes an error reply.
-        num_nodes: >= 1; each gets ``partition-id`` and ``num-partitions`` in its node configuration.
+        num_nodes: >= 1; each gets ``partition-id`` and ``num-partitions`` in its node
+            configuration.
         run_config: of the ServerApp's and every ClientApp's context.
         run_id: of all contexts.
 

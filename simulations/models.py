@@ -1,6 +1,7 @@
-"""The experiments' models, by name. None of them has batch statistics, which non-IID clients spoil."""
+"""The experiments' models, by name; none has batch statistics, which non-IID clients spoil."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torchvision
 from torch import nn
@@ -13,7 +14,7 @@ def mlp(shape: Shape, num_classes: int, *, hidden: Sequence[int] = (200, 200)) -
     channels, height, width = shape
     sizes = [channels * height * width, *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
 
@@ -48,7 +49,7 @@ def cnn(shape: Shape, num_classes: int, *, padding: int = 2) -> nn.Module:
 
 
 def resnet18(shape: Shape, num_classes: int, *, groups: int = 32) -> nn.Module:
-    """Return torchvision's ResNet-18 with GroupNorm, and the small-picture stem (3x3, no pooling)."""
+    """Return torchvision's ResNet-18 with GroupNorm and a stem for small pictures."""
     model: nn.Module = torchvision.models.resnet18(
         num_classes=num_classes, norm_layer=lambda channels: nn.GroupNorm(groups, channels)
     )

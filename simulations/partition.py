@@ -87,7 +87,7 @@ def dirichlet(
 def pathological(
     labels: Labels, num_clients: int, *, seed: int, classes_per_client: int = 2
 ) -> list[Indices]:
-    """Return parts of exactly ``classes_per_client`` classes each; a class's holders share it evenly.
+    """Return parts of exactly ``classes_per_client`` classes; a class's holders share it evenly.
 
     Args:
         labels: shape (N,).
@@ -101,7 +101,9 @@ def pathological(
             f"classes_per_client must be in 1..{len(classes)}, got {classes_per_client}"
         )
     _require_enough(
-        num_clients * classes_per_client, len(classes), "places for classes (clients x classes each)"
+        num_clients * classes_per_client,
+        len(classes),
+        "places for classes (clients x classes each)",
     )
     rng = np.random.default_rng(seed)
     # round and round through the shuffled classes: consecutive ones are distinct, and all are held
@@ -112,7 +114,9 @@ def pathological(
     for label in classes:
         holders = [client for client, hand in enumerate(hands) if label in hand]
         members = rng.permutation(np.flatnonzero(labels == label))
-        _require_enough(len(members), len(holders), f"samples of class {label}, one for each holder")
+        _require_enough(
+            len(members), len(holders), f"samples of class {label}, one for each holder"
+        )
         for client, piece in zip(holders, np.array_split(members, len(holders)), strict=True):
             parts[client].append(piece)
     return [np.sort(np.concatenate(part)) for part in parts]
@@ -122,8 +126,8 @@ def from_partitioner(partitioner: Any, labels: Labels, num_clients: int) -> list
     """Return the parts that a ``flwr_datasets`` partitioner makes of these labels.
 
     Args:
-        partitioner: an object with ``dataset`` and ``load_partition``, with ``partition_by="label"``
-            where it asks for a column, and no data set assigned yet.
+        partitioner: an object with ``dataset`` and ``load_partition``, with
+            ``partition_by="label"`` where it asks for a column, and no data set assigned yet.
         labels: shape (N,).
         num_clients: how many partitions it makes.
 

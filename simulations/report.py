@@ -18,6 +18,11 @@ from fedcurv.simulations.server import History
 _PACKAGES = ("fedcurv", "flwr", "torch", "torchvision", "numpy", "ray")
 
 
+_CAPTION = (
+    "Test accuracy; rounds until it first reached a target; payload of all clients per round."
+)
+
+
 @dataclass(frozen=True)
 class Summary:
     """One strategy's line in the comparison.
@@ -82,7 +87,7 @@ def write_report(
 
 def table(summaries: Sequence[Summary]) -> Table:
     """Return the comparison for the terminal."""
-    view = Table()
+    view = Table(caption=_CAPTION)
     header, *rows = _cells(summaries)
     view.add_column(header[0])
     for name in header[1:]:
@@ -100,7 +105,8 @@ def accuracy_figure(histories: Sequence[History]) -> Figure:
     for history in histories:
         accuracy = [100 * a for a in accuracies(history)]
         traffic = accumulate(
-            sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6 for record in history.rounds
+            sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6
+            for record in history.rounds
         )
         over_rounds.plot(range(len(accuracy)), accuracy, label=history.strategy)
         over_bytes.plot(list(traffic), accuracy, label=history.strategy)
@@ -115,15 +121,22 @@ def accuracy_figure(histories: Sequence[History]) -> Figure:
 def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
     targets = list(summaries[0].rounds_to)
     header = ["strategy", "best %", "final %"]
-    header += [f"rounds to {100 * target:g} %" for target in targets]
-    header += ["MB down / round", "MB up / round", "seconds", "failures"]
+    header += [f"to {100 * target:g} %" for target in targets]
+    header += ["MB down", "MB up", "seconds", "failures"]
     rows = [header]
     for s in summaries:
         reached = ["-" if s.rounds_to[t] is None else str(s.rounds_to[t]) for t in targets]
         rows.append(
-            [s.strategy, f"{100 * s.best:.2f}", f"{100 * s.final:.2f}", *reached]
-            + [f"{s.bytes_down / 1e6:.2f}", f"{s.bytes_up / 1e6:.2f}", f"{s.seconds:.1f}"]
-            + [str(s.failures)]
+            [
+                s.strategy,
+                f"{100 * s.best:.2f}",
+                f"{100 * s.final:.2f}",
+                *reached,
+                f"{s.bytes_down / 1e6:.2f}",
+                f"{s.bytes_up / 1e6:.2f}",
+                f"{s.seconds:.1f}",
+                str(s.failures),
+            ]
         )
     return rows
 
@@ -137,6 +150,8 @@ def _markdown(summaries: Sequence[Summary], command: str) -> str:
     return "\n".join(
         [
             *lines,
+            "",
+            _CAPTION,
             "",
             f"Command: `{command}`  ",
             "Configuration: config.yaml in this folder  ",

@@ -68,12 +68,10 @@ def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]
     data = load_data(resolved)
     make_model(resolved, data)
     make_partition(resolved, data)
+    _set_up_flower_log(verbose=resolved["verbose"])
     strategies = {name: instantiate(node) for name, node in config.strategy.items()}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
-
-    logging.getLogger("flwr").setLevel(logging.INFO if resolved["verbose"] else logging.WARNING)
-    logging.getLogger("flwr").propagate = False  # Hydra's root handler would print it once more
     histories = []
     for name, strategy in strategies.items():
         history = History(str(name))
@@ -101,6 +99,12 @@ def _resolve(config: DictConfig) -> dict[str, Any]:
     # workers of Ray have working directories of their own
     settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
     return settings
+
+
+def _set_up_flower_log(*, verbose: bool) -> None:
+    flower_log = logging.getLogger("flwr")
+    flower_log.setLevel(logging.INFO if verbose else logging.ERROR)
+    flower_log.propagate = False  # Hydra's root handler would print every line once more
 
 
 def _progress() -> Progress:

@@ -28,9 +28,7 @@ def run(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None
     elif runner["name"] == "ray":
         _run_ray(server_app, num_clients, runner)
     else:
-        raise ValueError(
-            f"runner.name must be one of {', '.join(RUNNERS)}, got {runner['name']!r}"
-        )
+        raise ValueError(f"runner.name must be one of {', '.join(RUNNERS)}, got {runner['name']!r}")
 
 
 def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:

@@ -45,9 +45,9 @@ class FedCurv(Strategy):
     """Sends P = Σ_j F_j and Q = Σ_j F_j θ̂_j of the previous round's repliers beside the model.
 
     Everything else, sampling and the averaging of the model above all, is the wrapped strategy's.
-    Clients that know nothing of FedCurv may take part: they are averaged and add nothing to the sums.
-    A reply that is not fit for use (NaN, other names or shapes, negative precision, no examples) is
-    refused with the client's name and the reason, and the round goes on without it.
+    Clients that know nothing of FedCurv may take part: they are averaged and add nothing to the
+    sums. A reply that is not fit for use (NaN, other names or shapes, negative precision, no
+    examples) is refused with the client's name and the reason, and the round goes on without it.
 
     Args:
         strategy: the strategy to wrap; by default ``FedAvg(**fedavg_options)``.

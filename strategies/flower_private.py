@@ -8,13 +8,22 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+__all__ = [
+    "CLIENT_APP_RAISED_EXCEPTION",
+    "MOD_FAILED_PRECONDITION",
+    "Run",
+    "empty_run",
+    "set_message_id",
+    "task_identity",
+]
+
 CLIENT_APP_RAISED_EXCEPTION: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 MOD_FAILED_PRECONDITION: int = ErrorCode.MOD_FAILED_PRECONDITION
 
 
 @contextmanager
 def task_identity(*, run_id: int, node_id: int) -> Iterator[None]:
-    """Let this process make instruction messages; outside an engine of Flower's nobody else does."""
+    """Let this process make instruction messages, as only Flower's own engines do."""
     before = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id)
     TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = 0, run_id, node_id
     try:

@@ -1,13 +1,13 @@
-"""The server's round loop, for any Flower strategy: like ``Strategy.start``, made reproducible and watchable."""
+"""The server's round loop for any Flower strategy, reproducible and watchable."""
 
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
@@ -26,8 +26,8 @@ class ClientRecord:
 
     Attributes:
         client_id: its stable id.
-        status: ``ok``, ``failed`` (it answered with an error), ``refused`` (its reply was not fit for
-            use) or ``missing`` (no reply in time).
+        status: ``ok``, ``failed`` (it answered with an error), ``refused`` (its reply was not fit
+            for use) or ``missing`` (no reply in time).
         reason: why it was not ``ok``.
         bytes_down: payload of the message sent to it.
         bytes_up: payload of its reply.
@@ -80,10 +80,10 @@ def start(
 ) -> Result:
     """Run federated learning and return Flower's Result; never a success that trained nothing.
 
-    Beyond ``Strategy.start``: it waits for enough nodes before the first round (Flower's own sampling
-    counts the nodes before it waits, so early rounds take too few); nodes are sampled and replies
-    summed by stable client ids, so that one seed gives the same bits in every run; a round in which no
-    client succeeds ends the run with the first client's traceback.
+    Beyond ``Strategy.start``: it waits for enough nodes before the first round (Flower's own
+    sampling counts the nodes before it waits, so early rounds take too few); nodes are sampled and
+    replies summed by stable client ids, so that one seed gives the same bits in every run; a round
+    in which no client succeeds ends the run with the first client's traceback.
 
     Args:
         strategy: any Message-API strategy.
@@ -164,7 +164,7 @@ def start(
 
 
 class _Traffic:
-    """Sizes, metrics and errors of a round's messages, noted before a strategy changes the replies."""
+    """A round's messages by size, metrics and error, noted before a strategy changes them."""
 
     def __init__(
         self, messages: Sequence[Message], replies: Sequence[Message], grid: OrderedGrid

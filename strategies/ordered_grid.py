@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from fedcurv.strategies.flower_private import Run
 
 from fedcurv.strategies import records
+from fedcurv.strategies.flower_private import Run
 
 _QUERY_TIMEOUT_S = 300.0
 

@@ -1,16 +1,16 @@
 """What travels between server and clients beside Flower's own records.
 
 To a client, with the model of round t:
-    ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0: none yet),
-                             the ids of the messages whose replies are in them, and whether sums must be
-                             secure
+    ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0:
+                             none yet), the ids of the messages whose replies are in them, and
+                             whether sums must be secure
     ``fedcurv.precision``    ArrayRecord: P by parameter name
     ``fedcurv.information``  ArrayRecord: Q by parameter name
 From a client, beside its own arrays and metrics:
     ``fedcurv``              ConfigRecord: the client's id
     ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
-    ``fedcurv.information``  ArrayRecord, with secure sums only: F·θ̂; else the server forms it from the
-                             arrays of the same reply
+    ``fedcurv.information``  ArrayRecord, with secure sums only: F·θ̂; else the server forms it from
+                             the arrays of the same reply
 
 P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
 parameter can be mistaken for one of them. Statistics travel in float32.
@@ -68,9 +68,9 @@ class Report:
 def client_id_of(context: Context) -> str:
     """Return the node's name that outlasts runs and restarts, if its owner gave it one.
 
-    That is ``client-id`` of the node's configuration, else ``partition-id``, which Flower's simulations
-    set and deployments usually do, else Flower's own node id, which is new at each start of a node
-    that does not authenticate itself.
+    That is ``client-id`` of the node's configuration, else ``partition-id``, which Flower's
+    simulations set and deployments usually do, else Flower's own node id, which is new at each
+    start of a node that does not authenticate itself.
     """
     for key in ("client-id", "partition-id"):
         if key in context.node_config:
@@ -131,7 +131,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
                 f"expected the records {PRECISION!r}, {INFORMATION!r} and the list of contributors "
                 f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
             )
-        contributors = [str(i) for i in np.atleast_1d(config["contributors"])]  # type: ignore[call-overload]
+        contributors = [str(i) for i in np.atleast_1d(config["contributors"])]
         sums = Curvature(
             unpack_tensors(content.array_records[PRECISION]),
             unpack_tensors(content.array_records[INFORMATION]),

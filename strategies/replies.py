@@ -42,9 +42,9 @@ def require_some_success(
         reason = first.error.reason or f"error code {first.error.code}"
         if first.error.code == MOD_FAILED_PRECONDITION:
             hint = (
-                "\nA Flower mod on the client refused the message. Differential-privacy mods accept "
-                "one ArrayRecord per message; FedCurv sends more, and its statistics must not be "
-                "clipped as if they were weights: remove the mod, or use FedAvg."
+                "\nA Flower mod on the client refused the message. Differential-privacy mods "
+                "accept one ArrayRecord per message; FedCurv sends more, and its statistics must "
+                "not be clipped as if they were weights: remove the mod, or use FedAvg."
             )
     else:
         reason = refused[first.metadata.reply_to_message_id]
@@ -121,7 +121,9 @@ def curvature_of(report: Report, arrays: ArrayRecord) -> Curvature:
         "the statistics",
         "the arrays",
     )
-    information = {name: p * precision[name].new_tensor(local[name]) for name, p in precision.items()}
+    information = {
+        name: p * precision[name].new_tensor(local[name]) for name, p in precision.items()
+    }
     return Curvature(precision, information).check()
 
 
