@@ -1,0 +1,235 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fedcurv import fisher_diagonal
+from tests.oracles import fisher as oracle
+from tests.zoo import CLASSES, ZOO, embedding
+
+
+def problem(name: str, dtype: torch.dtype = torch.float64):
+    make, shape = ZOO[name]
+    torch.manual_seed(0)
+    model = make().to(dtype)
+    return model, torch.randn(shape, dtype=dtype), torch.randint(0, CLASSES, shape[:1])
+
+
+def assert_same(got, expected, rtol=1e-9):
+    assert got.keys() == expected.keys()
+    for name, tensor in got.items():
+        torch.testing.assert_close(tensor.double(), expected[name].double(), rtol=rtol, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_empirical_fisher_is_the_mean_of_single_sample_squares(name):
+    model, inputs, labels = problem(name)
+    assert_same(fisher_diagonal(model, [(inputs, labels)]), oracle.empirical(model, inputs, labels))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_exact_fisher_is_the_expectation_over_the_models_own_classes(name):
+    model, inputs, labels = problem(name)
+    got = fisher_diagonal(model, [(inputs, labels)], kind="exact")
+    assert_same(got, oracle.exact(model, inputs))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_float32_is_within_1e_5_of_the_float64_oracle(name):
+    model, inputs, labels = problem(name, torch.float32)
+    got = fisher_diagonal(model, [(inputs, labels)])
+    expected = oracle.empirical(model.double(), inputs.double(), labels)
+    # a bias before a normalisation has a gradient of nothing but rounding
+    smallest = 1e-7 * max(tensor.norm() for tensor in expected.values())
+    for parameter, tensor in got.items():
+        scale = expected[parameter].norm().clamp(min=smallest)
+        assert (tensor.double() - expected[parameter]).norm() / scale <= 1e-5
+        assert tensor.dtype == torch.float32
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_embedding(padding_idx):
+    torch.manual_seed(0)
+    model = embedding(padding_idx).double()
+    inputs, labels = torch.randint(0, 7, (5, 4)), torch.randint(0, CLASSES, (5,))
+    assert_same(fisher_diagonal(model, [(inputs, labels)]), oracle.empirical(model, inputs, labels))
+
+
+def test_sampled_fisher_takes_the_labels_that_the_generator_draws():
+    model, inputs, labels = problem("linear")
+    generator = torch.Generator().manual_seed(3)
+    got = fisher_diagonal(model, [(inputs, labels)], kind="sampled", generator=generator)
+    probabilities = torch.softmax(model(inputs), 1)
+    drawn = torch.multinomial(probabilities, 1, generator=torch.Generator().manual_seed(3))[:, 0]
+    assert_same(got, oracle.empirical(model, inputs, drawn))
+
+
+def test_sampled_fisher_is_the_exact_one_on_average():
+    model, inputs, labels = problem("linear")
+    many = inputs.repeat(4000, 1)
+    got = fisher_diagonal(
+        model,
+        [(many, labels.repeat(4000))],
+        kind="sampled",
+        generator=torch.Generator().manual_seed(0),
+    )
+    for name, expected in oracle.exact(model, inputs).items():
+        # 20,000 draws: the standard error is below 1 % of the norm
+        assert (got[name] - expected).norm() <= 0.04 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("chunk_size", [1, 3, None])
+def test_fisher_does_not_depend_on_batch_or_chunk_size(kind, batch_size, chunk_size):
+    model, inputs, labels = problem("conv2d")
+    batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
+    got = fisher_diagonal(model, batches, kind=kind, chunk_size=chunk_size)
+    assert_same(got, fisher_diagonal(model, [(inputs, labels)], kind=kind))
+
+
+def test_fisher_is_not_the_square_of_the_batch_gradient():
+    model, inputs, labels = problem("linear")
+    loss = nn.functional.cross_entropy(model(inputs), labels)
+    gradients = torch.autograd.grad(loss, model.parameters())
+    got = fisher_diagonal(model, [(inputs, labels)])
+    for tensor, gradient in zip(got.values(), gradients, strict=True):
+        assert tensor.sum() > 1.5 * gradient.square().sum()
+
+
+def test_all_batches_count_not_only_the_last():
+    model, inputs, labels = problem("linear")
+    got = fisher_diagonal(model, [(inputs[:4], labels[:4]), (inputs[4:], labels[4:])])
+    last = fisher_diagonal(model, [(inputs[4:], labels[4:])])
+    assert_same(got, oracle.empirical(model, inputs, labels))
+    assert not torch.allclose(got["0.weight"], last["0.weight"])
+
+
+def test_one_sample():
+    model, inputs, labels = problem("linear")
+    one = inputs[:1], labels[:1]
+    assert_same(fisher_diagonal(model, [one]), oracle.empirical(model, *one))
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
+def test_one_class_says_nothing(kind):
+    model = nn.Linear(4, 1).double()
+    batch = torch.randn(3, 4, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    assert all(bool((f == 0).all()) for f in fisher_diagonal(model, [batch], kind=kind).values())
+
+
+def test_frozen_parameters_and_buffers_take_no_part():
+    model, inputs, labels = problem("frozen parameters")
+    assert "0.weight" not in fisher_diagonal(model, [(inputs, labels)])
+    model, inputs, labels = problem("batch norm")
+    assert set(fisher_diagonal(model, [(inputs, labels)])) == dict(model.named_parameters()).keys()
+
+
+def test_likelihood_of_a_sample_is_summed_over_its_positions():
+    torch.manual_seed(0)
+    model = nn.Conv1d(2, CLASSES, 1).double()
+    inputs = torch.randn(4, 2, 5, dtype=torch.float64)
+    labels = torch.randint(0, CLASSES, (4, 5))
+    expected = torch.zeros_like(model.weight)
+    for x, y in zip(inputs, labels, strict=True):
+        log_p = torch.log_softmax(model(x[None]), 1)[0]
+        likelihood = sum(log_p[int(label), position] for position, label in enumerate(y))
+        expected += torch.autograd.grad(likelihood, model.weight)[0] ** 2 / 4
+    got = fisher_diagonal(model, [(inputs, labels)])
+    torch.testing.assert_close(got["weight"], expected)
+    with pytest.raises(ValueError, match=r"needs logits of shape \(N, C\)"):
+        fisher_diagonal(model, [(inputs, labels)], kind="exact")
+
+
+def test_a_model_that_cannot_be_vectorised_is_named_in_the_log(caplog):
+    model, inputs, labels = problem("data-dependent branch")
+    fisher_diagonal(model, [(inputs, labels)])
+    assert "DataDependent: one backward pass per sample" in caplog.text
+
+
+def state_of(model: nn.Module):
+    return (
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        [module.training for module in model.modules()],
+        torch.get_rng_state(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+    )
+
+
+def assert_same_state(before, after):
+    for tensors, expected in zip(after[:2], before[:2], strict=True):
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert after[2] == before[2]
+    assert torch.equal(after[3], before[3])
+    assert after[4:] == before[4:]
+
+
+class Restless(nn.Module):
+    """Dropout, batch statistics, and random numbers in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        random.random()
+        np.random.rand()
+        return self.head(self.body(x) + 0.1 * torch.randn(8))
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
+def test_estimating_changes_nothing(kind):
+    torch.manual_seed(0)
+    model = Restless()
+    data = TensorDataset(torch.randn(12, 6), torch.randint(0, CLASSES, (12,)))
+    nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
+    model.train()
+    model.body[1].eval()
+    before = state_of(model)
+    fisher_diagonal(model, DataLoader(data, batch_size=4, shuffle=True), kind=kind)
+    assert_same_state(before, state_of(model))
+
+
+def test_a_failed_estimate_changes_nothing_either():
+    model = Restless().train()
+    before = state_of(model)
+    with pytest.raises(ValueError, match="batch 1"):
+        fisher_diagonal(model, [GOOD, 7])
+    assert_same_state(before, state_of(model))
+
+
+def test_works_inside_no_grad():
+    model, inputs, labels = problem("linear")
+    with torch.no_grad():
+        got = fisher_diagonal(model, [(inputs, labels)])
+    assert_same(got, oracle.empirical(model, inputs, labels))
+
+
+GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("model", "batches", "options", "message"),
+    [
+        (nn.ReLU(), [GOOD], {}, "ReLU in which none"),
+        (nn.Linear(6, 3), [], {}, "expected at least one sample, got none"),
+        (nn.Linear(6, 3), iter([]), {}, "a generator that was used up"),
+        (nn.Linear(6, 3), [GOOD, GOOD[0]], {}, r"batch 1: expected a pair .*got Tensor"),
+        (nn.Linear(6, 3), [(*GOOD, GOOD[1])], {}, "got tuple of 3 items"),
+        (nn.Linear(6, 3), [{"x": 1}], {}, "got dict"),
+        (nn.Linear(6, 3), [(GOOD[0], GOOD[1][:2])], {}, "2 targets for 3 inputs"),
+        (nn.Linear(6, 3), [GOOD, (GOOD[0] * torch.nan, GOOD[1])], {}, "batch 1: .*NaN or inf"),
+        (nn.Linear(6, 3), [GOOD], {"kind": "batch"}, "empirical, exact, sampled, got 'batch'"),
+        (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
+    ],
+)
+def test_bad_input(model, batches, options, message):
+    with pytest.raises(ValueError, match=message):
+        fisher_diagonal(model, batches, **options)

@@ -1,0 +1,286 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedcurv import Curvature, CurvaturePenalty
+from tests.oracles import fedcurv as oracle
+
+
+class Vector(nn.Module):
+    """One parameter vector, so that the oracle's matrices fit it."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(values.clone())
+
+
+def nodes(number: int, size: int, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(size, generator=generator, dtype=torch.float64)
+    solutions = [
+        (centre + torch.randn(size, generator=generator, dtype=torch.float64)).to(dtype)
+        for _ in range(number)
+    ]
+    fishers = [
+        torch.rand(size, generator=generator, dtype=torch.float64).square().to(dtype)
+        for _ in range(number)
+    ]
+    parts = [
+        Curvature({"theta": f}, {"theta": f * s}) for f, s in zip(fishers, solutions, strict=True)
+    ]
+    terms = [oracle.NodeTerm(f, s) for f, s in zip(fishers, solutions, strict=True)]
+    return centre.to(dtype), parts, terms
+
+
+def gradient_of(penalty: CurvaturePenalty, model: nn.Module) -> torch.Tensor:
+    model.zero_grad(set_to_none=True)
+    penalty.add_gradient()
+    return model.theta.grad
+
+
+@pytest.mark.parametrize("number", range(2, 9))
+@pytest.mark.parametrize("own", [None, 0, 1])
+@pytest.mark.parametrize("absent", [(), (1,)])
+def test_value_and_gradient_equal_the_double_sum(number, own, absent):
+    """With and without the node's own term in the sum, all nodes or some taking part."""
+    theta, parts, terms = nodes(number, 7)
+    present = [i for i in range(number) if i not in absent]
+    total = Curvature.sum(parts[i] for i in present)
+    if own in present:
+        total = total - parts[own]
+    others = [terms[i] for i in present if i != own]
+    model = Vector(theta)
+    penalty = CurvaturePenalty(model, total, strength=0.7)
+
+    expected = oracle.gradient(theta, others, 0.7)
+    torch.testing.assert_close(gradient_of(penalty, model), expected)
+    (by_autograd,) = torch.autograd.grad(penalty.value(), model.theta)
+    torch.testing.assert_close(by_autograd, expected)
+    constant = oracle.smallest_penalty(others, 0.7) if others else 0.0
+    torch.testing.assert_close(
+        penalty.value() + constant, torch.as_tensor(oracle.penalty(theta, others, 0.7)).double()
+    )
+
+
+def test_there_is_no_half_in_front():
+    model = Vector(torch.tensor([3.0]))
+    penalty = CurvaturePenalty(
+        model, Curvature({"theta": torch.tensor([2.0])}, {"theta": torch.tensor([2.0])}), strength=5
+    )
+    # 5 · 2 · (3 − 1)² and its derivative 2 · 5 · 2 · (3 − 1)
+    assert penalty.value().item() == 40.0
+    assert gradient_of(penalty, model).item() == 40.0
+
+
+@pytest.mark.parametrize(("size", "together"), [(0.05, False), (1.0, True)])
+def test_float32_gradient_from_the_sums_of_100_nodes_is_accurate(size, together):
+    """Solutions 1e-3 from θ: all round it, with weights as networks have them, or all to one side."""
+    generator = torch.Generator().manual_seed(0)
+    theta = size * torch.randn(2000, generator=generator)
+    fishers = [torch.rand(2000, generator=generator).square() for _ in range(100)]
+    away = [torch.randn(2000, generator=generator) for _ in range(100)]
+    solutions = [theta + 1e-3 * (a.abs() if together else a) for a in away]
+    parts = [
+        Curvature({"theta": f.double()}, {"theta": f.double() * s.double()})
+        for f, s in zip(fishers, solutions, strict=True)
+    ]
+    # as the server and the client do it: summed in float64, sent and subtracted in float32
+    total = Curvature.sum(parts).to(torch.float32) - parts[0].to(torch.float32)
+    model = Vector(theta)
+    got = gradient_of(CurvaturePenalty(model, total, strength=1.0), model)
+    others = zip(fishers[1:], solutions[1:], strict=True)
+    expected = 2 * sum(f.double() * (theta.double() - s.double()) for f, s in others)
+    assert (got.double() - expected).norm() / expected.norm() <= 1e-4
+
+
+def test_proximal_step_minimises_its_objective():
+    theta, parts, _ = nodes(4, 6)
+    total, lr, strength = Curvature.sum(parts), 0.3, 0.8
+    model = Vector(theta)
+    CurvaturePenalty(model, total, strength=strength).proximal_step(lr)
+    u = model.theta.detach().requires_grad_()
+    p, q = total.precision["theta"], total.information["theta"]
+    objective = (u - theta).square().sum() / (2 * lr) + strength * (p * u * u - 2 * q * u).sum()
+    (slope,) = torch.autograd.grad(objective, u)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("lr_times_strength", [1e-3, 1.0, 1e3, 1e9])
+def test_proximal_steps_converge_for_every_strength_where_gradient_steps_diverge(
+    lr_times_strength,
+):
+    theta, parts, _ = nodes(3, 6)
+    total = Curvature.sum(parts)
+    optimum = total.information["theta"] / total.precision["theta"]
+    model = Vector(theta)
+    penalty = CurvaturePenalty(model, total, strength=lr_times_strength)
+    distance = (model.theta - optimum).norm()
+    for _ in range(20):
+        penalty.proximal_step(1.0)
+        assert (model.theta - optimum).norm() <= distance
+        distance = (model.theta - optimum).norm()
+    if lr_times_strength >= 1e3:
+        diverging = Vector(theta)
+        penalty = CurvaturePenalty(diverging, total, strength=lr_times_strength)
+        optimizer = torch.optim.SGD(diverging.parameters(), lr=1.0)
+        penalty.attach(optimizer)
+        for _ in range(20):
+            optimizer.zero_grad()
+            optimizer.step()
+        assert (diverging.theta - optimum).norm() > 1e3
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_strength_zero_changes_no_bit(mode):
+    theta, parts, _ = nodes(3, 6, torch.float32)
+    results = []
+    for attached in (False, True):
+        model = Vector(theta)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if attached:
+            CurvaturePenalty(model, Curvature.sum(parts), strength=0.0).attach(optimizer, mode=mode)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model.theta.sin().sum().backward()
+            optimizer.step()
+        results.append(model.theta.detach().clone())
+    assert torch.equal(*results)
+
+
+def test_attached_gradient_is_the_penalised_loss():
+    theta, parts, _ = nodes(3, 6)
+    total = Curvature.sum(parts)
+    with_term, attached = Vector(theta), Vector(theta)
+    term = CurvaturePenalty(with_term, total, strength=0.2)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (with_term, attached)]
+    CurvaturePenalty(attached, total, strength=0.2).attach(optimizers[1])
+    for _ in range(10):
+        for model, optimizer in zip((with_term, attached), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = model.theta.sin().sum()
+            (loss + term.value() if model is with_term else loss).backward()
+            optimizer.step()
+    torch.testing.assert_close(with_term.theta, attached.theta)
+
+
+def test_each_parameter_group_has_its_own_learning_rate_and_schedules_are_followed():
+    model = nn.Linear(1, 1).double()
+    shape = {"weight": (1, 1), "bias": (1,)}
+    ones = {name: torch.ones(s, dtype=torch.float64) for name, s in shape.items()}
+    penalty = CurvaturePenalty(model, Curvature(ones, ones), strength=1.0)
+    optimizer = torch.optim.SGD(
+        [{"params": [model.weight], "lr": 0.5}, {"params": [model.bias], "lr": 0.25}]
+    )
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    penalty.attach(optimizer, mode="proximal")
+    expected = {name: p.item() for name, p in model.named_parameters()}
+    for step in range(3):
+        optimizer.step()
+        for name, lr in (("weight", 0.5), ("bias", 0.25)):
+            factor = 2 * lr * 0.5**step
+            expected[name] = (expected[name] + factor) / (1 + factor)
+        schedule.step()
+    assert {name: p.item() for name, p in model.named_parameters()} == pytest.approx(expected)
+
+
+def test_a_removed_handle_ends_the_penalty():
+    theta, parts, _ = nodes(2, 3)
+    model = Vector(theta)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    CurvaturePenalty(model, parts[0], strength=1.0).attach(optimizer).remove()
+    optimizer.step()
+    assert torch.equal(model.theta, theta)
+
+
+def test_gradient_accumulation_feels_the_penalty_once_per_step():
+    theta, parts, terms = nodes(2, 3)
+    model = Vector(theta)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    CurvaturePenalty(model, parts[0], strength=0.1).attach(optimizer)
+    for _ in range(4):
+        (model.theta.sum() / 4).backward()
+    optimizer.step()
+    torch.testing.assert_close(model.theta, theta - 1 - oracle.gradient(theta, terms[:1], 0.1))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_gradient_scaling_does_not_scale_the_penalty(fused, mode):
+    theta, parts, _ = nodes(2, 3, torch.float32)
+    results = []
+    for scaled in (False, True):
+        model = Vector(theta)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        CurvaturePenalty(model, parts[0], strength=0.1).attach(optimizer, mode=mode)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model.theta.sin().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(model.theta.detach())
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_a_step_that_the_scaler_skips_moves_nothing(fused, mode):
+    theta, parts, _ = nodes(2, 3, torch.float32)
+    model = Vector(theta)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    CurvaturePenalty(model, parts[0], strength=0.1).attach(optimizer, mode=mode)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale((model.theta * math.inf).sum()).backward()
+    scaler.step(optimizer)
+    assert torch.equal(model.theta.detach(), theta)
+
+
+def test_a_closure_is_refused_before_its_backward_pass_erases_the_penalty():
+    theta, parts, _ = nodes(2, 3)
+    model = Vector(theta)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty = CurvaturePenalty(model, parts[0], strength=1.0)
+    penalty.attach(optimizer)
+    for step in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
+        with pytest.raises(RuntimeError, match="add penalty.value\\(\\) to the loss"):
+            step()
+    with pytest.raises(TypeError, match="LBFGS"):
+        penalty.attach(torch.optim.LBFGS(model.parameters()))
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    theta, parts, _ = nodes(2, 3)
+    penalty = CurvaturePenalty(Vector(theta), parts[0], strength=1.0)
+    with pytest.raises(ValueError, match="got one without theta"):
+        penalty.attach(torch.optim.SGD(Vector(theta).parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="mode must be one of gradient, proximal, got 'both'"):
+        penalty.attach(torch.optim.SGD(Vector(theta).parameters(), lr=0.1), mode="both")
+
+
+@pytest.mark.parametrize("strength", [-0.1, math.nan, math.inf])
+def test_strength_must_be_finite_and_not_negative(strength):
+    theta, parts, _ = nodes(2, 3)
+    with pytest.raises(ValueError, match="strength must be finite and >= 0"):
+        CurvaturePenalty(Vector(theta), parts[0], strength=strength)
+
+
+def test_statistics_of_other_parameters_are_refused():
+    with pytest.raises(ValueError, match="'theta' is missing in the statistics"):
+        CurvaturePenalty(
+            Vector(torch.ones(2)), Curvature({"w": torch.ones(2)}, {"w": torch.ones(2)}), strength=1
+        )
+
+
+def test_frozen_parameters_stay():
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    before = model.bias.clone()
+    shape = {"weight": torch.ones(2, 2)}
+    penalty = CurvaturePenalty(model, Curvature(shape, shape), strength=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty.attach(optimizer)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.bias, before)

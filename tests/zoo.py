@@ -1,0 +1,171 @@
+"""Models with one construct each, and inputs that fit: name -> (model, inputs, number of classes)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+CLASSES = 3
+
+
+class Residual(nn.Module):
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.relu, self.head = nn.ReLU(inplace=inplace), nn.Linear(6, CLASSES)
+        self.inplace = inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.second(self.relu(self.first(x)))
+        if self.inplace:
+            hidden += x
+        else:
+            hidden = hidden + x
+        return self.head(self.relu(hidden))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, CLASSES)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(torch.tanh(self.first(x))))
+
+
+class UsedTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layer(torch.tanh(self.layer(x))))
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.head = nn.Linear(6, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x)
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, CLASSES)
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x * self.scale, self.layer.weight, self.layer.bias)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 5, batch_first=True), nn.Linear(5, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+class DataDependent(nn.Module):
+    """Branches on a value, which no vectorising transform can follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, CLASSES), nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) if x[0, 0].item() > 0 else self.other(x)
+
+
+class MeanOverSequence(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1)
+
+
+def frozen() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, CLASSES))
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def batch_norm() -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    return nn.Sequential(model, nn.Linear(4 * 16, CLASSES))
+
+
+def conv(layer: nn.Module, features: int, *after: nn.Module) -> nn.Module:
+    return nn.Sequential(layer, *after, nn.Tanh(), nn.Flatten(), nn.Linear(features, CLASSES))
+
+
+FLAT, SEQUENCE, SIGNAL = (5, 6), (5, 4, 6), (5, 2, 9)
+IMAGE, VOLUME = (5, 2, 6, 6), (4, 2, 4, 4, 4)
+
+ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, CLASSES)), FLAT),
+    "linear on sequences": (
+        lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), MeanOverSequence(), nn.Linear(4, CLASSES)),
+        SEQUENCE,
+    ),
+    "conv1d": (lambda: conv(nn.Conv1d(2, 4, 3, stride=2), 16), SIGNAL),
+    "conv2d": (lambda: conv(nn.Conv2d(2, 4, 3, padding=1), 144), IMAGE),
+    "conv2d, groups, stride and dilation": (
+        lambda: conv(nn.Conv2d(2, 4, 2, groups=2, stride=2, dilation=2), 16),
+        IMAGE,
+    ),
+    "conv2d, same and reflect": (
+        lambda: conv(nn.Conv2d(2, 4, 3, padding="same", padding_mode="reflect"), 144),
+        IMAGE,
+    ),
+    "conv3d": (lambda: conv(nn.Conv3d(2, 3, 3), 24), VOLUME),
+    "transposed convolution": (lambda: conv(nn.ConvTranspose2d(2, 3, 2), 147), IMAGE),
+    "layer norm": (lambda: conv(nn.LayerNorm(6), 6), FLAT),
+    "rms norm": (lambda: conv(nn.RMSNorm(6), 6), FLAT),
+    "group norm": (lambda: conv(nn.Conv2d(2, 4, 3), 64, nn.GroupNorm(2, 4)), IMAGE),
+    "instance norm": (
+        lambda: conv(nn.Conv2d(2, 4, 3), 64, nn.InstanceNorm2d(4, affine=True)),
+        IMAGE,
+    ),
+    "batch norm": (batch_norm, IMAGE),
+    "prelu": (lambda: nn.Sequential(nn.Linear(6, 6), nn.PReLU(6), nn.Linear(6, CLASSES)), FLAT),
+    "attention": (Attention, SEQUENCE),
+    "transformer layer": (
+        lambda: nn.Sequential(
+            nn.TransformerEncoderLayer(6, 2, 8, batch_first=True),
+            MeanOverSequence(),
+            nn.Linear(6, CLASSES),
+        ),
+        SEQUENCE,
+    ),
+    "lstm": (Recurrent, SEQUENCE),
+    "residual": (lambda: Residual(inplace=False), FLAT),
+    "residual, in place": (lambda: Residual(inplace=True), FLAT),
+    "tied weights": (Tied, FLAT),
+    "module used twice": (UsedTwice, FLAT),
+    "unused parameters": (Unused, FLAT),
+    "functional use and a raw parameter": (Functional, FLAT),
+    "frozen parameters": (frozen, FLAT),
+    "data-dependent branch": (DataDependent, FLAT),
+}
+
+
+def embedding(padding_idx: int | None) -> nn.Module:
+    return nn.Sequential(
+        nn.Embedding(7, 5, padding_idx=padding_idx), MeanOverSequence(), nn.Linear(5, CLASSES)
+    )
