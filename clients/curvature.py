@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.clients.state import Contribution, store_for
-from fedcurv.curvature import Curvature
+from fedcurv.curvature import Curvature, shapes_of
 from fedcurv.fisher import FisherKind, fisher_diagonal
 from fedcurv.parameters import trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
@@ -128,4 +128,7 @@ class ClientCurvature:
             return instruction.sums
         if len(instruction.contributors) == 1:
             return None
+        if shapes_of(own.curvature) != shapes_of(instruction.sums):
+            logger.warning("own statistics are of another model and count as absent")
+            return instruction.sums
         return instruction.sums - own.curvature

@@ -122,8 +122,8 @@ class Curvature:
         self, other: Curvature, operation: Callable[[Tensor, Tensor], Tensor]
     ) -> Curvature:
         require_same_shapes(
-            {name: p.shape for name, p in self.precision.items()},
-            {name: p.shape for name, p in other.precision.items()},
+            shapes_of(self),
+            shapes_of(other),
             "the left-hand side",
             "the right-hand side",
         )
@@ -131,6 +131,11 @@ class Curvature:
             {name: operation(p, other.precision[name]) for name, p in self.precision.items()},
             {name: operation(q, other.information[name]) for name, q in self.information.items()},
         )
+
+
+def shapes_of(curvature: Curvature) -> dict[str, torch.Size]:
+    """Return every parameter's shape by name."""
+    return {name: p.shape for name, p in curvature.precision.items()}
 
 
 def _moved(tensor: Tensor, target: torch.device | torch.dtype) -> Tensor:

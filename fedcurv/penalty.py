@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fedcurv.curvature import Curvature, require_same_shapes
+from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.parameters import gradients_of, trainable_parameters
 
 PenaltyMode = Literal["gradient", "proximal"]
@@ -39,7 +39,7 @@ class CurvaturePenalty:
         parameters = trainable_parameters(model)
         require_same_shapes(
             {name: p.shape for name, p in parameters.items()},
-            {name: p.shape for name, p in curvature.precision.items()},
+            shapes_of(curvature),
             "the model",
             "the statistics",
         )

@@ -1,4 +1,4 @@
-"""Models with one construct each, and inputs that fit: name -> (model, inputs, number of classes)."""
+"""Models with one construct each, and the shape of inputs that fit them."""
 
 from collections.abc import Callable
 
@@ -120,7 +120,9 @@ IMAGE, VOLUME = (5, 2, 6, 6), (4, 2, 4, 4, 4)
 ZOO: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, CLASSES)), FLAT),
     "linear on sequences": (
-        lambda: nn.Sequential(nn.Linear(6, 4), nn.Tanh(), MeanOverSequence(), nn.Linear(4, CLASSES)),
+        lambda: nn.Sequential(
+            nn.Linear(6, 4), nn.Tanh(), MeanOverSequence(), nn.Linear(4, CLASSES)
+        ),
         SEQUENCE,
     ),
     "conv1d": (lambda: conv(nn.Conv1d(2, 4, 3, stride=2), 16), SIGNAL),

@@ -76,7 +76,7 @@ def test_there_is_no_half_in_front():
 
 @pytest.mark.parametrize(("size", "together"), [(0.05, False), (1.0, True)])
 def test_float32_gradient_from_the_sums_of_100_nodes_is_accurate(size, together):
-    """Solutions 1e-3 from θ: all round it, with weights as networks have them, or all to one side."""
+    """Solutions 1e-3 from θ: round it, with weights as networks have them, or to one side."""
     generator = torch.Generator().manual_seed(0)
     theta = size * torch.randn(2000, generator=generator)
     fishers = [torch.rand(2000, generator=generator).square() for _ in range(100)]
@@ -244,7 +244,7 @@ def test_a_closure_is_refused_before_its_backward_pass_erases_the_penalty():
     penalty = CurvaturePenalty(model, parts[0], strength=1.0)
     penalty.attach(optimizer)
     for step in (lambda: optimizer.step(lambda: 0.0), lambda: optimizer.step(closure=lambda: 0.0)):
-        with pytest.raises(RuntimeError, match="add penalty.value\\(\\) to the loss"):
+        with pytest.raises(RuntimeError, match=r"add penalty\.value\(\) to the loss"):
             step()
     with pytest.raises(TypeError, match="LBFGS"):
         penalty.attach(torch.optim.LBFGS(model.parameters()))

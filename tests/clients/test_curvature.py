@@ -1,0 +1,215 @@
+from collections.abc import Mapping
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedcurv import Curvature
+from fedcurv.clients import ClientCurvature
+from fedcurv.strategies import FedCurv
+from fedcurv.strategies.records import CONFIG, PRECISION, Instruction
+from tests.federation import (
+    CLASSES,
+    FEATURES,
+    Federation,
+    context_of,
+    message_with,
+    new_model,
+    samples,
+)
+from tests.oracles import fisher as oracle
+
+
+def fedcurv(**options) -> FedCurv:
+    defaults = {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
+    return FedCurv(strength=0.1, **(defaults | options))
+
+
+def crash(content: RecordDict) -> None:
+    raise ConnectionError("lost")
+
+
+def poison(content: RecordDict) -> None:
+    content[PRECISION] = ArrayRecord(
+        {n: -1 - torch.ones_like(p) for n, p in new_model().named_parameters()}
+    )
+
+
+def fisher_at(solution: Mapping[str, torch.Tensor], partition: int) -> dict[str, torch.Tensor]:
+    model = nn.Linear(FEATURES, CLASSES).double()
+    model.load_state_dict(solution)
+    inputs, targets = samples(partition)
+    return oracle.empirical(model, inputs.double(), targets)
+
+
+def assert_feels(federation: Federation, server_round: int, partition: int, *others: int) -> None:
+    """The penalty in this round is made of exactly these nodes' terms of the round before."""
+    (visit,) = [
+        v for v in federation.visits if v.server_round == server_round and v.partition == partition
+    ]
+    if not others:
+        assert visit.precision is None or not any(p.any() for p in visit.precision.values())
+        return
+    assert visit.precision is not None and visit.information is not None
+    previous = {
+        v.partition: v.solution for v in federation.visits if v.server_round == server_round - 1
+    }
+    for name in visit.precision:
+        fishers = {j: fisher_at(previous[j], j)[name] for j in others}
+        precision = sum(fishers.values())
+        information = sum(f * previous[j][name].double() for j, f in fishers.items())
+        # what the node subtracted itself leaves rounding of the size of the whole sum
+        scale = sum(fisher_at(previous[j], j)[name] for j in previous).max()
+        error = (visit.precision[name].double() - precision).abs().max()
+        assert error <= 1e-5 * scale
+        error = (visit.information[name].double() - information).abs().max()
+        assert error <= 1e-5 * scale * previous[others[0]][name].abs().max().clamp(min=1)
+        assert bool((visit.precision[name] >= 0).all())
+
+
+def test_a_node_feels_all_others_and_not_itself():
+    federation = Federation(num_nodes=3)
+    federation.run(fedcurv())
+    assert_feels(federation, 3, 0, 1, 2)
+    assert_feels(federation, 3, 2, 0, 1)
+
+
+def test_a_node_whose_reply_failed_subtracts_nothing():
+    federation = Federation(num_nodes=3, spoil={(1, 0): crash})
+    federation.run(fedcurv(), num_rounds=2)
+    assert_feels(federation, 2, 0, 1, 2)
+    assert_feels(federation, 2, 1, 2)
+
+
+def test_a_node_whose_reply_was_refused_subtracts_nothing():
+    """It remembers what it sent and does not know that the server threw it away."""
+    federation = Federation(num_nodes=3, spoil={(1, 0): poison})
+    federation.run(fedcurv(), num_rounds=2)
+    assert_feels(federation, 2, 0, 1, 2)
+
+
+def test_a_node_that_lost_its_state_subtracts_nothing():
+    federation = Federation(num_nodes=3, forgetful=frozenset({(2, 0)}))
+    federation.run(fedcurv(), num_rounds=2)
+    assert_feels(federation, 2, 0, 0, 1, 2)
+
+
+def test_a_node_that_comes_back_after_a_round_away_subtracts_nothing():
+    class AllButFirstIn2(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = super().configure_train(server_round, arrays, config, grid)
+            return [m for m in messages if server_round != 2 or m.metadata.dst_node_id != 1000]
+
+    inner = AllButFirstIn2(min_train_nodes=1, fraction_evaluate=0.0)
+    federation = Federation(num_nodes=3)
+    federation.run(FedCurv(inner, strength=0.1), num_rounds=3)
+    assert_feels(federation, 3, 0, 1, 2)
+    assert_feels(federation, 3, 1, 2)
+
+
+def test_the_only_contributor_feels_nobody():
+    federation = Federation(num_nodes=2, spoil={(1, 1): crash})
+    federation.run(fedcurv(), num_rounds=2)
+    assert_feels(federation, 2, 0)
+    assert_feels(federation, 2, 1, 0)
+
+
+EVENTS = st.sampled_from([None, None, None, "crash", "poison", "forget"])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    seed=st.integers(0, 2**16),
+    events=st.lists(st.lists(EVENTS, min_size=5, max_size=5), min_size=8, max_size=8),
+)
+def test_any_history_of_failures_and_restarts_leaves_exactly_the_others(seed, events):
+    spoil, forgetful = {}, set()
+    for server_round, row in enumerate(events, start=1):
+        for partition, event in enumerate(row):
+            if event == "forget":
+                forgetful.add((server_round, partition))
+            elif event is not None and partition != server_round % 5:  # one always succeeds
+                spoil[server_round, partition] = crash if event == "crash" else poison
+    federation = Federation(5, spoil=spoil, forgetful=frozenset(forgetful), steps=1)
+    federation.run(fedcurv(fraction_train=1.0), num_rounds=len(events), seed=seed)
+    for visit in federation.visits:
+        if visit.server_round == 1:
+            continue
+        previous = visit.server_round - 1
+        contributors = [i for i in range(5) if (previous, i) not in spoil]
+        remembers = (visit.server_round, visit.partition) not in forgetful
+        others = [i for i in contributors if not (remembers and i == visit.partition)]
+        assert_feels(federation, visit.server_round, visit.partition, *others)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_50_rounds_of_random_participation_never_leave_negative_precision(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def chosen(probability: float) -> set[tuple[int, int]]:
+        draws = torch.rand(51, 8, generator=generator) < probability
+        return {(r, p) for r in range(1, 51) for p in range(8) if bool(draws[r, p])}
+
+    spoil = {key: crash for key in chosen(0.15)} | {key: poison for key in chosen(0.1)}
+    for server_round in range(1, 51):  # a round may not fail as a whole
+        spoil = {k: v for k, v in spoil.items() if k != (server_round, server_round % 8)}
+    federation = Federation(8, spoil=spoil, forgetful=frozenset(chosen(0.1)), steps=1, lr=0.01)
+    strategy = fedcurv(fraction_train=0.8)
+    federation.run(strategy, num_rounds=50, seed=seed)
+    precisions = [v.precision for v in federation.visits if v.precision is not None]
+    assert len(precisions) > 200
+    assert all(bool((p >= 0).all()) for named in precisions for p in named.values())
+
+
+def test_a_server_without_fedcurv_gets_a_plain_client():
+    federation = Federation()
+    federation.run(FedAvg(min_train_nodes=1, fraction_evaluate=0.0))
+    assert set(federation.statuses(3).values()) == {"ok"}
+    assert all(visit.precision is None for visit in federation.visits)
+
+
+@pytest.mark.parametrize("instruction", [None, Instruction(0.0, server_round=1)])
+def test_a_plain_round_adds_and_estimates_nothing(instruction):
+    model = new_model()
+    curvature = ClientCurvature(message_with(instruction), context_of(0), model)
+    assert curvature.attach(torch.optim.SGD(model.parameters(), lr=0.1)) is None
+    batches = iter([samples(0)])
+    content = curvature.report(RecordDict(), model, batches)
+    assert not content.keys()
+    assert next(batches)  # untouched
+
+
+def test_two_nodes_in_one_process_keep_their_own_statistics():
+    """A module-level model or memory would hand one node's terms to the other."""
+    contexts = [context_of(0), context_of(1)]
+    for partition, context in enumerate(contexts):
+        model = new_model(partition)
+        curvature = ClientCurvature(message_with(Instruction(0.1, 1)), context, model)
+        curvature.report(RecordDict(), model, [samples(partition)])
+    for partition, context in enumerate(contexts):
+        stored = context.state["fedcurv.own.precision"].to_torch_state_dict()
+        expected = fisher_at(new_model(partition).state_dict(), partition)
+        torch.testing.assert_close(
+            stored["weight"].double(), expected["weight"], rtol=1e-4, atol=1e-7
+        )
+
+
+def test_sums_for_another_model_are_refused():
+    sums = Curvature({"other": torch.ones(2)}, {"other": torch.ones(2)})
+    message = message_with(Instruction(0.1, 2, 1, ["someone"], sums=sums))
+    with pytest.raises(ValueError, match="'weight' is missing in the statistics"):
+        ClientCurvature(message, context_of(0), new_model())
+
+
+def test_the_report_names_the_client_and_holds_the_fisher_diagonal():
+    model = new_model()
+    curvature = ClientCurvature(message_with(Instruction(0.1, 1)), context_of(3), model)
+    content = curvature.report(RecordDict(), model, [samples(3)])
+    assert content[CONFIG]["client-id"] == "3"
+    expected = fisher_at(model.state_dict(), 3)
+    for name, tensor in content[PRECISION].to_torch_state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-9)

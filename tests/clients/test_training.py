@@ -1,0 +1,210 @@
+import math
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from torch import nn
+
+from fedcurv.clients import LocalTask, TrainingSettings, client_app, evaluate, train
+from fedcurv.clients.training import InMemoryBatches, attach_proximal_term
+from fedcurv.strategies.flower_private import task_identity
+from tests.federation import CLASSES, FEATURES, new_model, samples
+
+
+def test_training_is_plain_sgd_over_the_batches():
+    inputs, targets = samples(0)
+    model, by_hand = new_model(), new_model()
+    batches = [(inputs[:5], targets[:5]), (inputs[5:], targets[5:])]
+    loss = train(model, batches, torch.optim.SGD(model.parameters(), lr=0.3), epochs=2)
+    losses = []
+    for epoch in range(2):
+        for x, y in batches:
+            batch_loss = nn.functional.cross_entropy(by_hand(x), y)
+            gradients = torch.autograd.grad(batch_loss, by_hand.parameters())
+            with torch.no_grad():
+                for parameter, gradient in zip(by_hand.parameters(), gradients, strict=True):
+                    parameter -= 0.3 * gradient
+            losses += [batch_loss.item() * len(x)] * epoch
+    for a, b in zip(model.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert loss == pytest.approx(sum(losses) / len(inputs))
+
+
+def test_batches_hold_every_sample_once_and_are_reshuffled():
+    inputs = torch.arange(10).unsqueeze(1)
+    batches = InMemoryBatches(inputs, inputs[:, 0], 4, torch.Generator().manual_seed(0))
+    first, second = ([int(i) for x, _ in batches for i in x] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+    ordered = InMemoryBatches(inputs, inputs[:, 0], 4)
+    assert [len(x) for x, _ in ordered] == [4, 4, 2]
+    assert [int(i) for x, _ in ordered for i in x] == list(range(10))
+
+
+@pytest.mark.parametrize("mu", [0.0, 0.7])
+def test_fedprox_term_is_the_squared_norm_recomputed_at_each_step(mu):
+    inputs, targets = samples(0)
+    model, by_autograd = new_model().double(), new_model().double()
+    inputs = inputs.double()
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, by_autograd)]
+    attach_proximal_term(optimizers[0], model, mu)
+    start = [p.detach().clone() for p in by_autograd.parameters()]
+    for _ in range(6):
+        for m, optimizer in zip((model, by_autograd), optimizers, strict=True):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(m(inputs), targets)
+            if m is by_autograd:
+                weights = torch.cat([p.flatten() for p in m.parameters()])
+                anchor = torch.cat([p.flatten() for p in start])
+                loss = loss + mu / 2 * torch.linalg.vector_norm(weights - anchor) ** 2
+            loss.backward()
+            optimizer.step()
+    for a, b in zip(model.parameters(), by_autograd.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("mu", [-1.0, math.nan, math.inf])
+def test_mu_must_be_finite_and_not_negative(mu):
+    model = new_model()
+    with pytest.raises(ValueError, match="proximal-mu must be finite and >= 0"):
+        attach_proximal_term(torch.optim.SGD(model.parameters(), lr=0.1), model, mu)
+
+
+def test_evaluation_counts_and_leaves_the_mode():
+    inputs, targets = samples(0)
+    model = new_model().train()
+    loss, accuracy, number = evaluate(model, [(inputs[:5], targets[:5]), (inputs[5:], targets[5:])])
+    assert number == len(inputs)
+    assert accuracy == pytest.approx((model(inputs).argmax(1) == targets).double().mean().item())
+    assert loss == pytest.approx(nn.functional.cross_entropy(model(inputs), targets).item())
+    assert model.training
+
+
+def test_no_samples_are_an_error():
+    model = new_model()
+    with pytest.raises(ValueError, match="expected training samples, got none"):
+        train(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match="expected samples to evaluate on, got none"):
+        evaluate(model, [])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"optimizer": "lion"}, "optimizer must be sgd or adam, got 'lion'"),
+        ({"lr": math.nan}, "lr must be > 0 and finite"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
+        ({"weight_decay": -1}, "weight_decay must be >= 0"),
+        ({"penalty_mode": "both"}, "penalty_mode must be gradient or proximal"),
+        ({"fisher_kind": "batch"}, "fisher_kind must be empirical, exact or sampled"),
+        ({"num_threads": 0}, "num_threads must be >= 1"),
+        ({"epochs": 0, "lr": 0}, "epochs must be .*; lr must be"),
+    ],
+)
+def test_settings_out_of_range_are_all_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**settings)
+
+
+def test_optimizers():
+    model = new_model()
+    sgd = TrainingSettings(lr=0.3, momentum=0.5, weight_decay=0.1).make_optimizer(model)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert (sgd.defaults["lr"], sgd.defaults["momentum"]) == (0.3, 0.5)
+    adam = TrainingSettings(optimizer="adam", lr=0.01).make_optimizer(model)
+    assert isinstance(adam, torch.optim.Adam)
+
+
+def test_the_device_is_chosen_by_itself():
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert TrainingSettings().make_device().type == expected
+    assert TrainingSettings(device="cpu").make_device().type == "cpu"
+
+
+# ---- the ready-made ClientApp
+
+
+def send(
+    message_type: str,
+    task: LocalTask,
+    server_round: int = 1,
+    partition: int = 3,
+    arrays: ArrayRecord | None = None,
+) -> Message:
+    app = client_app(lambda message, context: task)
+    content = RecordDict(
+        {
+            "arrays": arrays or ArrayRecord(new_model(9).state_dict()),
+            "config": ConfigRecord({"server-round": server_round}),
+        }
+    )
+    with task_identity(run_id=1, node_id=1):
+        message = Message(content, dst_node_id=5, message_type=message_type)
+    return app(message, Context(1, 5, {"partition-id": partition}, RecordDict(), {}))
+
+
+def test_training_starts_from_the_servers_weights_and_reports():
+    inputs, targets = samples(0)
+    settings = TrainingSettings(epochs=2, batch_size=5, lr=0.1)
+    reply = send("train", LocalTask(new_model(), (inputs, targets), settings=settings))
+    metrics = reply.content["metrics"]
+    assert metrics["num-examples"] == len(inputs)
+    assert metrics["train-loss"] > 0
+    assert not torch.equal(
+        reply.content["arrays"].to_torch_state_dict()["weight"], new_model(9).weight
+    )
+
+
+def test_seed_client_and_round_decide_the_order_and_nothing_else_does():
+    model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+    arrays = ArrayRecord(model.state_dict())
+
+    def weights(seed=0, server_round=1, partition=3) -> torch.Tensor:
+        task = LocalTask(model, samples(0), settings=TrainingSettings(epochs=2), seed=seed)
+        reply = send("train", task, server_round, partition, arrays)
+        return reply.content["arrays"].to_torch_state_dict()["0.weight"]
+
+    first = weights()
+    torch.manual_seed(1234)  # whatever happened in the process before
+    state = torch.get_rng_state()
+    assert torch.equal(weights(), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    for change in ({"seed": 1}, {"server_round": 2}, {"partition": 4}):
+        assert not torch.equal(weights(**change), first)
+
+
+def test_threads_are_those_of_the_settings_and_afterwards_as_before():
+    before = torch.get_num_threads()
+    seen = []
+
+    class Spy(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    send("train", LocalTask(Spy(FEATURES, CLASSES), samples(0)))
+    assert set(seen) == {1}
+    assert torch.get_num_threads() == before
+
+
+def test_evaluation_on_the_client():
+    task = LocalTask(new_model(), samples(0), test_samples=samples(1))
+    metrics = send("evaluate", task).content["metrics"]
+    inputs, targets = samples(1)
+    expected = (new_model(9)(inputs).argmax(1) == targets).double().mean().item()
+    assert metrics["accuracy"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="client 3 has no test samples"):
+        send("evaluate", LocalTask(new_model(), samples(0)))
+
+
+def test_a_client_with_an_empty_shard_says_so():
+    empty = torch.empty(0, FEATURES), torch.empty(0, dtype=torch.long)
+    with pytest.raises(ValueError, match="client 3 has no training samples"):
+        send("train", LocalTask(new_model(), empty))
+
+
+def test_the_client_tells_its_stable_id():
+    reply = send("query.client_id", LocalTask(new_model(), samples(0)))
+    assert reply.content["fedcurv"]["client-id"] == "3"
