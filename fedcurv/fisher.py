@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 FisherKind = Literal["empirical", "exact", "sampled"]
 
-# per-sample gradients of one chunk take at most this many numbers (256 MB in float32)
-_NUMBERS_PER_CHUNK = 2**26
+# per-sample gradients of one chunk take at most this many numbers: small enough for caches
+_NUMBERS_PER_CHUNK = 2**21
 
 _SquaredGradients = Callable[[Tensor, Tensor, Tensor | None], dict[str, Tensor]]
 
@@ -56,7 +56,7 @@ def fisher_diagonal(
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
         chunk_size: how many per-sample gradients are held at once, >= 1; by default as many as
-            fit into 256 MB.
+            fit into 8 MB, at least one.
 
     Returns:
         ``{name: tensor}`` with entries >= 0, in float32 (float64 for float64 parameters). A

@@ -110,7 +110,8 @@ def _torchvision(name: str, root: str, download: bool) -> ImageData:
     except (RuntimeError, URLError, OSError) as error:
         raise FileNotFoundError(
             f"data={name}: not found in {Path(root) / folder} and "
-            f"{'could not be downloaded' if download else 'data.download is false'} ({error}); set "
+            f"{'could not be downloaded' if download else 'data.download is false'} "
+            f"({' '.join(str(error).split())}); set "
             "data.root to a folder that has it, run once where there is a network, or use "
             "data=digits"
         ) from error

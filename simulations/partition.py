@@ -3,6 +3,7 @@
 Every partition is seeded, disjoint and complete, and leaves no client empty.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -148,11 +149,46 @@ def from_partitioner(partitioner: Any, labels: Labels, num_clients: int) -> list
     ]
 
 
+def flwr_datasets(
+    labels: Labels, num_clients: int, *, seed: int, partitioner: str, **options: Any
+) -> list[Indices]:
+    """Return the parts of a partitioner of the package flwr-datasets, made by its class name.
+
+    Args:
+        labels: shape (N,).
+        num_clients: given to the class as ``num_partitions`` where it takes that.
+        seed: given to it where it takes one, as is ``partition_by``.
+        partitioner: for example ``DirichletPartitioner``.
+        **options: its other options.
+
+    Raises:
+        ValueError: if there is no such class.
+        ImportError: if flwr-datasets is not installed.
+    """
+    try:
+        import flwr_datasets.partitioner as package
+    except ImportError as error:
+        raise ImportError(
+            "partition=flwr_datasets needs the package flwr-datasets: pip install flwr-datasets"
+        ) from error
+
+    known = [name for name in package.__all__ if name.endswith("Partitioner")]
+    if partitioner not in known:
+        raise ValueError(
+            f"partition.partitioner must be one of {', '.join(known)}, got {partitioner!r}"
+        )
+    make = getattr(package, partitioner)
+    given = {"num_partitions": num_clients, "partition_by": "label", "seed": seed}
+    taken = {key: given[key] for key in inspect.signature(make).parameters if key in given}
+    return from_partitioner(make(**{**taken, **options}), labels, num_clients)
+
+
 PARTITIONS: dict[str, Callable[..., list[Indices]]] = {
     "iid": iid,
     "shards": shards,
     "dirichlet": dirichlet,
     "pathological": pathological,
+    "flwr_datasets": flwr_datasets,
 }
 
 

@@ -1,4 +1,4 @@
-"""Tables and plots of a comparison: metrics.csv, clients.csv, summary.md and accuracy.png."""
+"""A comparison's files: config.yaml, metrics.csv, clients.csv, summary.md and accuracy.png."""
 
 import csv
 import platform
@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+from rich import box
 from rich.table import Table
 
 from fedcurv.simulations.server import History
@@ -19,7 +22,7 @@ _PACKAGES = ("fedcurv", "flwr", "torch", "torchvision", "numpy", "ray")
 
 
 _CAPTION = (
-    "Test accuracy; rounds until it first reached a target; payload of all clients per round."
+    "Test accuracy in %; rounds until it first reached a target; all clients' payload per round."
 )
 
 
@@ -74,10 +77,18 @@ def summarise(history: History, targets: Sequence[float]) -> Summary:
 
 
 def write_report(
-    folder: Path, histories: Sequence[History], targets: Sequence[float], command: str
+    folder: Path, histories: Sequence[History], config: dict[str, Any], command: str
 ) -> list[Summary]:
-    """Write all files into an existing folder and return the summaries."""
-    summaries = [summarise(history, targets) for history in histories]
+    """Write all files into an existing folder and return the summaries.
+
+    Args:
+        folder: existing.
+        histories: at least one.
+        config: resolved.
+        command: by which the run was started.
+    """
+    summaries = [summarise(history, config["target_accuracies"]) for history in histories]
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     _write_csv(folder / "metrics.csv", _round_rows(histories))
     _write_csv(folder / "clients.csv", _client_rows(histories))
     (folder / "summary.md").write_text(_markdown(summaries, command), encoding="utf-8")
@@ -87,11 +98,17 @@ def write_report(
 
 def table(summaries: Sequence[Summary]) -> Table:
     """Return the comparison for the terminal."""
-    view = Table(caption=_CAPTION)
+    view = Table(
+        caption=_CAPTION,
+        box=box.SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+        caption_justify="left",
+    )
     header, *rows = _cells(summaries)
-    view.add_column(header[0])
+    view.add_column(header[0], no_wrap=True)
     for name in header[1:]:
-        view.add_column(name, justify="right")
+        view.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         view.add_row(*row)
     return view
@@ -120,9 +137,9 @@ def accuracy_figure(histories: Sequence[History]) -> Figure:
 
 def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
     targets = list(summaries[0].rounds_to)
-    header = ["strategy", "best %", "final %"]
+    header = ["strategy", "best", "final"]
     header += [f"to {100 * target:g} %" for target in targets]
-    header += ["MB down", "MB up", "seconds", "failures"]
+    header += ["MB down", "MB up", "s", "failed"]
     rows = [header]
     for s in summaries:
         reached = ["-" if s.rounds_to[t] is None else str(s.rounds_to[t]) for t in targets]

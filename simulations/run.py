@@ -1,7 +1,9 @@
 """``fedcurv-simulate``: compare strategies on the same data, split and seed."""
 
+import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,17 +11,19 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedcurv.clients import TrainingSettings
 from fedcurv.simulations.client import load_data, make_model, make_partition
 from fedcurv.simulations.report import Summary, table, write_report
-from fedcurv.simulations.runners import run
+from fedcurv.simulations.runners import RUNNERS, run
 from fedcurv.simulations.server import History, make_server_app
+from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop import RoundRecord
 
 console = Console()
@@ -31,12 +35,8 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _hydra_main()
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"fedcurv-simulate: {_explain(error)}")
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ["HYDRA_FULL_ERROR"] == "full":
-            raise
-        sys.exit(f"fedcurv-simulate: {error}")
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        sys.exit(f"fedcurv-simulate: {explain(error)}")
 
 
 @hydra.main(
@@ -44,7 +44,22 @@ def main() -> None:
 )
 def _hydra_main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
-    summaries = simulate(config, folder, command=" ".join(["fedcurv-simulate", *sys.argv[1:]]))
+    try:
+        summaries = simulate(
+            config, folder, command=shlex.join(["fedcurv-simulate", *sys.argv[1:]])
+        )
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        RoundFailed,
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # made by Hydra; stays if there is anything in it
+        # an exit, since Hydra would add a line of its own to an error
+        sys.exit(f"fedcurv-simulate: {explain(error)}")
     console.print(table(summaries))
     console.print(f"written to {folder}")
 
@@ -52,7 +67,8 @@ def _hydra_main(config: DictConfig) -> None:
 def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]:
     """Run every strategy of a configuration and write the report into ``folder``.
 
-    Everything is checked before the first strategy starts.
+    Everything is checked before the first strategy starts. The report is written anew after each
+    strategy, so that a failure in a later one loses nothing.
 
     Args:
         config: as conf/config.yaml has it.
@@ -64,40 +80,54 @@ def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]
         RoundFailed: if all clients of a round fail.
         OSError: if the folder cannot be written.
     """
-    resolved = _resolve(config)
-    data = load_data(resolved)
-    make_model(resolved, data)
-    make_partition(resolved, data)
+    resolved = resolve(config)
     _set_up_flower_log(verbose=resolved["verbose"])
-    strategies = {name: instantiate(node) for name, node in config.strategy.items()}
+    strategies = {str(name): instantiate(node) for name, node in config.strategy.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    histories = []
+    histories: list[History] = []
+    summaries: list[Summary] = []
     for name, strategy in strategies.items():
-        history = History(str(name))
+        history = History(name)
         with _progress() as progress:
-            on_round = _bar(progress, history.strategy, resolved["num_rounds"])
+            on_round = _bar(progress, name, resolved["num_rounds"])
             server_app = make_server_app(resolved, strategy, history, on_round)
             run(server_app, resolved["num_clients"], resolved["runner"])
         histories.append(history)
-    return write_report(folder, histories, resolved["target_accuracies"], command)
+        summaries = write_report(folder, histories, resolved, command)
+    return summaries
 
 
-def _resolve(config: DictConfig) -> dict[str, Any]:
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, checked as far as that goes without training.
+
+    Raises:
+        ValueError: naming what cannot work.
+        FileNotFoundError: if the data are missing.
+    """
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(resolved, dict)
     settings = {str(key): value for key, value in resolved.items()}
-    for key in ("num_clients", "num_rounds"):
-        if settings[key] < 1:
-            raise ValueError(f"{key} must be >= 1, got {settings[key]}")
+    for key, smallest in (("num_clients", 1), ("num_rounds", 1), ("seed", 0)):
+        if not isinstance(settings[key], int) or settings[key] < smallest:
+            raise ValueError(f"{key} must be an integer >= {smallest}, got {settings[key]!r}")
     fraction, num_clients = settings["fraction_train"], settings["num_clients"]
-    if not 0 < fraction <= 1 or int(fraction * num_clients) < 1:
+    if not isinstance(fraction, int | float) or not 1 <= fraction * num_clients <= num_clients:
         raise ValueError(
             f"fraction_train={fraction} of {num_clients} clients selects nobody or more than all; "
-            f"expected {1 / num_clients:.3g}..1"
+            f"expected a number from {1 / num_clients:.3g} to 1"
         )
+    if settings["runner"]["name"] not in RUNNERS:
+        raise ValueError(
+            f"runner.name must be one of {', '.join(RUNNERS)}, got {settings['runner']['name']!r}"
+        )
+    if not settings.get("strategy"):
+        raise ValueError("strategy: expected at least one, got none")
     # workers of Ray have working directories of their own
     settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
+    TrainingSettings(**settings["client"])
+    data = load_data(settings)
+    make_model(settings, data)
+    make_partition(settings, data)
     return settings
 
 
@@ -128,16 +158,19 @@ def _bar(progress: Progress, name: str, num_rounds: int) -> Callable[[RoundRecor
     return on_round
 
 
-def _explain(error: Exception) -> str:
-    """Say in one line what is wrong, with the names that exist where a name is unknown."""
+def explain(error: BaseException) -> str:
+    """Say what is wrong, in one line, with the names that exist where a name is unknown."""
+    if isinstance(error, RoundFailed):
+        return str(error)  # with the client's traceback
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        place = str(error).rpartition("full_key: ")[2]
+        return f"{place}: {explain(error.__cause__)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    parent = getattr(cause, "parent_node", None)
-    key = getattr(cause, "key", None)
+    parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and key not in parent:
-        where = getattr(cause, "full_key", None) or key
-        return f"unknown name {str(where)!r}; known here: {', '.join(map(str, parent))}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)
+        return f"unknown name {cause.full_key!r}; known here: {', '.join(map(str, parent))}"  # type: ignore[attr-defined]
+    text = str(error).partition("Config search path:")[0]
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

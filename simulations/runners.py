@@ -1,14 +1,13 @@
 """Where the clients run: in this process, or on Ray by Flower's simulation engine."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from flwr.serverapp import ServerApp
 
 from fedcurv.simulations.client import app as client_app
 from fedcurv.simulations.local import run_local
-
-RUNNERS = ("local", "ray")
 
 
 def run(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
@@ -20,15 +19,14 @@ def run(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None
         runner: ``name`` (local or ray); for ray also ``client_resources`` and ``init_args``.
 
     Raises:
-        ValueError: for an unknown runner.
+        KeyError: for an unknown runner.
         Exception: whatever the ServerApp raises.
     """
-    if runner["name"] == "local":
-        run_local(server_app, client_app, num_clients)
-    elif runner["name"] == "ray":
-        _run_ray(server_app, num_clients, runner)
-    else:
-        raise ValueError(f"runner.name must be one of {', '.join(RUNNERS)}, got {runner['name']!r}")
+    RUNNERS[runner["name"]](server_app, num_clients, runner)
+
+
+def _run_local(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
+    run_local(server_app, client_app, num_clients)
 
 
 def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
@@ -45,3 +43,9 @@ def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) ->
         num_clients,
         backend_config={"client_resources": runner["client_resources"], "init_args": init_args},
     )
+
+
+RUNNERS: dict[str, Callable[[ServerApp, int, dict[str, Any]], None]] = {
+    "local": _run_local,
+    "ray": _run_ray,
+}

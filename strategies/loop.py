@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv
 from fedcurv.strategies.ordered_grid import OrderedGrid
+from fedcurv.strategies.records import client_id_order
 from fedcurv.strategies.replies import require_some_messages, require_some_success
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ class _Traffic:
             elif message_id in refused:
                 status, reason = "refused", refused[message_id]
             rows.append(ClientRecord(client_id, status, reason, bytes_down, bytes_up, metrics))
-        return tuple(rows)
+        return tuple(sorted(rows, key=lambda row: client_id_order(row.client_id)))
 
 
 def _bytes_of(message: Message) -> int:

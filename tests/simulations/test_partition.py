@@ -1,0 +1,141 @@
+import sys
+import types
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedcurv.simulations.partition import (
+    PARTITIONS,
+    dirichlet,
+    flwr_datasets,
+    from_partitioner,
+    iid,
+    pathological,
+    shards,
+)
+
+OWN = ["iid", "shards", "dirichlet", "pathological"]
+LABELS = np.random.default_rng(0).integers(0, 10, 1000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(OWN),
+    num_clients=st.integers(5, 40),
+    seed=st.integers(0, 1000),
+    number=st.integers(500, 900),
+)
+def test_partitions_are_disjoint_complete_seeded_and_leave_nobody_empty(
+    name, num_clients, seed, number
+):
+    labels = LABELS[:number]
+    parts = PARTITIONS[name](labels, num_clients, seed=seed)
+    assert len(parts) == num_clients
+    assert all(len(part) > 0 for part in parts)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(number))
+    again = PARTITIONS[name](labels, num_clients, seed=seed)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_another_seed_is_another_partition(name):
+    one, other = (PARTITIONS[name](LABELS, 10, seed=seed) for seed in (1, 2))
+    assert any(not np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def classes_of(part):
+    return set(LABELS[part].tolist())
+
+
+def test_iid_parts_are_of_one_size_and_hold_all_classes():
+    parts = iid(LABELS, 8, seed=0)
+    assert {len(part) for part in parts} == {125}
+    assert all(len(classes_of(part)) == 10 for part in parts)
+
+
+def test_a_client_with_two_shards_holds_few_classes():
+    parts = shards(LABELS, 20, seed=0, shards_per_client=2)
+    assert {len(part) for part in parts} == {50}
+    # a shard lies within a class or across one border
+    assert all(len(classes_of(part)) <= 4 for part in parts)
+    assert np.mean([len(classes_of(part)) for part in parts]) < 3
+
+
+@pytest.mark.parametrize("classes_per_client", [1, 2, 5, 10])
+def test_pathological_clients_hold_exactly_so_many_classes(classes_per_client):
+    parts = pathological(LABELS, 20, seed=0, classes_per_client=classes_per_client)
+    assert all(len(classes_of(part)) == classes_per_client for part in parts)
+
+
+def test_small_alpha_is_uneven_and_large_alpha_is_even():
+    def largest_share(alpha):
+        parts = dirichlet(LABELS, 10, seed=0, alpha=alpha)
+        return np.mean([np.bincount(LABELS[p], minlength=10).max() / len(p) for p in parts])
+
+    assert largest_share(0.1) > 0.5
+    assert largest_share(1000) < 0.2
+
+
+def test_dirichlet_keeps_its_minimum():
+    assert min(map(len, dirichlet(LABELS, 10, seed=0, alpha=0.1, min_samples=20))) >= 20
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (partial(iid, LABELS[:3], 4), "at least 4 samples, got 3"),
+        (partial(iid, LABELS, 0), "num_clients must be >= 1, got 0"),
+        (partial(shards, LABELS, 4, shards_per_client=0), "shards_per_client must be >= 1, got 0"),
+        (partial(shards, LABELS[:7], 4), "at least 8 samples, got 7"),
+        (partial(dirichlet, LABELS, 4, alpha=0.0), "alpha must be > 0"),
+        (partial(dirichlet, LABELS[:50], 50, alpha=0.01), "raise alpha, or lower num_clients"),
+        (partial(pathological, LABELS, 4, classes_per_client=11), r"must be in 1\.\.10, got 11"),
+        (partial(pathological, LABELS, 4, classes_per_client=2), "at least 10 places for classes"),
+        (partial(pathological, LABELS[:20], 40, classes_per_client=9), "samples of class"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
+        make(seed=0)
+
+
+class EveryNth:
+    """Has the interface of a flwr-datasets partitioner."""
+
+    def __init__(self, num_partitions: int) -> None:
+        self.num_partitions = num_partitions
+        self.dataset = None
+
+    def load_partition(self, partition_id: int):
+        return {k: v[partition_id :: self.num_partitions] for k, v in self.dataset.items()}
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Stand-ins for the two packages that an installation of flwr-datasets brings."""
+    datasets = types.ModuleType("datasets")
+    datasets.Dataset = types.SimpleNamespace(from_dict=dict)
+    module = types.ModuleType("flwr_datasets.partitioner")
+    module.EveryNthPartitioner, module.__all__ = EveryNth, ["EveryNthPartitioner", "os"]
+    parent = types.ModuleType("flwr_datasets")
+    parent.partitioner = module
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    monkeypatch.setitem(sys.modules, "flwr_datasets", parent)
+    monkeypatch.setitem(sys.modules, "flwr_datasets.partitioner", module)
+
+
+def test_a_partitioner_object_is_accepted(packages):
+    parts = from_partitioner(EveryNth(4), LABELS, 4)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(LABELS)))
+    with pytest.raises(ValueError, match="num_clients=3, got one that makes 4 partitions"):
+        from_partitioner(EveryNth(4), LABELS, 3)
+
+
+def test_a_partitioner_is_made_by_its_name(packages):
+    parts = flwr_datasets(LABELS, 4, seed=0, partitioner="EveryNthPartitioner")
+    assert [len(part) for part in parts] == [250] * 4
+    with pytest.raises(ValueError, match="one of EveryNthPartitioner, got 'os'"):
+        flwr_datasets(LABELS, 4, seed=0, partitioner="os")

@@ -1,0 +1,216 @@
+import random
+import time
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import FedAdam, FedAvg
+
+from fedcurv.simulations.local import LocalGrid
+from fedcurv.strategies import FedCurv, RoundFailed, start
+from fedcurv.strategies.flower_private import task_identity
+from fedcurv.strategies.ordered_grid import OrderedGrid
+from tests.federation import Federation, new_model, same_bits
+
+
+def options(**more):
+    return {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0, **more}
+
+
+class RandomNames(LocalGrid):
+    """A LocalGrid that behaves like Flower's engines: random node ids, replies in any order."""
+
+    def __init__(self, client_app: ClientApp, num_nodes: int, seed: int, **more) -> None:
+        super().__init__(client_app, num_nodes, **more)
+        self.random = random.Random(seed)
+        contexts = list(self.contexts.values())
+        self.random.shuffle(contexts)
+        self.contexts = {self.random.getrandbits(63): context for context in contexts}
+        for node_id, context in self.contexts.items():
+            context.node_id = node_id
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = super().send_and_receive(messages, timeout=timeout)
+        self.random.shuffle(replies)
+        return replies
+
+
+def run_on_random_names(federation: Federation, strategy, name_seed: int, **more):
+    grid = RandomNames(federation.client_app(), federation.num_nodes, name_seed)
+    with task_identity(run_id=1, node_id=1):
+        return start(
+            strategy,
+            grid,
+            arrays=ArrayRecord(new_model().state_dict()),
+            on_round=federation.rounds.append,
+            **more,
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FedAvg(**options(fraction_train=0.4)),
+        lambda: FedAdam(**options(fraction_train=0.4)),
+        lambda: FedCurv(strength=0.3, **options(fraction_train=0.4)),
+    ],
+)
+def test_one_seed_gives_the_same_bits_whatever_the_node_ids_and_the_order_of_replies(make):
+    results, sampled = [], []
+    for name_seed in (1, 2):
+        federation = Federation(num_nodes=12)
+        results.append(run_on_random_names(federation, make(), name_seed, num_rounds=4, seed=7))
+        sampled.append([[c.client_id for c in r.clients] for r in federation.rounds])
+    assert same_bits(results[0].arrays, results[1].arrays)
+    assert sampled[0] == sampled[1]
+    assert len({tuple(sorted(clients)) for clients in sampled[0]}) > 2
+    other = Federation(num_nodes=12)
+    run_on_random_names(other, make(), 1, num_rounds=4, seed=8)
+    assert [[c.client_id for c in r.clients] for r in other.rounds] != sampled[0]
+
+
+def test_the_global_random_state_is_left_alone():
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    Federation().run(FedAvg(**options()), seed=3)
+    assert random.random() == expected
+
+
+def test_client_ids_sort_by_number_and_unknown_nodes_come_last():
+    federation = Federation(num_nodes=12)
+    grid = RandomNames(federation.client_app(), 12, seed=0)
+    silent = grid.contexts.popitem()
+    silent[1].node_config = {}
+    grid.contexts[silent[0]] = silent[1]
+    with task_identity(run_id=1, node_id=1):
+        ordered = OrderedGrid(grid)
+        ids = [ordered.client_id(node_id) for node_id in ordered.get_node_ids()]
+    numbers = [int(i) for i in ids[:-1]]
+    assert numbers == sorted(numbers)
+    assert ids[-1] == f"node-{silent[0]}"
+
+
+def test_an_app_without_the_query_still_runs():
+    federation = Federation()
+    app = ClientApp()
+    app.train()(federation.train)
+    federation.client_app = lambda: app
+    federation.run(FedCurv(strength=0.1, **options()))
+    assert set(federation.statuses(3).values()) == {"ok"}
+
+
+def test_too_few_nodes_end_the_wait_with_an_error_that_counts_them():
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"expected 9 nodes within 0\.3 s, got 4"):
+        Federation().run(FedAvg(**options()), wait_for_nodes=9, wait_timeout=0.3)
+    assert time.monotonic() - began < 30
+
+
+def test_nodes_that_connect_late_are_waited_for():
+    federation = Federation(num_nodes=3)
+    grid = LocalGrid(federation.client_app(), 3)
+    everyone, polls = dict(grid.contexts), []
+
+    def arriving():
+        polls.append(1)
+        return list(everyone)[: len(polls)]
+
+    grid.get_node_ids = arriving
+    with task_identity(run_id=1, node_id=1):
+        start(
+            FedAvg(**options()),
+            grid,
+            ArrayRecord(new_model().state_dict()),
+            num_rounds=1,
+            wait_for_nodes=3,
+            on_round=federation.rounds.append,
+        )
+    assert len(federation.rounds[1].clients) == 3
+
+
+def test_a_node_that_says_nothing_in_time_is_missing_and_the_round_goes_on():
+    federation = Federation(num_nodes=3)
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        silent = context.node_config["partition-id"] == 1
+        return None if silent else federation.train(message, context)
+
+    federation.client_app = lambda: app
+    federation.run(FedCurv(strength=0.1, **options()), timeout=60.0)
+    assert sorted(federation.statuses(2).values()) == ["missing", "ok", "ok"]
+
+
+def test_a_round_that_nobody_answers_is_an_error():
+    federation = Federation(num_nodes=2)
+    app = ClientApp()
+    app.train()(lambda message, context: None)
+    federation.client_app = lambda: app
+    with pytest.raises(RoundFailed, match="round 1: no client replied in time"):
+        federation.run(FedAvg(**options()))
+
+
+def crash(content: RecordDict) -> None:
+    raise ConnectionError("lost")
+
+
+def test_rounds_are_recorded_with_every_clients_part():
+    federation = Federation(num_nodes=3, spoil={(2, 1): crash})
+    federation.run(
+        FedCurv(strength=0.1, **options()),
+        num_rounds=3,
+        evaluate_fn=lambda r, arrays: MetricRecord({"accuracy": r / 10}),
+    )
+    assert [r.server_round for r in federation.rounds] == [0, 1, 2, 3]
+    assert [r.server_metrics["accuracy"] for r in federation.rounds] == [0, 0.1, 0.2, 0.3]
+    assert federation.statuses(2) == {"0": "ok", "1": "failed", "2": "ok"}
+    assert "ConnectionError: lost" in federation.reasons(2)["1"]
+    lost = federation.rounds[2].clients[1]
+    assert lost.bytes_up == 0 < lost.bytes_down
+    fine = federation.rounds[3].clients[0]
+    assert fine.metrics == {"num-examples": 12, "loss": 1.0}
+    model = sum(p.numel() * p.element_size() for p in new_model().parameters())
+    # P and Q come down with the model, P goes up with it; the rest are headers and names
+    assert 3 * model <= fine.bytes_down <= 3 * model + 2000
+    assert 2 * model <= fine.bytes_up <= 2 * model + 1000
+
+
+def test_results_are_those_of_flowers_own_loop():
+    ours, theirs = Federation(), Federation()
+    evaluated = []
+
+    def evaluate(server_round, arrays):
+        evaluated.append(server_round)
+        return MetricRecord({"norm": float(arrays.to_torch_state_dict()["weight"].norm())})
+
+    mine = ours.run(FedAvg(**options()), evaluate_fn=evaluate)
+    flowers = theirs.run(FedAvg(**options()), own_loop=True)
+    for name, tensor in mine.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(tensor, flowers.arrays.to_torch_state_dict()[name])
+    assert mine.train_metrics_clientapp == flowers.train_metrics_clientapp
+    assert evaluated == [0, 1, 2, 3]
+    assert set(mine.evaluate_metrics_serverapp) == {0, 1, 2, 3}
+
+
+def test_clients_evaluate_too():
+    federation = Federation()
+    app = federation.client_app()
+
+    @app.evaluate()
+    def evaluate(message: Message, context) -> Message:
+        metrics = MetricRecord({"num-examples": 1, "loss": 2.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    federation.client_app = lambda: app
+    strategy = FedCurv(strength=0.1, min_train_nodes=1, min_evaluate_nodes=1)
+    result = federation.run(strategy)
+    assert result.evaluate_metrics_clientapp[3]["loss"] == 2.5
+    assert federation.rounds[3].client_metrics == {"loss": 2.5}
+
+
+def test_num_rounds_must_be_positive():
+    with pytest.raises(ValueError, match="num_rounds must be >= 1, got 0"):
+        Federation().run(FedAvg(**options()), num_rounds=0)
