@@ -128,6 +128,7 @@ def start(
     report(RoundRecord(0, server_metrics=evaluate_on_server(0)))
     for server_round in range(1, num_rounds + 1):
         began = time.perf_counter()
+        ordered.learn_client_ids()
         with _seeded(seed, server_round, "train"):
             messages = list(strategy.configure_train(server_round, arrays, train_config, ordered))
         require_some_messages(server_round, messages)
@@ -221,7 +222,10 @@ def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> None:
 
 @contextmanager
 def _seeded(seed: int | None, server_round: int, phase: str) -> Iterator[None]:
-    """Seed the global random state, from which Flower's strategies sample, for one call."""
+    """Seed the global random state, from which Flower's strategies sample, for one call.
+
+    Nothing else may draw from it meanwhile, so the call must not wait for messages.
+    """
     if seed is None:
         yield
         return

@@ -32,11 +32,13 @@ class OrderedGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return the connected nodes in the order of their client ids."""
-        node_ids = list(self._grid.get_node_ids())
-        unknown = [node_id for node_id in node_ids if node_id not in self._client_ids]
+        return sorted(self._grid.get_node_ids(), key=self._order)
+
+    def learn_client_ids(self) -> None:
+        """Ask the connected nodes that have not been asked yet."""
+        unknown = [node for node in self._grid.get_node_ids() if node not in self._client_ids]
         if unknown:
             self._ask(unknown)
-        return sorted(node_ids, key=self._order)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

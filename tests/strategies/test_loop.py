@@ -86,6 +86,7 @@ def test_client_ids_sort_by_number_and_unknown_nodes_come_last():
     grid.contexts[silent[0]] = silent[1]
     with task_identity(run_id=1, node_id=1):
         ordered = OrderedGrid(grid)
+        ordered.learn_client_ids()
         ids = [ordered.client_id(node_id) for node_id in ordered.get_node_ids()]
     numbers = [int(i) for i in ids[:-1]]
     assert numbers == sorted(numbers)
