@@ -12,7 +12,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not benchmark_suite" $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
