@@ -57,10 +57,8 @@ class ClientCurvature:
         self._store = store_for(context, size, None if state_dir is None else Path(state_dir))
         self.penalty: CurvaturePenalty | None = None
         if self.active and (others := self._others()) is not None:
-            device = next(iter(parameters.values())).device
-            self.penalty = CurvaturePenalty(
-                model, others.to(device), strength=self._active_instruction.strength
-            )
+            strength = self._active_instruction.strength
+            self.penalty = CurvaturePenalty(model, others, strength=strength)
 
     @property
     def active(self) -> bool:
@@ -89,7 +87,8 @@ class ClientCurvature:
         """Estimate the Fisher diagonal at the local solution, remember it, add it to the reply.
 
         Args:
-            content: the reply's content; its one ArrayRecord must hold the model as it is now.
+            content: the reply's content. Its ArrayRecord should hold the model as it is now, by
+                parameter name; where it does not (a list of arrays, say), F·θ̂ is sent as well.
             model: the trained model.
             batches: the node's own training data, (inputs, targets).
             kind: see ``fisher_diagonal``.
@@ -104,10 +103,18 @@ class ClientCurvature:
         if not self.active:
             return content
         fisher = fisher_diagonal(model, batches, kind=kind, generator=generator)
-        curvature = Curvature.at(model, fisher)
-        add_report(content, self._context, curvature, self._active_instruction.secure_sums)
-        server_round = self._active_instruction.server_round
-        self._store.save(Contribution(server_round, self._message_id, curvature))
+        # what is remembered must be what is sent: else a difference of sums could become negative
+        curvature = Curvature.at(model, fisher).to(torch.float32)
+        instruction = self._active_instruction
+        sent = {name for record in content.array_records.values() for name in record}
+        server_can_multiply = sent >= curvature.precision.keys()
+        add_report(
+            content,
+            self._context,
+            curvature,
+            with_information=instruction.secure_sums or not server_can_multiply,
+        )
+        self._store.save(Contribution(instruction.server_round, self._message_id, curvature))
         return content
 
     @property

@@ -47,8 +47,8 @@ class CurvaturePenalty:
         self.strength = float(strength)
         self._names = list(parameters)
         self._parameters: list[Tensor] = list(parameters.values())
-        self._precision = [curvature.precision[name].to(p) for name, p in parameters.items()]
-        self._information = [curvature.information[name].to(p) for name, p in parameters.items()]
+        self._precision = [_beside(p, curvature.precision[n]) for n, p in parameters.items()]
+        self._information = [_beside(p, curvature.information[n]) for n, p in parameters.items()]
 
     def value(self) -> Tensor:
         """Return λ Σ_i P_i (θ_i − Q_i/P_i)², a scalar with gradient 2λ(Pθ − Q), to add to a loss.
@@ -156,3 +156,9 @@ class CurvaturePenalty:
         rate_by_id = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
         named = zip(self._names, self._parameters, strict=True)
         self.proximal_step({name: rate_by_id[id(p)] for name, p in named})
+
+
+def _beside(parameter: Tensor, statistic: Tensor) -> Tensor:
+    """Put a statistic on its parameter's device, in float32 at least: Pθ − Q cancels."""
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    return statistic.to(parameter.device, dtype)

@@ -9,8 +9,8 @@ To a client, with the model of round t:
 From a client, beside its own arrays and metrics:
     ``fedcurv``              ConfigRecord: the client's id
     ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
-    ``fedcurv.information``  ArrayRecord, with secure sums only: F·θ̂; else the server forms it from
-                             the arrays of the same reply
+    ``fedcurv.information``  ArrayRecord: F·θ̂, where sums must be secure or the arrays of the reply
+                             are not named like parameters; else the server forms it from those arrays
 
 P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
 parameter can be mistaken for one of them. Statistics travel in float32.
@@ -146,11 +146,13 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
     )
 
 
-def add_report(content: RecordDict, context: Context, curvature: Curvature, secure: bool) -> None:
-    """Add a node's own curvature to its reply."""
+def add_report(
+    content: RecordDict, context: Context, curvature: Curvature, *, with_information: bool
+) -> None:
+    """Add a node's own curvature to its reply, P alone or P and Q."""
     content[CONFIG] = pack_client_id(context)
     content[PRECISION] = pack_tensors(curvature.precision)
-    if secure:
+    if with_information:
         content[INFORMATION] = pack_tensors(curvature.information)
 
 

@@ -11,6 +11,9 @@ from fedcurv.curvature import Curvature, require_same_shapes
 from fedcurv.strategies.flower_private import MOD_FAILED_PRECONDITION
 from fedcurv.strategies.records import Report, read_array
 
+# a hundred million of these still have a sum in float32
+_LARGEST_TERM = 1e30
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -113,7 +116,7 @@ def curvature_of(report: Report, arrays: ArrayRecord) -> Curvature:
         )
     if report.information is not None:
         information = {name: q.double() for name, q in report.information.items()}
-        return Curvature(precision, information).check()
+        return _within_float32(Curvature(precision, information).check())
     local = {name: read_array(name, arrays[name]).astype(np.float64) for name in precision}
     require_same_shapes(
         {name: p.shape for name, p in precision.items()},
@@ -124,7 +127,21 @@ def curvature_of(report: Report, arrays: ArrayRecord) -> Curvature:
     information = {
         name: p * precision[name].new_tensor(local[name]) for name, p in precision.items()
     }
-    return Curvature(precision, information).check()
+    return _within_float32(Curvature(precision, information).check())
+
+
+def _within_float32(curvature: Curvature) -> Curvature:
+    for tensors, what in (
+        (curvature.precision, "precision"),
+        (curvature.information, "information"),
+    ):
+        for name, tensor in tensors.items():
+            if bool((tensor.abs() > _LARGEST_TERM).any()):
+                raise ValueError(
+                    f"{what} of {name!r} is {float(tensor.abs().max()):.3g}, expected at most "
+                    f"{_LARGEST_TERM:g}, since sums travel in float32"
+                )
+    return curvature
 
 
 def most_common(key_sets: Iterable[frozenset[str]]) -> frozenset[str]:

@@ -67,6 +67,7 @@ class Federation:
         forgetful: by (round, partition): the node lost its state before this round.
         steps: local gradient steps.
         mods: of the ClientApp.
+        list_of_arrays: the app's arrays have numbers for names.
     """
 
     num_nodes: int = 4
@@ -77,6 +78,7 @@ class Federation:
     lr: float = 0.1
     mode: str = "gradient"
     mods: list = field(default_factory=list)
+    list_of_arrays: bool = False
     visits: list[Visit] = field(default_factory=list)
     rounds: list[RoundRecord] = field(default_factory=list)
 
@@ -110,7 +112,7 @@ class Federation:
             optimizer.step()
         content = RecordDict(
             {
-                "arrays": ArrayRecord(model.state_dict()),
+                "arrays": self.pack(model),
                 "metrics": MetricRecord({"num-examples": len(inputs), "loss": 1.0}),
             }
         )
@@ -130,6 +132,11 @@ class Federation:
         self.spoil.get((server_round, partition), lambda content: None)(content)
         return Message(content, reply_to=message)
 
+    def pack(self, model: nn.Module) -> ArrayRecord:
+        if self.list_of_arrays:
+            return ArrayRecord([p.detach().numpy() for p in model.parameters()])
+        return ArrayRecord(model.state_dict())
+
     def run(self, strategy: Strategy, num_rounds: int = 3, **options) -> Result:
         """Run our loop, or with ``own_loop=True`` Flower's."""
         results = []
@@ -138,7 +145,7 @@ class Federation:
 
         @server_app.main()
         def main(grid: Grid, context: Context) -> None:
-            arrays = ArrayRecord(new_model().state_dict())
+            arrays = self.pack(new_model())
             if own_loop:
                 results.append(strategy.start(grid, arrays, num_rounds=num_rounds))
             else:

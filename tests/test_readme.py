@@ -67,7 +67,9 @@ def test_every_printed_command_is_a_valid_configuration(line):
     overrides = [word for word in shlex.split(line)[1:] if not word.startswith("--")]
     parsed = OverridesParser.create().parse_overrides(overrides)
     first_of_sweep = [
-        f"{o.get_key_element()}={next(o.sweep_string_iterator())}" if o.is_sweep_override() else text
+        f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
+        if o.is_sweep_override()
+        else text
         for o, text in zip(parsed, overrides, strict=True)
     ]
     assert configuration(*first_of_sweep).strategy

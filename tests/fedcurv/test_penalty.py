@@ -273,6 +273,20 @@ def test_statistics_of_other_parameters_are_refused():
         )
 
 
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_statistics_of_a_bfloat16_model_stay_in_float32(mode):
+    """In bfloat16 Pθ − Q would be off by more than it is worth."""
+    theta = torch.tensor([1.0, -2.0], dtype=torch.bfloat16)
+    model = Vector(theta)
+    precision, optimum = torch.tensor([3.0, 5.0]), theta.float() + 0.001
+    penalty = CurvaturePenalty(
+        model, Curvature({"theta": precision}, {"theta": precision * optimum}), strength=1.0
+    )
+    gradient = gradient_of(penalty, model).float()
+    torch.testing.assert_close(gradient, 2 * precision * -0.001, rtol=0.01, atol=0)
+    penalty.attach(torch.optim.SGD(model.parameters(), lr=0.1), mode=mode)
+
+
 def test_frozen_parameters_stay():
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)

@@ -27,7 +27,7 @@ from fedcurv.strategies.records import (
     pack_instruction,
     unpack_instruction,
 )
-from tests.federation import Federation, new_model, same_bits, samples
+from tests.federation import NAMES, Federation, new_model, same_bits, samples
 from tests.oracles import federation as oracle
 
 
@@ -144,6 +144,31 @@ def test_clients_without_our_library_are_averaged_and_add_nothing_to_the_sums():
     torch.testing.assert_close(aware[0].start["weight"], sum(everyone) / 3)
 
 
+def test_replies_whose_arrays_have_no_names_send_their_information_too():
+    """As apps do that were written for lists of NumPy arrays."""
+
+    def run(named: bool) -> dict[str, torch.Tensor]:
+        federation = Federation(num_nodes=3)
+        honest = federation.train
+
+        def train(message, context):
+            if not named:
+                arrays = dict(
+                    zip(NAMES, message.content["arrays"].to_numpy_ndarrays(), strict=True)
+                )
+                message.content["arrays"] = ArrayRecord({n: Array(a) for n, a in arrays.items()})
+            return honest(message, context)
+
+        federation.train = train
+        federation.list_of_arrays = not named
+        strategy = FedCurv(strength=0.3, **options())
+        return dict(enumerate(federation.run(strategy).arrays.to_numpy_ndarrays()))
+
+    with_names, without = run(named=True), run(named=False)
+    for index, array in with_names.items():
+        np.testing.assert_allclose(without[index], array, rtol=1e-5, atol=1e-6)
+
+
 def test_order_of_replies_changes_no_bit():
     def run(shuffle: bool) -> ArrayRecord:
         class Shuffled(FedCurv):
@@ -245,6 +270,7 @@ SPOILS = {
     "NaN precision": (in_precision(fill("weight", math.nan)), "'weight' is not finite"),
     "precision of a wrong shape": (in_precision(put("bias", torch.ones(1))), "'bias' has shape"),
     "precision without a key": (in_precision(lambda t: t.pop("bias")), r"missing: \['bias'\]"),
+    "enormous precision": (in_precision(fill("bias", 1e35)), "'bias' is 1e\\+35, expected at most"),
     "precision with another key": (in_precision(put("x", torch.ones(1))), r"extra: \['x'\]"),
 }
 
