@@ -52,13 +52,15 @@ class ClientCurvature:
         self._message_id = message.metadata.message_id
         self._context = context
         self._instruction = unpack_instruction(message.content)
-        parameters = trainable_parameters(model)
-        size = sum(p.numel() * p.element_size() for p in parameters.values())
-        self._store = store_for(context, size, None if state_dir is None else Path(state_dir))
         self.penalty: CurvaturePenalty | None = None
-        if self.active and (others := self._others()) is not None:
-            strength = self._active_instruction.strength
-            self.penalty = CurvaturePenalty(model, others, strength=strength)
+        if not self.active:
+            return
+        instruction = self._active_instruction
+        size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
+        directory = None if state_dir is None else Path(state_dir)
+        self._store = store_for(context, size, directory, instruction.federation)
+        if (others := self._others()) is not None:
+            self.penalty = CurvaturePenalty(model, others, strength=instruction.strength)
 
     @property
     def active(self) -> bool:

@@ -5,21 +5,19 @@ because a deployed Flower client loses any state that takes more than seconds to
 says nothing.
 """
 
-import json
+import hashlib
 import logging
 import os
-import tempfile
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-import numpy as np
 import torch
 from flwr.app import ConfigRecord, Context
 
+from fedcurv.archive import Arrays, read_archive, write_archive
 from fedcurv.curvature import Curvature
 from fedcurv.strategies.records import client_id_of, pack_tensors, unpack_tensors
 
@@ -56,7 +54,9 @@ class ContributionStore(Protocol):
         ...
 
 
-def store_for(context: Context, model_bytes: int, directory: Path | None) -> ContributionStore:
+def store_for(
+    context: Context, model_bytes: int, directory: Path | None, federation: str
+) -> ContributionStore:
     """Return where a client with a model of this size keeps its contribution.
 
     Args:
@@ -64,10 +64,11 @@ def store_for(context: Context, model_bytes: int, directory: Path | None) -> Con
         model_bytes: of its trainable parameters.
         directory: keep it on disk below here; None keeps small ones in ``Context.state`` and large
             ones below ``$FEDCURV_STATE_DIR``, or ``~/.cache/fedcurv/state``.
+        federation: the server's name for the training that goes on, over restarts.
     """
     if directory is None and 2 * model_bytes <= _SMALL_BYTES:
         return ContextStore(context)
-    return DiskStore(directory or default_directory(), context)
+    return DiskStore(directory or default_directory(), context, federation)
 
 
 def default_directory() -> Path:
@@ -106,32 +107,28 @@ class ContextStore:
 
 
 class DiskStore:
-    """Keeps the contribution in one file per run and client.
+    """Keeps the contribution in one file per federation and client.
 
-    Written to a temporary file and moved into place, so that a crash leaves the old one or the new
-    one. A file that is damaged, or that belongs to another run or client, counts as absent, and the
-    log says so: a client without its contribution subtracts nothing, which is safe.
+    A file that is damaged, or that belongs to another federation or client, counts as absent, and
+    the log says so: a client without its contribution subtracts nothing, which is safe.
     """
 
-    def __init__(self, directory: Path, context: Context) -> None:
+    def __init__(self, directory: Path, context: Context, federation: str) -> None:
         client_id = client_id_of(context)
-        self._owner = {"run-id": context.run_id, "client-id": client_id}
-        # the id is the node's own, but may hold any character
-        name = f"client-{quote(client_id, safe='')}.npz"
-        self.path = directory / f"run-{context.run_id}" / name
+        self._owner = {"federation": federation, "client-id": client_id}
+        # the federation's name came over the wire and the client's id may hold any character
+        folder = f"federation-{hashlib.sha256(federation.encode()).hexdigest()[:16]}"
+        self.path = directory / folder / f"client-{quote(client_id, safe='')}.npz"
 
     def load(self) -> Contribution | None:
         """Return the contribution, or None if there is none that can be trusted."""
         try:
-            # np.load reads pickles only when told to; each member of the archive has a checksum
-            with np.load(self.path, allow_pickle=False) as archive:
-                return self._read(archive)
+            header, arrays = read_archive(self.path)
+            return self._unpack(header, arrays)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            logger.warning(
-                "own statistics in %s cannot be used and count as absent: %s", self.path, error
-            )
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("own statistics cannot be used and count as absent: %s", error)
             return None
 
     def save(self, contribution: Contribution) -> None:
@@ -148,33 +145,22 @@ class DiskStore:
             "message-id": contribution.message_id,
             "names": names,
         }
-        members: dict[str, Any] = {"header": np.array(json.dumps(header))}
+        arrays = {}
         for index, name in enumerate(names):
-            members[f"precision-{index}"] = curvature.precision[name].detach().cpu().numpy()
-            members[f"information-{index}"] = curvature.information[name].detach().cpu().numpy()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                np.savez(file, **members)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            arrays[f"precision-{index}"] = curvature.precision[name].cpu().numpy()
+            arrays[f"information-{index}"] = curvature.information[name].cpu().numpy()
+        write_archive(self.path, header, arrays)
 
-    def _read(self, archive: Mapping[str, Any]) -> Contribution:
-        header = json.loads(str(archive["header"]))
+    def _unpack(self, header: Mapping[str, Any], arrays: Arrays) -> Contribution:
         owner = {key: header[key] for key in self._owner}
         if owner != self._owner:
-            raise ValueError(f"expected the state of {self._owner}, got that of {owner}")
+            raise ValueError(f"{self.path} is the state of {owner}, expected {self._owner}")
         names = header["names"]
         return Contribution(
             int(header["server-round"]),
             str(header["message-id"]),
             Curvature(
-                {n: torch.from_numpy(archive[f"precision-{i}"]) for i, n in enumerate(names)},
-                {n: torch.from_numpy(archive[f"information-{i}"]) for i, n in enumerate(names)},
+                {n: torch.from_numpy(arrays[f"precision-{i}"]) for i, n in enumerate(names)},
+                {n: torch.from_numpy(arrays[f"information-{i}"]) for i, n in enumerate(names)},
             ).check(),
         )

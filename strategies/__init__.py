@@ -3,5 +3,6 @@
 from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.loop import start
 from fedcurv.strategies.replies import RoundFailed
+from fedcurv.strategies.stopping import EarlyStopping
 
-__all__ = ["FedCurv", "RoundFailed", "start"]
+__all__ = ["EarlyStopping", "FedCurv", "RoundFailed", "start"]

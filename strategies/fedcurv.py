@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import uuid4
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -20,6 +21,7 @@ from flwr.serverapp.strategy import (
 
 from fedcurv.curvature import Curvature
 from fedcurv.strategies import records
+from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
 from fedcurv.strategies.records import Instruction, Report
 from fedcurv.strategies.replies import (
     Shapes,
@@ -96,7 +98,9 @@ class FedCurv(Strategy):
         self.strength = float(strength)
         self.secure_sums = secure_sums
         self.refused: Mapping[str, str] = {}
-        self._instruction = Instruction(self.strength, secure_sums=secure_sums)
+        self._at_first = plain_values(self.strategy)
+        self._federation = uuid4().hex
+        self._instruction = Instruction(self.strength)
         self._sent: Shapes = {}
         self._parameter_names: frozenset[str] = frozenset()
 
@@ -107,7 +111,12 @@ class FedCurv(Strategy):
         self._sent = shapes_of(arrays)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         require_some_messages(server_round, messages)
-        instruction = dataclasses.replace(self._instruction, server_round=server_round)
+        instruction = dataclasses.replace(
+            self._instruction,
+            server_round=server_round,
+            secure_sums=self.secure_sums,
+            federation=self._federation,
+        )
         own_records = records.pack_instruction(instruction)
         for message in messages:
             # strategies put one RecordDict into all messages: adding to it would add to all of them
@@ -160,6 +169,35 @@ class FedCurv(Strategy):
         logger.info("\t│\t└── strength (%g) | secure sums (%s)", self.strength, self.secure_sums)
         self.strategy.summary()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold: the sums and the wrapped strategy's state."""
+        instruction = self._instruction
+        sums = instruction.sums
+        return {
+            "federation": self._federation,
+            "parameter-names": sorted(self._parameter_names),
+            "sums-round": instruction.sums_round,
+            "contributors": list(instruction.contributors),
+            "precision": None if sums is None else _to_numpy(sums.precision),
+            "information": None if sums is None else _to_numpy(sums.information),
+            "strategy": strategy_state(self.strategy, self._at_first),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        sums = None
+        if state["precision"] is not None:
+            sums = Curvature(_to_torch(state["precision"]), _to_torch(state["information"]))
+        self._federation = state["federation"]
+        self._parameter_names = frozenset(state["parameter-names"])
+        self._instruction = Instruction(
+            self.strength,
+            sums_round=state["sums-round"],
+            contributors=state["contributors"],
+            sums=sums,
+        )
+        load_strategy_state(self.strategy, state["strategy"])
+
     def _take_reports(self, received: list[Message]) -> tuple[dict[str, Report], dict[str, str]]:
         """Take this project's records out of all replies; also return what could not be read."""
         reports, refused = {}, {}
@@ -210,15 +248,22 @@ class FedCurv(Strategy):
     ) -> Instruction:
         contributors = [i for m in fit if (i := m.metadata.reply_to_message_id) in curvatures]
         if not contributors:
-            return Instruction(self.strength, secure_sums=self.secure_sums)
+            return Instruction(self.strength)
         total = Curvature.sum(curvatures[i] for i in contributors)
         return Instruction(
             strength=self.strength,
             sums_round=server_round,
             contributors=contributors,
-            secure_sums=self.secure_sums,
             sums=total.to(torch.float32),
         )
+
+
+def _to_numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _to_torch(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _in_order_of_clients(received: list[Message], reports: dict[str, Report]) -> list[Message]:

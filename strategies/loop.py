@@ -1,20 +1,24 @@
 """The server's round loop for any Flower strategy, reproducible and watchable."""
 
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedcurv.strategies.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv
 from fedcurv.strategies.ordered_grid import OrderedGrid
 from fedcurv.strategies.records import client_id_order
 from fedcurv.strategies.replies import require_some_messages, require_some_success
+from fedcurv.strategies.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,9 @@ def start(
     wait_for_nodes: int = 1,
     wait_timeout: float = 600.0,
     seed: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    early_stopping: EarlyStopping | None = None,
     on_round: Callable[[RoundRecord], None] | None = None,
 ) -> Result:
     """Run federated learning and return Flower's Result; never a success that trained nothing.
@@ -98,25 +105,32 @@ def start(
         wait_for_nodes: how many nodes must be connected before round 1.
         wait_timeout: seconds to wait for them.
         seed: makes the strategy's sampling of nodes reproducible; None leaves it random.
-        on_round: called with every round's record.
+        checkpoint: folder for a file with the server's state, replaced after every round.
+        resume: go on after the round of that file, if there is one, in place of ``arrays``.
+        early_stopping: end before ``num_rounds``.
+        on_round: called with every round's record, after it has been saved.
 
     Raises:
         TimeoutError: if too few nodes connect in time.
         RoundFailed: if no client succeeds in a round.
         TypeError: for FedCurv inside a differential-privacy wrapper.
-        ValueError: if ``num_rounds`` < 1 or the strategy selects nobody.
+        ValueError: if ``num_rounds`` < 1, the strategy selects nobody, or the checkpoint is damaged
+            or another strategy's.
     """
     if num_rounds < 1:
         raise ValueError(f"num_rounds must be >= 1, got {num_rounds}")
+    if resume and checkpoint is None:
+        raise ValueError("resume needs a checkpoint: the folder to resume from")
     _refuse_differential_privacy(strategy)
+    keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
+    progress = keeper.restore() if keeper is not None and resume else None
     _wait_for_nodes(grid, wait_for_nodes, wait_timeout)
     ordered = OrderedGrid(grid)
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-    result = Result(arrays=arrays)
 
-    def evaluate_on_server(server_round: int) -> Mapping[str, object]:
-        metrics = evaluate_fn(server_round, arrays) if evaluate_fn is not None else None
+    def evaluate_on_server(server_round: int, result: Result) -> Mapping[str, object]:
+        metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn is not None else None
         if metrics is not None:
             result.evaluate_metrics_serverapp[server_round] = metrics
         return metrics or {}
@@ -125,44 +139,78 @@ def start(
         if on_round is not None:
             on_round(record)
 
-    report(RoundRecord(0, server_metrics=evaluate_on_server(0)))
-    for server_round in range(1, num_rounds + 1):
+    if progress is None:
+        progress = Progress(0, arrays, Result(arrays=arrays))
+        report(RoundRecord(0, server_metrics=evaluate_on_server(0, progress.result)))
+    result = progress.result
+    for server_round in range(progress.server_round + 1, num_rounds + 1):
+        if early_stopping is not None and server_round > 1 and early_stopping.should_stop(result):
+            break
         began = time.perf_counter()
         ordered.learn_client_ids()
-        with _seeded(seed, server_round, "train"):
-            messages = list(strategy.configure_train(server_round, arrays, train_config, ordered))
-        require_some_messages(server_round, messages)
-        replies = list(ordered.send_and_receive(messages, timeout=timeout))
-        traffic = _Traffic(messages, replies, ordered)
-        require_some_success(server_round, replies, {})
-        new_arrays, train_metrics = strategy.aggregate_train(server_round, replies)
-        if new_arrays is not None:
-            arrays = result.arrays = new_arrays
-        if train_metrics is not None:
-            result.train_metrics_clientapp[server_round] = train_metrics
 
+        with _seeded(seed, server_round, "train"):
+            messages = list(
+                strategy.configure_train(server_round, result.arrays, train_config, ordered)
+            )
+        clients, train_metrics = _train(strategy, server_round, messages, ordered, timeout, result)
         with _seeded(seed, server_round, "evaluate"):
             messages = list(
-                strategy.configure_evaluate(server_round, arrays, evaluate_config, ordered)
+                strategy.configure_evaluate(server_round, result.arrays, evaluate_config, ordered)
             )
-        client_metrics = None
-        if messages:
-            client_metrics = strategy.aggregate_evaluate(
-                server_round, ordered.send_and_receive(messages, timeout=timeout)
-            )
-        if client_metrics is not None:
-            result.evaluate_metrics_clientapp[server_round] = client_metrics
-        report(
-            RoundRecord(
-                server_round,
-                clients=traffic.client_records(getattr(strategy, "refused", {})),
-                train_metrics=train_metrics or {},
-                client_metrics=client_metrics or {},
-                server_metrics=evaluate_on_server(server_round),
-                seconds=time.perf_counter() - began,
-            )
+        client_metrics = _evaluate(strategy, server_round, messages, ordered, timeout, result)
+
+        record = RoundRecord(
+            server_round,
+            clients=clients,
+            train_metrics=train_metrics,
+            client_metrics=client_metrics,
+            server_metrics=evaluate_on_server(server_round, result),
+            seconds=time.perf_counter() - began,
         )
+        if keeper is not None:
+            keeper.save(Progress(server_round, result.arrays, result))
+        report(record)
     return result
+
+
+def _train(
+    strategy: Strategy,
+    server_round: int,
+    messages: Sequence[Message],
+    grid: OrderedGrid,
+    timeout: float | None,
+    result: Result,
+) -> tuple[Sequence[ClientRecord], Mapping[str, object]]:
+    """Train on the clients, update ``result``, return their records and the metrics."""
+    require_some_messages(server_round, messages)
+    replies = grid.send_and_receive(messages, timeout=timeout)
+    traffic = _Traffic(messages, replies, grid)
+    require_some_success(server_round, replies, {})
+    arrays, metrics = strategy.aggregate_train(server_round, replies)
+    if arrays is not None:
+        result.arrays = arrays
+    if metrics is not None:
+        result.train_metrics_clientapp[server_round] = metrics
+    return traffic.client_records(getattr(strategy, "refused", {})), metrics or {}
+
+
+def _evaluate(
+    strategy: Strategy,
+    server_round: int,
+    messages: Sequence[Message],
+    grid: OrderedGrid,
+    timeout: float | None,
+    result: Result,
+) -> Mapping[str, object]:
+    """Evaluate on the clients, if any were selected, update ``result``, return the metrics."""
+    if not messages:
+        return {}
+    replies = grid.send_and_receive(messages, timeout=timeout)
+    metrics = strategy.aggregate_evaluate(server_round, replies)
+    if metrics is not None:
+        result.evaluate_metrics_clientapp[server_round] = metrics
+    return metrics or {}
 
 
 class _Traffic:

@@ -2,15 +2,15 @@
 
 To a client, with the model of round t:
     ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0:
-                             none yet), the ids of the messages whose replies are in them, and
-                             whether sums must be secure
+                             none yet), the ids of the messages whose replies are in them,
+                             whether sums must be secure, and the federation's name
     ``fedcurv.precision``    ArrayRecord: P by parameter name
     ``fedcurv.information``  ArrayRecord: Q by parameter name
 From a client, beside its own arrays and metrics:
     ``fedcurv``              ConfigRecord: the client's id
     ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
-    ``fedcurv.information``  ArrayRecord: F·θ̂, where sums must be secure or the arrays of the reply
-                             are not named like parameters; else the server forms it from those arrays
+    ``fedcurv.information``  ArrayRecord: F·θ̂, where sums must be secure or the reply's arrays are
+                             not named like parameters; else the server forms it from those arrays
 
 P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
 parameter can be mistaken for one of them. Statistics travel in float32.
@@ -45,6 +45,7 @@ class Instruction:
         sums_round: the round whose replies ``sums`` holds; 0 while there are none.
         contributors: ids of the messages that those replies answered.
         secure_sums: whether clients must send F·θ̂ themselves.
+        federation: a name for this training, the same over restarts of the server.
         sums: P and Q over all contributors, or None.
     """
 
@@ -53,6 +54,7 @@ class Instruction:
     sums_round: int = 0
     contributors: Sequence[str] = ()
     secure_sums: bool = False
+    federation: str = ""
     sums: Curvature | None = None
 
 
@@ -104,6 +106,7 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
             "server-round": instruction.server_round,
             "sums-round": instruction.sums_round,
             "secure-sums": instruction.secure_sums,
+            "federation": instruction.federation,
         }
     )
     records = RecordDict({CONFIG: config})
@@ -142,6 +145,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         sums_round=int(config["sums-round"]),  # type: ignore[arg-type]
         contributors=contributors,
         secure_sums=bool(config["secure-sums"]),
+        federation=str(config["federation"]),
         sums=sums,
     )
 

@@ -20,8 +20,8 @@ from fedcurv.strategies.records import Instruction
 from tests.federation import Federation, context_of, message_with, new_model, same_bits
 
 
-def context(client_id: str = "7", run_id: int = 5) -> Context:
-    return Context(run_id, 99, {"client-id": client_id}, RecordDict(), {})
+def context(client_id: str = "7") -> Context:
+    return Context(5, 99, {"client-id": client_id}, RecordDict(), {})
 
 
 def contribution(server_round: int = 3, value: float = 1.0) -> Contribution:
@@ -44,7 +44,9 @@ def assert_equal(one: Contribution, other: Contribution) -> None:
 def test_what_is_saved_is_loaded_bit_for_bit(kind, tmp_path):
     owner = context()
     make = (
-        (lambda: ContextStore(owner)) if kind == "context" else lambda: DiskStore(tmp_path, owner)
+        (lambda: ContextStore(owner))
+        if kind == "context"
+        else lambda: DiskStore(tmp_path, owner, "f")
     )
     assert make().load() is None
     for value in (1.0, 2.0):
@@ -55,16 +57,16 @@ def test_what_is_saved_is_loaded_bit_for_bit(kind, tmp_path):
 
 def test_large_statistics_go_to_disk_and_small_ones_to_the_context(tmp_path, monkeypatch):
     monkeypatch.setenv(STATE_DIRECTORY_VARIABLE, str(tmp_path))
-    assert isinstance(store_for(context(), 2**20, None), ContextStore)
-    large = store_for(context(), 2**24, None)
+    assert isinstance(store_for(context(), 2**20, None, "f"), ContextStore)
+    large = store_for(context(), 2**24, None, "f")
     assert isinstance(large, DiskStore)
     assert tmp_path in large.path.parents
-    assert isinstance(store_for(context(), 1, tmp_path), DiskStore)
+    assert isinstance(store_for(context(), 1, tmp_path, "f"), DiskStore)
 
 
-def test_clients_and_runs_do_not_share_files(tmp_path):
+def test_clients_and_federations_do_not_share_files(tmp_path):
     ids = ["1", "2", "../../etc/passwd", "..", "a/b", "a%2Fb", "", "ü"]
-    paths = {DiskStore(tmp_path, context(i, run)).path for i in ids for run in (1, 2)}
+    paths = {DiskStore(tmp_path, context(i), f).path for i in ids for f in ("f", "../f")}
     assert len(paths) == 2 * len(ids)
     assert all(path.parent.parent == tmp_path for path in paths)
 
@@ -88,26 +90,26 @@ def damage_text(path):
 
 
 def damage_pickle(path):
-    np.savez(path, header=np.array([{"run-id": 5}], dtype=object), allow_pickle=True)
+    np.savez(path, header=np.array([{"federation": "f"}], dtype=object), allow_pickle=True)
 
 
 def damage_header(path):
-    np.savez(path, header=np.array(json.dumps({"run-id": 5})))
+    np.savez(path, header=np.array(json.dumps({"federation": "f"})))
 
 
 def damage_other_client(path):
-    DiskStore(path.parent.parent, context("8")).save(contribution())
-    DiskStore(path.parent.parent, context("8")).path.replace(path)
+    DiskStore(path.parent.parent, context("8"), "f").save(contribution())
+    DiskStore(path.parent.parent, context("8"), "f").path.replace(path)
 
 
-def damage_other_run(path):
-    other = DiskStore(path.parent.parent, context(run_id=6))
+def damage_other_federation(path):
+    other = DiskStore(path.parent.parent, context(), "g")
     other.save(contribution())
     other.path.replace(path)
 
 
 def damage_negative(path):
-    DiskStore(path.parent.parent, context()).save(contribution(value=-1.0))
+    DiskStore(path.parent.parent, context(), "f").save(contribution(value=-1.0))
 
 
 @pytest.mark.parametrize(
@@ -120,14 +122,14 @@ def damage_negative(path):
         damage_pickle,
         damage_header,
         damage_other_client,
-        damage_other_run,
+        damage_other_federation,
         damage_negative,
     ],
 )
 def test_a_file_that_cannot_be_trusted_counts_as_absent_and_the_log_says_so(
     damage, tmp_path, caplog
 ):
-    store = DiskStore(tmp_path, context())
+    store = DiskStore(tmp_path, context(), "f")
     store.save(contribution())
     damage(store.path)
     assert store.load() is None
@@ -135,7 +137,7 @@ def test_a_file_that_cannot_be_trusted_counts_as_absent_and_the_log_says_so(
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    store = DiskStore(tmp_path, context())
+    store = DiskStore(tmp_path, context(), "f")
     old = contribution(server_round=3)
     store.save(old)
 
@@ -151,7 +153,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
 
 
 def test_files_are_plain_archives_without_pickles(tmp_path):
-    store = DiskStore(tmp_path, context())
+    store = DiskStore(tmp_path, context(), "f")
     store.save(contribution())
     with zipfile.ZipFile(store.path) as archive:
         assert archive.testzip() is None
@@ -183,10 +185,10 @@ def test_a_federation_that_remembers_on_disk_is_the_same_bit_for_bit(tmp_path, m
 
 def test_state_of_another_model_in_the_same_run_counts_as_absent(tmp_path, caplog):
     owner = context_of(0)
-    DiskStore(tmp_path, owner).save(contribution(server_round=1))
+    DiskStore(tmp_path, owner, "f").save(contribution(server_round=1))
     ones = {name: torch.ones_like(p) for name, p in new_model().named_parameters()}
     message = message_with(
-        Instruction(0.1, 2, 1, ["message-9", "another"], sums=Curvature(ones, ones))
+        Instruction(0.1, 2, 1, ["message-9", "another"], federation="f", sums=Curvature(ones, ones))
     )
     curvature = ClientCurvature(message, owner, new_model(), state_dir=tmp_path)
     assert curvature.penalty is not None

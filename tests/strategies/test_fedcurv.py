@@ -379,7 +379,13 @@ def test_sums_without_their_second_half_are_refused_by_the_client():
     content = RecordDict(
         {
             CONFIG: ConfigRecord(
-                {"strength": 0.1, "server-round": 2, "sums-round": 1, "secure-sums": False}
+                {
+                    "strength": 0.1,
+                    "server-round": 2,
+                    "sums-round": 1,
+                    "secure-sums": False,
+                    "federation": "f",
+                }
             ),
             PRECISION: ArrayRecord({"w": Array(np.ones(1))}),
         }

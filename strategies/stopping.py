@@ -1,0 +1,75 @@
+"""When to stop a run before its last round."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flwr.serverapp.strategy import Result
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stops once a metric has reached a target, or has not improved for a number of rounds.
+
+    Attributes:
+        metric: a name in the server's evaluation, else in the clients'.
+        mode: whether ``max`` or ``min`` is better.
+        patience: rounds without improvement, >= 1; None never loses patience.
+        target: value to reach; None has none.
+        min_delta: how much better counts as better, >= 0.
+
+    Raises:
+        ValueError: if neither patience nor target is given, or one is out of range.
+    """
+
+    metric: str = "accuracy"
+    mode: Literal["max", "min"] = "max"
+    patience: int | None = None
+    target: float | None = None
+    min_delta: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.mode not in ("max", "min"):
+            raise ValueError(f"mode must be max or min, got {self.mode!r}")
+        if self.patience is None and self.target is None:
+            raise ValueError("expected patience or target, got neither")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be >= 1, got {self.patience}")
+        if not self.min_delta >= 0:
+            raise ValueError(f"min_delta must be >= 0, got {self.min_delta}")
+
+    def should_stop(self, result: Result) -> bool:
+        """Return whether the results so far are reason to stop.
+
+        Raises:
+            ValueError: if no round has the metric.
+        """
+        history = result.evaluate_metrics_serverapp
+        if not any(self.metric in metrics for metrics in history.values()):
+            history = result.evaluate_metrics_clientapp
+        values = [
+            float(str(metrics[self.metric]))
+            for _, metrics in sorted(history.items())
+            if self.metric in metrics
+        ]
+        if not values:
+            raise ValueError(
+                f"early stopping: no evaluation has a metric {self.metric!r}; give evaluate_fn, or "
+                "let clients evaluate"
+            )
+        sign = 1.0 if self.mode == "max" else -1.0
+        signed = [sign * value for value in values]
+        if self.target is not None and signed[-1] >= sign * self.target:
+            return True
+        return self.patience is not None and _since_best(signed, self.min_delta) >= self.patience
+
+
+def _since_best(values: Sequence[float], min_delta: float) -> int:
+    """Return how many values have come since the last that was better than all before."""
+    best, since = values[0], 0
+    for value in values[1:]:
+        since += 1
+        if value > best + min_delta:
+            best, since = value, 0
+    return since
