@@ -6,6 +6,7 @@ lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 """
 
 import math
+import warnings
 from typing import Any, Literal, get_args
 
 import torch
@@ -135,8 +136,22 @@ class CurvaturePenalty:
                 "optimizer from the same model, or freeze these with requires_grad_(False)"
             )
         if mode == "gradient":
+            self._warn_of_divergence(max(float(group["lr"]) for group in optimizer.param_groups))
             return optimizer.register_step_pre_hook(self._before_step)
         return optimizer.register_step_post_hook(self._after_step)
+
+    def _warn_of_divergence(self, lr: float) -> None:
+        largest = max(float(precision.max()) for precision in self._precision)
+        product = lr * self.strength * largest
+        if product > 1:
+            # Python shows a warning of one text once, not for every client and round
+            warnings.warn(
+                f"strength={self.strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where "
+                "plain gradient steps on the penalty diverge; use mode='proximal', or a smaller "
+                "strength",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):

@@ -121,7 +121,7 @@ def test_the_only_contributor_feels_nobody():
 EVENTS = st.sampled_from([None, None, None, "crash", "poison", "forget"])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 2**16),
     events=st.lists(st.lists(EVENTS, min_size=5, max_size=5), min_size=8, max_size=8),

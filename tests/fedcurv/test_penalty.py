@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -130,6 +131,28 @@ def test_proximal_steps_converge_for_every_strength_where_gradient_steps_diverge
             optimizer.zero_grad()
             optimizer.step()
         assert (diverging.theta - optimum).norm() > 1e3
+
+
+@pytest.mark.parametrize(
+    ("mode", "strength", "warns"),
+    [("gradient", 4.9, False), ("gradient", 5.1, True), ("proximal", 5.1, False)],
+)
+def test_steps_that_would_diverge_are_warned_of(mode, strength, warns):
+    ones = torch.ones(2)
+    model = Vector(ones)
+    penalty = CurvaturePenalty(
+        model, Curvature({"theta": 2 * ones}, {"theta": 0 * ones}), strength=strength
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        penalty.attach(optimizer, mode=mode)
+    said = ["strength=5.1 at lr=0.1" in str(warning.message) for warning in caught]
+    assert said == [True] * warns
+    for _ in range(200):
+        optimizer.zero_grad()
+        optimizer.step()
+    assert (model.theta.abs().max() > 1) == warns
 
 
 @pytest.mark.parametrize("mode", ["gradient", "proximal"])
