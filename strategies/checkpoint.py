@@ -73,16 +73,14 @@ class Checkpoint:
         }
         write_archive(self.path, header, {f"array-{i}": leaf for i, leaf in enumerate(leaves)})
 
-    def restore(self) -> Progress | None:
-        """Put the strategy into the state that was saved; return None if nothing was.
+    def restore(self) -> Progress:
+        """Put the strategy into the state that was saved and return the rest of it.
 
         Raises:
+            FileNotFoundError: if nothing was saved.
             ValueError: if the file is damaged, or of another strategy.
         """
-        try:
-            header, arrays = read_archive(self.path)
-        except FileNotFoundError:
-            return None
+        header, arrays = read_archive(self.path)
         if header["strategy"] != type(self._strategy).__name__:
             raise ValueError(
                 f"{self.path} is the checkpoint of {header['strategy']}, expected one of "

@@ -106,13 +106,15 @@ def start(
         wait_timeout: seconds to wait for them.
         seed: makes the strategy's sampling of nodes reproducible; None leaves it random.
         checkpoint: folder for a file with the server's state, replaced after every round.
-        resume: go on after the round of that file, if there is one, in place of ``arrays``.
+        resume: go on after the last round in that file, in place of ``arrays``; without it, an
+            earlier run's file is refused. Where there is none, the run starts at the beginning.
         early_stopping: end before ``num_rounds``.
         on_round: called with every round's record, after it has been saved.
 
     Raises:
         TimeoutError: if too few nodes connect in time.
         RoundFailed: if no client succeeds in a round.
+        FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
         TypeError: for FedCurv inside a differential-privacy wrapper.
         ValueError: if ``num_rounds`` < 1, the strategy selects nobody, or the checkpoint is damaged
             or another strategy's.
@@ -123,7 +125,14 @@ def start(
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     _refuse_differential_privacy(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
-    progress = keeper.restore() if keeper is not None and resume else None
+    progress = None
+    if keeper is not None and keeper.path.exists():
+        if not resume:
+            raise FileExistsError(
+                f"{keeper.path} is the checkpoint of an earlier run; go on from it with "
+                "resume=True, or choose another folder"
+            )
+        progress = keeper.restore()
     _wait_for_nodes(grid, wait_for_nodes, wait_timeout)
     ordered = OrderedGrid(grid)
     train_config = ConfigRecord() if train_config is None else train_config

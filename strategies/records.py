@@ -134,7 +134,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
                 f"expected the records {PRECISION!r}, {INFORMATION!r} and the list of contributors "
                 f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
             )
-        contributors = [str(i) for i in np.atleast_1d(config["contributors"])]
+        contributors = [str(i) for i in config["contributors"]]  # type: ignore[union-attr]
         sums = Curvature(
             unpack_tensors(content.array_records[PRECISION]),
             unpack_tensors(content.array_records[INFORMATION]),

@@ -122,8 +122,16 @@ def test_a_damaged_checkpoint_is_refused_and_not_overwritten(tmp_path):
     assert path.read_bytes() == damaged
 
 
-def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+def test_an_earlier_runs_checkpoint_is_not_overwritten(tmp_path):
     run_with("FedAvg", lambda r: None, tmp_path)
+    before = (tmp_path / "checkpoint.npz").read_bytes()
+    with pytest.raises(FileExistsError, match="go on from it with resume=True, or choose another"):
+        run_with("FedAvg", lambda r: None, tmp_path)
+    assert (tmp_path / "checkpoint.npz").read_bytes() == before
+
+
+def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    Federation().run(MAKE["FedAvg"](), num_rounds=2, checkpoint=tmp_path)
     before = (tmp_path / "checkpoint.npz").read_bytes()
 
     def full_disk(*_args, **_options):
@@ -131,7 +139,7 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint_module, "write_archive", full_disk)
     with pytest.raises(OSError, match="No space left"):
-        run_with("FedAvg", lambda r: None, tmp_path)
+        Federation().run(MAKE["FedAvg"](), num_rounds=3, checkpoint=tmp_path, resume=True)
     assert (tmp_path / "checkpoint.npz").read_bytes() == before
 
 
