@@ -83,7 +83,7 @@ def test_sampled_fisher_is_the_exact_one_on_average():
 
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-@pytest.mark.parametrize("chunk_size", [1, 3, None])
+@pytest.mark.parametrize("chunk_size", [1, 3, 64])
 def test_fisher_does_not_depend_on_batch_or_chunk_size(kind, batch_size, chunk_size):
     model, inputs, labels = problem("conv2d")
     batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
@@ -145,9 +145,9 @@ def test_likelihood_of_a_sample_is_summed_over_its_positions():
 
 
 def test_a_model_that_cannot_be_vectorised_is_named_in_the_log(caplog):
-    model, inputs, labels = problem("data-dependent branch")
+    model, inputs, labels = problem("a value that is read")
     fisher_diagonal(model, [(inputs, labels)])
-    assert "DataDependent: one backward pass per sample" in caplog.text
+    assert "ReadsAValue: one backward pass per sample" in caplog.text
 
 
 def state_of(model: nn.Module):

@@ -1,0 +1,327 @@
+"""Sums over samples of squared per-sample gradients of a whole model.
+
+One batched forward and backward pass per set of labels, in which hooks apply the rules of
+``layer_rules``; gradients of single samples are not kept. Parameters that no rule covers (other
+layers, functional use, tied weights, modules called twice) go by ``torch.func.vmap`` over the
+model, or by one sample at a time where vmap cannot run it.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.hooks import RemovableHandle
+
+from fedcurv.layer_rules import Rule, rule_for
+
+logger = logging.getLogger(__name__)
+
+Squares = dict[str, Tensor]
+
+# labels, and the weight that each sample's squared gradient gets under them; None stands for ones
+WeightedLabels = tuple[Tensor, Tensor | None]
+# from a batch's targets and logits to the sets of labels to sum over
+LabelsOf = Callable[[Tensor, Tensor], Sequence[WeightedLabels]]
+
+# per-sample gradients of one call of vmap take at most this many numbers: small enough for caches
+_NUMBERS_AT_ONCE = 2**21
+# float32 rounding in a deep network stays well below, a wrong rule well above
+_CHECK_TOLERANCE = 1e-3
+_REMEMBERED_CHECKS = 256
+
+
+@dataclass
+class _Findings:
+    """What the self-check learned of models of one structure.
+
+    Attributes:
+        slow: parameters whose rule does not hold, or that are used outside of their module.
+        idle: parameters that are not used at all.
+    """
+
+    slow: set[str] = field(default_factory=set)
+    idle: set[str] = field(default_factory=set)
+
+
+_findings: dict[str, _Findings] = {}
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type in which squares of this tensor are summed: float32 at least."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+class PerSampleSquares:
+    """Computes Σ_n w_n (∂ℓ_n/∂p)² for every parameter p, with ℓ the cross-entropy.
+
+    Args:
+        model: in eval mode.
+        parameters: the trainable ones, by name.
+        self_check: compare the rules with single samples on the first two samples that come,
+            unless a model of the same structure has been compared before, and use vmap for what
+            disagrees.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, self_check: bool = True
+    ) -> None:
+        self._model = model
+        self._parameters = {name: p.detach() for name, p in parameters.items()}
+        self._frozen = {
+            name: p.detach() for name, p in model.named_parameters() if name not in parameters
+        }
+        self._buffers = {name: b.clone() for name, b in model.named_buffers()}
+        self._covered = _covered(model, parameters)
+        self._findings = _Findings()
+        self._structure = _structure_of(model, parameters) if self_check else ""
+        self._vectorises = True
+        self._told: set[str] = set()
+
+    def __call__(self, inputs: Tensor, targets: Tensor, labels_of: LabelsOf) -> Squares:
+        """Return the sums over a batch.
+
+        Args:
+            inputs: shape (N, ...).
+            targets: shape (N, ...).
+            labels_of: gives the sets of labels to sum over.
+        """
+        if self._structure:
+            self._check(inputs[:2], targets[:2])
+            self._structure = ""
+        squares, labels, called = self._by_rules(inputs, targets, labels_of)
+        slow = self._not_covered(called)
+        if slow:
+            squares |= self._by_vmap(inputs, labels, slow)
+        self._tell(slow)
+        return squares
+
+    def _by_rules(
+        self, inputs: Tensor, targets: Tensor, labels_of: LabelsOf
+    ) -> tuple[Squares, Sequence[WeightedLabels], Counter[nn.Module]]:
+        """Return squares by rule, the labels, and how often each module was called as expected."""
+        squares = {
+            name: torch.zeros_like(p, dtype=accumulation_dtype(p))
+            for name, p in self._parameters.items()
+        }
+        called: Counter[nn.Module] = Counter()
+        anchor = torch.zeros((), requires_grad=True, device=inputs.device)
+        handles: list[RemovableHandle] = []
+        try:
+            for module, (rule, names) in self._covered.items():
+                add = partial(_add_squares, rule, names, squares)
+                hook = partial(_watch, add, len(inputs), called, anchor)
+                handles.append(module.register_forward_hook(hook))
+            with torch.enable_grad():
+                logits = self._call(self._parameters, inputs)
+                labels = labels_of(targets, logits.detach())
+                if logits.requires_grad:
+                    for index, (y, weights) in enumerate(labels):
+                        losses = _losses(logits, y)
+                        total = losses.sum() if weights is None else losses @ weights.sqrt()
+                        torch.autograd.backward(total, retain_graph=index + 1 < len(labels))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return squares, labels, called
+
+    def _not_covered(self, called: Counter[nn.Module]) -> set[str]:
+        fast = {
+            name
+            for module, (_, names) in self._covered.items()
+            if called[module] == 1
+            for name in names.values()
+        }
+        return (set(self._parameters) - fast - self._findings.idle) | self._findings.slow
+
+    def _by_vmap(
+        self, inputs: Tensor, labels: Sequence[WeightedLabels], names: set[str]
+    ) -> Squares:
+        chosen = {name: p for name, p in self._parameters.items() if name in names}
+        rest = {name: p for name, p in self._parameters.items() if name not in names}
+
+        def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            logits = self._call({**parameters, **rest}, x.unsqueeze(0))
+            return _losses(logits, y.unsqueeze(0)).squeeze(0)
+
+        per_sample = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
+        size = max(1, _NUMBERS_AT_ONCE // sum(p.numel() for p in chosen.values()))
+        total = {
+            name: torch.zeros_like(p, dtype=accumulation_dtype(p)) for name, p in chosen.items()
+        }
+        for y, weights in labels:
+            for start in range(0, len(inputs), size):
+                part = slice(start, start + size)
+                x_part, y_part = inputs[part], y[part]
+                gradients = None
+                if self._vectorises:
+                    try:
+                        gradients = per_sample(chosen, x_part, y_part)
+                    except (RuntimeError, NotImplementedError) as error:
+                        self._give_up_vmap(error)
+                if gradients is None:
+                    gradients = self._one_by_one(x_part, y_part, chosen, rest)
+                for name, gradient in gradients.items():
+                    square = gradient.to(total[name].dtype).square()
+                    total[name] += (
+                        square.sum(0)
+                        if weights is None
+                        else torch.tensordot(weights[part].to(square), square, 1)
+                    )
+        return total
+
+    def _give_up_vmap(self, error: Exception) -> None:
+        self._vectorises = False
+        logger.warning(
+            "Fisher diagonal of %s: one backward pass per sample, since vmap cannot run the model: "
+            "%s",
+            type(self._model).__name__,
+            (str(error).splitlines() or [type(error).__name__])[0],
+        )
+
+    def _one_by_one(
+        self, inputs: Tensor, labels: Tensor, chosen: Squares, rest: Squares
+    ) -> dict[str, Tensor]:
+        """Return per-sample gradients by plain autograd, a sample at a time."""
+        leaves = {name: p.clone().requires_grad_() for name, p in chosen.items()}
+        rows = []
+        for x, y in zip(inputs, labels, strict=True):
+            with torch.enable_grad():
+                logits = self._call({**leaves, **rest}, x.unsqueeze(0))
+                loss = _losses(logits, y.unsqueeze(0)).squeeze(0)
+            rows.append(
+                torch.autograd.grad(
+                    loss, list(leaves.values()), allow_unused=True, materialize_grads=True
+                )
+                if loss.requires_grad
+                else [torch.zeros_like(p) for p in leaves.values()]
+            )
+        return {
+            name: torch.stack(column)
+            for name, column in zip(leaves, zip(*rows, strict=True), strict=True)
+        }
+
+    def _call(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        state = ({**parameters}, self._frozen, self._buffers)
+        logits: Tensor = functional_call(self._model, state, (inputs,))
+        return logits
+
+    def _check(self, inputs: Tensor, targets: Tensor) -> None:
+        """Find the parameters whose rules disagree with single samples, and those of no use."""
+        known = _findings.get(self._structure)
+        if known is None:
+            fast, _, called = self._by_rules(inputs, targets, lambda y, _: [(y, None)])
+            alone = self._one_by_one(inputs, targets, self._parameters, {})
+            expected = {n: g.to(fast[n].dtype).square().sum(0) for n, g in alone.items()}
+            known = _compare(fast, expected, self._not_covered(called))
+            disagreeing = known.slow - self._not_covered(called)
+            if disagreeing:
+                logger.warning(
+                    "Fisher diagonal of %s: the rules for %s disagree with single samples; vmap is "
+                    "used for them",
+                    type(self._model).__name__,
+                    ", ".join(sorted(disagreeing)),
+                )
+            while len(_findings) >= _REMEMBERED_CHECKS:
+                _findings.pop(next(iter(_findings)))
+            _findings[self._structure] = known
+        self._findings = known
+
+    def _tell(self, slow: set[str]) -> None:
+        new = slow - self._told
+        if new:
+            self._told |= new
+            modules = sorted({name.rpartition(".")[0] or name for name in new})
+            logger.info(
+                "Fisher diagonal of %s: no closed form for %s; vmap is used for them",
+                type(self._model).__name__,
+                ", ".join(modules),
+            )
+
+
+def _covered(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> dict[nn.Module, tuple[Rule, dict[str, str]]]:
+    """Return every module with a rule, and the names of the parameters that it alone owns."""
+    name_by_id = {id(p): name for name, p in parameters.items()}
+    owners = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+    covered = {}
+    for module in model.modules():
+        names = {
+            local: name_by_id[id(p)]
+            for local, p in module._parameters.items()
+            if id(p) in name_by_id and owners[id(p)] == 1
+        }
+        rule = rule_for(module)
+        if names and rule is not None:
+            covered[module] = (rule, names)
+    return covered
+
+
+def _watch(
+    add: Callable[[nn.Module, Tensor, Tensor], None],
+    samples: int,
+    called: Counter[nn.Module],
+    anchor: Tensor,
+    module: nn.Module,
+    inputs: tuple[object, ...],
+    output: object,
+) -> Tensor | None:
+    """Forward hook: ask for the gradient of the output, in which the squares are formed."""
+    called[module] += 1
+    x = inputs[0] if len(inputs) == 1 else None
+    if not isinstance(x, Tensor) or not isinstance(output, Tensor) or len(x) != samples:
+        called[module] += 1  # not as the rules expect it: as good as called twice
+        return None
+    replaced = None
+    if not output.requires_grad:
+        # no parameter requires gradients here: let the graph begin at the first of these modules
+        output = replaced = output + anchor.to(output.dtype)
+    output.register_hook(partial(add, module, x.detach()))  # type: ignore[no-untyped-call]
+    return replaced
+
+
+def _add_squares(
+    rule: Rule,
+    names: Mapping[str, str],
+    squares: Squares,
+    module: nn.Module,
+    x: Tensor,
+    gradient: Tensor,
+) -> None:
+    dtype = accumulation_dtype(gradient)
+    x = x.to(dtype) if x.is_floating_point() else x
+    with torch.no_grad():
+        for local, square in rule(module, x, gradient.to(dtype)).items():
+            if local in names:
+                squares[names[local]] += square
+
+
+def _losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return each sample's cross-entropy, summed over its positions if it has several."""
+    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+
+
+def _compare(fast: Squares, expected: Squares, not_covered: set[str]) -> _Findings:
+    findings = _Findings()
+    # a bias before a normalisation has a gradient of nothing but rounding
+    smallest = 1e-6 * max(float(square.norm()) for square in expected.values())
+    for name, square in expected.items():
+        size = float(square.norm())
+        error = float((fast[name] - square).norm())
+        if name in not_covered:
+            (findings.idle if size == 0 else findings.slow).add(name)
+        elif not error <= _CHECK_TOLERANCE * max(size, smallest):
+            findings.slow.add(name)
+    return findings
+
+
+def _structure_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> str:
+    """Return a text that models of one class, configuration and set of parameters share."""
+    shapes = ";".join(f"{name}{tuple(p.shape)}{p.dtype}" for name, p in parameters.items())
+    return f"{type(model).__module__}.{type(model).__qualname__}|{model!r}|{shapes}"
