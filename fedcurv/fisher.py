@@ -76,9 +76,12 @@ def fisher_diagonal(
         for name, p in parameters.items()
     }
     num_samples = 0
-    with _undisturbed(model, device):
+    finite = []
+    with (
+        _undisturbed(model, device),
+        PerSampleSquares(model, parameters, self_check=self_check) as per_sample_squares,
+    ):
         model.eval()
-        per_sample_squares = PerSampleSquares(model, parameters, self_check=self_check)
         for index, batch in enumerate(batches):
             inputs, targets = _pair(batch, index, device)
             num_samples += len(inputs)
@@ -86,14 +89,14 @@ def fisher_diagonal(
                 torch.split(inputs, chunk_size), torch.split(targets, chunk_size), strict=True
             ):
                 squares = per_sample_squares(x, y, partial(_labels, kind, generator))
-                for name, square in squares.items():
-                    totals[name] += square
-            _require_finite(totals, index)
+                torch._foreach_add_([totals[name] for name in squares], list(squares.values()))
+            finite.append(per_sample_squares.losses_are_finite.clone())
     if num_samples == 0:
         raise ValueError(
             "expected at least one sample, got none: the batches are empty (a generator that was "
             "used up before?)"
         )
+    _require_finite(totals, finite)
     return {name: total.div_(num_samples) for name, total in totals.items()}
 
 
@@ -138,15 +141,18 @@ def _labels(
     ]
 
 
-def _require_finite(totals: dict[str, Tensor], batch_index: int) -> None:
-    sums = torch.stack([total.sum() for total in totals.values()])
-    if not bool(sums.isfinite().all()):
-        bad = [n for n, total in totals.items() if not bool(total.isfinite().all())]
-        raise ValueError(
-            f"batch {batch_index}: expected finite gradients, got NaN or inf in "
-            f"{', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}; has the training "
-            "diverged, or do the inputs hold NaN?"
-        )
+def _require_finite(totals: dict[str, Tensor], finite: list[Tensor]) -> None:
+    """Refuse what is not finite, naming the first batch with such a loss or else the parameters."""
+    first_bad = int(torch.stack(finite).sum())
+    bad = [name for name, total in totals.items() if not bool(total.isfinite().all())]
+    if first_bad == len(finite) and not bad:
+        return
+    batch = f"batch {first_bad}: " if first_bad < len(finite) else ""
+    where = f" in {', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}" if bad else ""
+    raise ValueError(
+        f"{batch}expected finite losses and gradients, got NaN or inf{where}; has the training "
+        "diverged, or do the inputs hold NaN?"
+    )
 
 
 @contextmanager

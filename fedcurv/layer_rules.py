@@ -16,6 +16,11 @@ Rule = Callable[..., dict[str, Tensor]]
 # per-sample gradients of convolutions and sequences are formed for so many numbers at a time
 _NUMBERS_AT_ONCE = 2**21
 
+# found by timing the convolutions of CNNs and ResNet-18 on a CPU: where one convolution with the
+# samples as groups is faster than a matrix product for each sample
+_MANY_POSITIONS, _SMALL_WEIGHT, _TINY_WEIGHT = 128, 2**16, 2**12
+_NUMBERS_IN_CACHE = 2**18
+
 
 def rule_for(module: nn.Module) -> Rule | None:
     """Return the rule for a module, or None if there is none for it as it is configured."""
@@ -42,13 +47,20 @@ def linear(module: nn.Linear, x: Tensor, g: Tensor) -> dict[str, Tensor]:
 
 
 def convolution(module: nn.Conv2d, x: Tensor, g: Tensor) -> dict[str, Tensor]:
-    """Per-sample gradients as matrix products, or as one convolution with the samples as groups."""
+    """Form the gradients of a few samples at a time, by the cheapest way for the shapes."""
+    positions, numbers = g[0, 0].numel(), module.weight.numel()
+    is_small = (
+        numbers <= _SMALL_WEIGHT and positions >= _MANY_POSITIONS
+    ) or numbers <= _TINY_WEIGHT
+    if x.ndim != 4 or module.groups > 1 or (x.device.type == "cpu" and is_small):
+        squares = _by_grouping
+    else:
+        squares = _one_by_one if x.device.type == "cpu" else _all_at_once
     x, padding = _padded(module, x)
     weight = g.new_zeros(module.weight.shape)
-    size = max(1, _NUMBERS_AT_ONCE // module.weight.numel())
-    gradients = _by_unfolding if x.ndim == 4 and module.groups == 1 else _by_grouping
+    size = max(1, _NUMBERS_AT_ONCE // numbers)
     for x_part, g_part in zip(torch.split(x, size), torch.split(g, size), strict=True):
-        weight += gradients(module, x_part, g_part, padding).square_().sum(0).view_as(weight)
+        squares(module, x_part, g_part, padding, weight)
     return {"weight": weight, "bias": g.flatten(2).sum(2).square_().sum(0)}
 
 
@@ -61,18 +73,52 @@ def _padded(module: nn.Conv2d, x: Tensor) -> tuple[Tensor, Sequence[int]]:
     return nn.functional.pad(x, around, mode=mode), (0,) * len(module.stride)
 
 
-def _by_unfolding(module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int]) -> Tensor:
-    columns = nn.functional.unfold(
-        x,
-        module.kernel_size,
-        dilation=module.dilation,
-        padding=padding,  # type: ignore[arg-type]
-        stride=module.stride,
+def _windows(module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int]) -> Tensor:
+    """Return a view (N, channels, *kernel, *positions): what each filter saw at each position."""
+    height, width = padding
+    x = nn.functional.pad(x, (width, width, height, height)) if height or width else x.contiguous()
+    sample, channel, row, column = x.stride()
+    dilation, stride = module.dilation, module.stride
+    return x.as_strided(
+        (*x.shape[:2], *module.kernel_size, *g.shape[2:]),
+        (
+            *(sample, channel, row * dilation[0], column * dilation[1]),
+            *(row * stride[0], column * stride[1]),
+        ),
     )
-    return g.flatten(2) @ columns.mT
 
 
-def _by_grouping(module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int]) -> Tensor:
+def _all_at_once(
+    module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int], total: Tensor
+) -> None:
+    """Add the squares of all samples in few large operations, as accelerators like them."""
+    seen = _windows(module, x, g, padding).flatten(4).flatten(1, 3)
+    total += (g.flatten(2) @ seen.mT).square_().sum(0).view_as(total)
+
+
+def _one_by_one(
+    module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int], total: Tensor
+) -> None:
+    """Add the squares sample by sample, some filters at a time: they stay in a cache."""
+    windows = _windows(module, x, g, padding)
+    flat = total.view(len(total), -1)
+    rows = max(1, min(len(flat), _NUMBERS_IN_CACHE // flat.shape[1]))
+    products = flat.new_empty(rows, flat.shape[1])
+    seen = x.new_empty(windows.shape[1:])
+    for window, gradient in zip(windows, g.flatten(2), strict=True):
+        seen.copy_(window)
+        by_position = seen.view(flat.shape[1], -1).T
+        for first in range(0, len(flat), rows):
+            part = flat[first : first + rows]
+            product = products[: len(part)]
+            torch.mm(gradient[first : first + rows], by_position, out=product)
+            part.addcmul_(product, product)
+
+
+def _by_grouping(
+    module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int], total: Tensor
+) -> None:
+    """Add the squares by one convolution in which each sample is a group of its own."""
     samples = len(x)
     _, gradients, _ = torch.ops.aten.convolution_backward(
         g.flatten(0, 1).unsqueeze(0),
@@ -87,8 +133,8 @@ def _by_grouping(module: nn.Conv2d, x: Tensor, g: Tensor, padding: Sequence[int]
         samples * module.groups,
         [False, True, False],
     )
-    per_sample: Tensor = gradients.view(samples, *module.weight.shape)
-    return per_sample
+    for gradient in gradients.view(samples, *total.shape):
+        total.addcmul_(gradient, gradient)
 
 
 def layer_norm(module: nn.LayerNorm, x: Tensor, g: Tensor) -> dict[str, Tensor]:

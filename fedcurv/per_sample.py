@@ -59,12 +59,17 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
 class PerSampleSquares:
     """Computes Σ_n w_n (∂ℓ_n/∂p)² for every parameter p, with ℓ the cross-entropy.
 
+    A context manager: the model is hooked inside, and left as it was.
+
     Args:
         model: in eval mode.
         parameters: the trainable ones, by name.
         self_check: compare the rules with single samples on the first two samples that come,
             unless a model of the same structure has been compared before, and use vmap for what
             disagrees.
+
+    Attributes:
+        losses_are_finite: whether all losses so far were, as a tensor.
     """
 
     def __init__(
@@ -79,11 +84,32 @@ class PerSampleSquares:
         self._covered = _covered(model, parameters)
         self._findings = _Findings()
         self._structure = _structure_of(model, parameters) if self_check else ""
+        self._trainable = list(parameters.values())
+        self._handles: list[RemovableHandle] = []
+        self._squares: Squares = {}
+        self._called: Counter[nn.Module] = Counter()
+        self._samples = 0
         self._vectorises = True
         self._told: set[str] = set()
+        self.losses_are_finite = torch.ones((), dtype=torch.bool, device=self._trainable[0].device)
+
+    def __enter__(self) -> "PerSampleSquares":
+        """Hook the model."""
+        for module, (rule, names) in self._covered.items():
+            hook = partial(self._watch, rule, names)
+            self._handles.append(module.register_forward_hook(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the model as it was."""
+        for handle in self._handles:
+            handle.remove()
+        for name, buffer in self._model.named_buffers():
+            if not torch.equal(buffer, self._buffers[name]):
+                buffer.copy_(self._buffers[name])
 
     def __call__(self, inputs: Tensor, targets: Tensor, labels_of: LabelsOf) -> Squares:
-        """Return the sums over a batch.
+        """Return the sums over a batch, without the parameters for which they are zero.
 
         Args:
             inputs: shape (N, ...).
@@ -93,8 +119,8 @@ class PerSampleSquares:
         if self._structure:
             self._check(inputs[:2], targets[:2])
             self._structure = ""
-        squares, labels, called = self._by_rules(inputs, targets, labels_of)
-        slow = self._not_covered(called)
+        squares, labels = self._by_rules(inputs, targets, labels_of)
+        slow = self._not_covered()
         if slow:
             squares |= self._by_vmap(inputs, labels, slow)
         self._tell(slow)
@@ -102,38 +128,72 @@ class PerSampleSquares:
 
     def _by_rules(
         self, inputs: Tensor, targets: Tensor, labels_of: LabelsOf
-    ) -> tuple[Squares, Sequence[WeightedLabels], Counter[nn.Module]]:
-        """Return squares by rule, the labels, and how often each module was called as expected."""
-        squares = {
-            name: torch.zeros_like(p, dtype=accumulation_dtype(p))
-            for name, p in self._parameters.items()
-        }
-        called: Counter[nn.Module] = Counter()
-        anchor = torch.zeros((), requires_grad=True, device=inputs.device)
-        handles: list[RemovableHandle] = []
+    ) -> tuple[Squares, Sequence[WeightedLabels]]:
+        """Return squares by rule and the labels; count in ``_called`` what the hooks saw."""
+        self._squares, self._called, self._samples = {}, Counter(), len(inputs)
+        self._anchor = torch.zeros((), requires_grad=True, device=inputs.device)
+        self._require_gradients(False)
         try:
-            for module, (rule, names) in self._covered.items():
-                add = partial(_add_squares, rule, names, squares)
-                hook = partial(_watch, add, len(inputs), called, anchor)
-                handles.append(module.register_forward_hook(hook))
             with torch.enable_grad():
-                logits = self._call(self._parameters, inputs)
+                logits = self._model(inputs)
                 labels = labels_of(targets, logits.detach())
-                if logits.requires_grad:
-                    for index, (y, weights) in enumerate(labels):
-                        losses = _losses(logits, y)
-                        total = losses.sum() if weights is None else losses @ weights.sqrt()
+                for index, (y, weights) in enumerate(labels):
+                    losses = _losses(logits, y)
+                    total = losses.sum() if weights is None else losses @ weights.sqrt()
+                    self.losses_are_finite &= total.detach().isfinite()
+                    if logits.requires_grad:
                         torch.autograd.backward(total, retain_graph=index + 1 < len(labels))
         finally:
-            for handle in handles:
-                handle.remove()
-        return squares, labels, called
+            self._samples = 0  # the hooks have nothing to do outside of this
+            self._require_gradients(True)
+        return self._squares, labels
 
-    def _not_covered(self, called: Counter[nn.Module]) -> set[str]:
+    def _require_gradients(self, required: bool) -> None:
+        for parameter in self._trainable:
+            parameter.requires_grad_(required)
+
+    def _watch(
+        self,
+        rule: Rule,
+        names: Mapping[str, str],
+        module: nn.Module,
+        inputs: tuple[object, ...],
+        output: object,
+    ) -> Tensor | None:
+        """Forward hook: ask for the gradient of the output, in which the squares are formed."""
+        if not self._samples:
+            return None
+        self._called[module] += 1
+        x = inputs[0] if len(inputs) == 1 else None
+        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or len(x) != self._samples:
+            self._called[module] += 1  # not as the rules expect it: as good as called twice
+            return None
+        replaced = None
+        if not output.requires_grad:
+            # no parameter requires gradients: let the graph begin at the first of these modules
+            output = replaced = output + self._anchor.to(output.dtype)
+        add = partial(self._add_squares, rule, names, module, x.detach())
+        output.register_hook(add)  # type: ignore[no-untyped-call]
+        return replaced
+
+    def _add_squares(
+        self, rule: Rule, names: Mapping[str, str], module: nn.Module, x: Tensor, gradient: Tensor
+    ) -> None:
+        dtype = accumulation_dtype(gradient)
+        x = x.to(dtype) if x.is_floating_point() else x
+        with torch.no_grad():
+            for local, square in rule(module, x, gradient.to(dtype)).items():
+                name = names.get(local)
+                if name in self._squares:
+                    self._squares[name] += square
+                elif name is not None:
+                    self._squares[name] = square
+
+    def _not_covered(self) -> set[str]:
         fast = {
             name
             for module, (_, names) in self._covered.items()
-            if called[module] == 1
+            if self._called[module] == 1
             for name in names.values()
         }
         return (set(self._parameters) - fast - self._findings.idle) | self._findings.slow
@@ -214,11 +274,11 @@ class PerSampleSquares:
         """Find the parameters whose rules disagree with single samples, and those of no use."""
         known = _findings.get(self._structure)
         if known is None:
-            fast, _, called = self._by_rules(inputs, targets, lambda y, _: [(y, None)])
+            fast, _ = self._by_rules(inputs, targets, lambda y, _: [(y, None)])
             alone = self._one_by_one(inputs, targets, self._parameters, {})
-            expected = {n: g.to(fast[n].dtype).square().sum(0) for n, g in alone.items()}
-            known = _compare(fast, expected, self._not_covered(called))
-            disagreeing = known.slow - self._not_covered(called)
+            expected = {n: g.to(accumulation_dtype(g)).square().sum(0) for n, g in alone.items()}
+            known = _compare(fast, expected, self._not_covered())
+            disagreeing = known.slow - self._not_covered()
             if disagreeing:
                 logger.warning(
                     "Fisher diagonal of %s: the rules for %s disagree with single samples; vmap is "
@@ -262,45 +322,6 @@ def _covered(
     return covered
 
 
-def _watch(
-    add: Callable[[nn.Module, Tensor, Tensor], None],
-    samples: int,
-    called: Counter[nn.Module],
-    anchor: Tensor,
-    module: nn.Module,
-    inputs: tuple[object, ...],
-    output: object,
-) -> Tensor | None:
-    """Forward hook: ask for the gradient of the output, in which the squares are formed."""
-    called[module] += 1
-    x = inputs[0] if len(inputs) == 1 else None
-    if not isinstance(x, Tensor) or not isinstance(output, Tensor) or len(x) != samples:
-        called[module] += 1  # not as the rules expect it: as good as called twice
-        return None
-    replaced = None
-    if not output.requires_grad:
-        # no parameter requires gradients here: let the graph begin at the first of these modules
-        output = replaced = output + anchor.to(output.dtype)
-    output.register_hook(partial(add, module, x.detach()))  # type: ignore[no-untyped-call]
-    return replaced
-
-
-def _add_squares(
-    rule: Rule,
-    names: Mapping[str, str],
-    squares: Squares,
-    module: nn.Module,
-    x: Tensor,
-    gradient: Tensor,
-) -> None:
-    dtype = accumulation_dtype(gradient)
-    x = x.to(dtype) if x.is_floating_point() else x
-    with torch.no_grad():
-        for local, square in rule(module, x, gradient.to(dtype)).items():
-            if local in names:
-                squares[names[local]] += square
-
-
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Return each sample's cross-entropy, summed over its positions if it has several."""
     losses = nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -313,7 +334,7 @@ def _compare(fast: Squares, expected: Squares, not_covered: set[str]) -> _Findin
     smallest = 1e-6 * max(float(square.norm()) for square in expected.values())
     for name, square in expected.items():
         size = float(square.norm())
-        error = float((fast[name] - square).norm())
+        error = float((fast.get(name, 0) - square).norm())
         if name in not_covered:
             (findings.idle if size == 0 else findings.slow).add(name)
         elif not error <= _CHECK_TOLERANCE * max(size, smallest):

@@ -241,6 +241,28 @@ def test_convolutions_of_all_settings(dims, mode, padding, dilation, stride, gro
     assert not by_vmap
 
 
+@pytest.mark.parametrize("way", ["_all_at_once", "_one_by_one", "_by_grouping"])
+@pytest.mark.parametrize("cache", [1, 100, 2**18])
+@pytest.mark.parametrize("padding", [(0, 0), (2, 1)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("dilation", [(1, 1), (1, 2)])
+def test_all_ways_for_convolutions_agree(way, cache, padding, stride, dilation, monkeypatch):
+    """Which of them is taken depends on shapes and device."""
+    monkeypatch.setattr(layer_rules, "_NUMBERS_IN_CACHE", cache)
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 5, (3, 2), padding=padding, stride=stride, dilation=dilation).double()
+    x = torch.randn(4, 3, 7, 8, dtype=torch.float64)
+    output = layer(x)
+    g = torch.randn_like(output)
+    total = torch.ones_like(layer.weight)
+    getattr(layer_rules, way)(layer, x, g, padding, total)
+    expected = torch.ones_like(total)
+    for n in range(4):
+        (gradient,) = torch.autograd.grad(layer(x[n]), layer.weight, g[n])
+        expected += gradient**2
+    torch.testing.assert_close(total, expected)
+
+
 def test_torchvisions_resnet18_with_and_without_batch_norm(by_vmap):
     import torchvision
 
