@@ -139,7 +139,7 @@ def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
     targets = list(summaries[0].rounds_to)
     header = ["strategy", "best", "final"]
     header += [f"to {100 * target:g} %" for target in targets]
-    header += ["MB down", "MB up", "s", "failed"]
+    header += ["MB down", "MB up", "s", "lost"]
     rows = [header]
     for s in summaries:
         reached = ["-" if s.rounds_to[t] is None else str(s.rounds_to[t]) for t in targets]
