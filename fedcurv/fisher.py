@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.parameters import trainable_parameters
-from fedcurv.per_sample import PerSampleSquares, WeightedLabels, accumulation_dtype
+from fedcurv.per_sample import PerSampleSquares
+from fedcurv.single_samples import WeightedLabels, accumulation_dtype
 
 FisherKind = Literal["empirical", "exact", "sampled"]
 

@@ -14,22 +14,22 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.layer_rules import Rule, rule_for
+from fedcurv.single_samples import (
+    SingleSamples,
+    Squares,
+    WeightedLabels,
+    accumulation_dtype,
+    losses_of,
+)
 
 logger = logging.getLogger(__name__)
 
-Squares = dict[str, Tensor]
-
-# labels, and the weight that each sample's squared gradient gets under them; None stands for ones
-WeightedLabels = tuple[Tensor, Tensor | None]
 # from a batch's targets and logits to the sets of labels to sum over
 LabelsOf = Callable[[Tensor, Tensor], Sequence[WeightedLabels]]
 
-# per-sample gradients of one call of vmap take at most this many numbers: small enough for caches
-_NUMBERS_AT_ONCE = 2**21
 # float32 rounding in a deep network stays well below, a wrong rule well above
 _CHECK_TOLERANCE = 1e-3
 _REMEMBERED_CHECKS = 256
@@ -41,7 +41,8 @@ class _Findings:
 
     Attributes:
         slow: parameters whose rule does not hold, or that are used outside of their module.
-        idle: parameters that are not used at all.
+        idle: parameters with a rule that nothing depended on. Their modules' calls are counted, so
+            that a later use is noticed.
     """
 
     slow: set[str] = field(default_factory=set)
@@ -49,11 +50,6 @@ class _Findings:
 
 
 _findings: dict[str, _Findings] = {}
-
-
-def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type in which squares of this tensor are summed: float32 at least."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 class PerSampleSquares:
@@ -76,10 +72,8 @@ class PerSampleSquares:
         self, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, self_check: bool = True
     ) -> None:
         self._model = model
-        self._parameters = {name: p.detach() for name, p in parameters.items()}
-        self._frozen = {
-            name: p.detach() for name, p in model.named_parameters() if name not in parameters
-        }
+        self._names = set(parameters)
+        self._single = SingleSamples(model, parameters)
         self._buffers = {name: b.clone() for name, b in model.named_buffers()}
         self._covered = _covered(model, parameters)
         self._findings = _Findings()
@@ -89,7 +83,6 @@ class PerSampleSquares:
         self._squares: Squares = {}
         self._called: Counter[nn.Module] = Counter()
         self._samples = 0
-        self._vectorises = True
         self._told: set[str] = set()
         self.losses_are_finite = torch.ones((), dtype=torch.bool, device=self._trainable[0].device)
 
@@ -105,7 +98,7 @@ class PerSampleSquares:
         for handle in self._handles:
             handle.remove()
         for name, buffer in self._model.named_buffers():
-            if not torch.equal(buffer, self._buffers[name]):
+            if name in self._buffers and not torch.equal(buffer, self._buffers[name]):
                 buffer.copy_(self._buffers[name])
 
     def __call__(self, inputs: Tensor, targets: Tensor, labels_of: LabelsOf) -> Squares:
@@ -122,7 +115,7 @@ class PerSampleSquares:
         squares, labels = self._by_rules(inputs, targets, labels_of)
         slow = self._not_covered()
         if slow:
-            squares |= self._by_vmap(inputs, labels, slow)
+            squares |= self._single.squares(inputs, labels, slow)
         self._tell(slow)
         return squares
 
@@ -138,7 +131,7 @@ class PerSampleSquares:
                 logits = self._model(inputs)
                 labels = labels_of(targets, logits.detach())
                 for index, (y, weights) in enumerate(labels):
-                    losses = _losses(logits, y)
+                    losses = losses_of(logits, y)
                     total = losses.sum() if weights is None else losses @ weights.sqrt()
                     self.losses_are_finite &= total.detach().isfinite()
                     if logits.requires_grad:
@@ -196,89 +189,20 @@ class PerSampleSquares:
             if self._called[module] == 1
             for name in names.values()
         }
-        return (set(self._parameters) - fast - self._findings.idle) | self._findings.slow
-
-    def _by_vmap(
-        self, inputs: Tensor, labels: Sequence[WeightedLabels], names: set[str]
-    ) -> Squares:
-        chosen = {name: p for name, p in self._parameters.items() if name in names}
-        rest = {name: p for name, p in self._parameters.items() if name not in names}
-
-        def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            logits = self._call({**parameters, **rest}, x.unsqueeze(0))
-            return _losses(logits, y.unsqueeze(0)).squeeze(0)
-
-        per_sample = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
-        size = max(1, _NUMBERS_AT_ONCE // sum(p.numel() for p in chosen.values()))
-        total = {
-            name: torch.zeros_like(p, dtype=accumulation_dtype(p)) for name, p in chosen.items()
-        }
-        for y, weights in labels:
-            for start in range(0, len(inputs), size):
-                part = slice(start, start + size)
-                x_part, y_part = inputs[part], y[part]
-                gradients = None
-                if self._vectorises:
-                    try:
-                        gradients = per_sample(chosen, x_part, y_part)
-                    except (RuntimeError, NotImplementedError) as error:
-                        self._give_up_vmap(error)
-                if gradients is None:
-                    gradients = self._one_by_one(x_part, y_part, chosen, rest)
-                for name, gradient in gradients.items():
-                    square = gradient.to(total[name].dtype).square()
-                    total[name] += (
-                        square.sum(0)
-                        if weights is None
-                        else torch.tensordot(weights[part].to(square), square, 1)
-                    )
-        return total
-
-    def _give_up_vmap(self, error: Exception) -> None:
-        self._vectorises = False
-        logger.warning(
-            "Fisher diagonal of %s: one backward pass per sample, since vmap cannot run the model: "
-            "%s",
-            type(self._model).__name__,
-            (str(error).splitlines() or [type(error).__name__])[0],
-        )
-
-    def _one_by_one(
-        self, inputs: Tensor, labels: Tensor, chosen: Squares, rest: Squares
-    ) -> dict[str, Tensor]:
-        """Return per-sample gradients by plain autograd, a sample at a time."""
-        leaves = {name: p.clone().requires_grad_() for name, p in chosen.items()}
-        rows = []
-        for x, y in zip(inputs, labels, strict=True):
-            with torch.enable_grad():
-                logits = self._call({**leaves, **rest}, x.unsqueeze(0))
-                loss = _losses(logits, y.unsqueeze(0)).squeeze(0)
-            rows.append(
-                torch.autograd.grad(
-                    loss, list(leaves.values()), allow_unused=True, materialize_grads=True
-                )
-                if loss.requires_grad
-                else [torch.zeros_like(p) for p in leaves.values()]
-            )
-        return {
-            name: torch.stack(column)
-            for name, column in zip(leaves, zip(*rows, strict=True), strict=True)
-        }
-
-    def _call(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        state = ({**parameters}, self._frozen, self._buffers)
-        logits: Tensor = functional_call(self._model, state, (inputs,))
-        return logits
+        return (self._names - fast - self._findings.idle) | self._findings.slow
 
     def _check(self, inputs: Tensor, targets: Tensor) -> None:
         """Find the parameters whose rules disagree with single samples, and those of no use."""
         known = _findings.get(self._structure)
         if known is None:
             fast, _ = self._by_rules(inputs, targets, lambda y, _: [(y, None)])
-            alone = self._one_by_one(inputs, targets, self._parameters, {})
+            alone = self._single.one_by_one(inputs, targets, self._names)
             expected = {n: g.to(accumulation_dtype(g)).square().sum(0) for n, g in alone.items()}
-            known = _compare(fast, expected, self._not_covered())
-            disagreeing = known.slow - self._not_covered()
+            not_covered = self._not_covered()
+            with_rule = {name for _, names in self._covered.values() for name in names.values()}
+            idle = not_covered & with_rule - self._single.reached
+            disagreeing = _disagreeing(fast, expected) - not_covered
+            known = _Findings(slow=not_covered - idle | disagreeing, idle=idle)
             if disagreeing:
                 logger.warning(
                     "Fisher diagonal of %s: the rules for %s disagree with single samples; vmap is "
@@ -286,9 +210,10 @@ class PerSampleSquares:
                     type(self._model).__name__,
                     ", ".join(sorted(disagreeing)),
                 )
-            while len(_findings) >= _REMEMBERED_CHECKS:
-                _findings.pop(next(iter(_findings)))
-            _findings[self._structure] = known
+            if all(bool(square.isfinite().all()) for square in expected.values()):
+                while len(_findings) >= _REMEMBERED_CHECKS:
+                    _findings.pop(next(iter(_findings)))
+                _findings[self._structure] = known
         self._findings = known
 
     def _tell(self, slow: set[str]) -> None:
@@ -322,24 +247,15 @@ def _covered(
     return covered
 
 
-def _losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each sample's cross-entropy, summed over its positions if it has several."""
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
-
-
-def _compare(fast: Squares, expected: Squares, not_covered: set[str]) -> _Findings:
-    findings = _Findings()
+def _disagreeing(fast: Squares, expected: Squares) -> set[str]:
     # a bias before a normalisation has a gradient of nothing but rounding
     smallest = 1e-6 * max(float(square.norm()) for square in expected.values())
-    for name, square in expected.items():
-        size = float(square.norm())
-        error = float((fast.get(name, 0) - square).norm())
-        if name in not_covered:
-            (findings.idle if size == 0 else findings.slow).add(name)
-        elif not error <= _CHECK_TOLERANCE * max(size, smallest):
-            findings.slow.add(name)
-    return findings
+    return {
+        name
+        for name, square in expected.items()
+        if not float((fast.get(name, 0) - square).norm())
+        <= _CHECK_TOLERANCE * max(float(square.norm()), smallest)
+    }
 
 
 def _structure_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fedcurv import fisher_diagonal, layer_rules, per_sample
-from fedcurv.per_sample import PerSampleSquares
+from fedcurv.single_samples import SingleSamples
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, FLAT, SEQUENCE, ZOO, embedding
 
@@ -22,13 +22,13 @@ def forget_checks(monkeypatch):
 def by_vmap(monkeypatch):
     """The names of the parameters that took the slow way."""
     names = set()
-    original = PerSampleSquares._by_vmap
+    original = SingleSamples.squares
 
     def spy(self, inputs, labels, chosen):
         names.update(chosen)
         return original(self, inputs, labels, chosen)
 
-    monkeypatch.setattr(PerSampleSquares, "_by_vmap", spy)
+    monkeypatch.setattr(SingleSamples, "squares", spy)
     return names
 
 
@@ -190,15 +190,62 @@ def test_unusual_uses_of_layers_are_right_too(make, shape):
         torch.testing.assert_close(got[name], expected)
 
 
+class Routed(nn.Module):
+    """Experts that some samples need and others do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(6, CLASSES), nn.Linear(6, CLASSES)])
+        self.slopes = nn.ModuleList([nn.PReLU(), nn.PReLU()])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x[:, 0] > 0).all()):
+            return self.slopes[0](self.experts[0](x))
+        return self.slopes[1](self.experts[1](x))
+
+
+def test_parameters_that_the_first_samples_do_not_use_are_not_forgotten():
+    torch.manual_seed(0)
+    model = Routed().double()
+    inputs, labels = torch.randn(6, 6, dtype=torch.float64), torch.randint(0, CLASSES, (6,))
+    inputs[:, 0] = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    batches = [(inputs[:3], labels[:3]), (inputs[3:], labels[3:])]
+    got = fisher_diagonal(model, batches)
+    for name, expected in oracle.empirical(model, inputs, labels).items():
+        assert bool(expected.any())
+        torch.testing.assert_close(got[name], expected)
+
+
+def test_a_slope_that_the_first_samples_do_not_touch_is_not_forgotten():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.PReLU(), nn.Linear(6, CLASSES)).double()
+    inputs, labels = torch.randn(6, 6, dtype=torch.float64), torch.randint(0, CLASSES, (6,))
+    inputs[:2].abs_()
+    got = fisher_diagonal(model, [(inputs, labels)])
+    expected = oracle.empirical(model, inputs, labels)
+    assert bool(expected["0.weight"] > 0)
+    torch.testing.assert_close(got["0.weight"], expected["0.weight"])
+
+
+def test_a_check_on_nan_is_not_remembered(by_vmap):
+    make, shape = ZOO["linear"]
+    labels = torch.randint(0, CLASSES, shape[:1])
+    with pytest.raises(ValueError, match="batch 0: expected finite losses"):
+        fisher_diagonal(make(), [(torch.full(shape, torch.nan), labels)])
+    by_vmap.clear()
+    fisher_diagonal(make(), [(torch.randn(shape), labels)])
+    assert not by_vmap
+
+
 def test_a_check_is_remembered_for_models_of_one_structure(monkeypatch):
     checks = []
-    original = PerSampleSquares._one_by_one
+    original = SingleSamples.one_by_one
 
     def spy(self, inputs, *more):
         checks.append(len(inputs))
         return original(self, inputs, *more)
 
-    monkeypatch.setattr(PerSampleSquares, "_one_by_one", spy)
+    monkeypatch.setattr(SingleSamples, "one_by_one", spy)
     batch = torch.randn(FLAT), torch.randint(0, CLASSES, FLAT[:1])
     for _ in range(3):
         fisher_diagonal(ZOO["linear"][0](), [batch, batch])
