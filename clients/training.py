@@ -1,6 +1,7 @@
 """The local training loop: E epochs of SGD or Adam, and FedProx's term."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -48,25 +49,10 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         """Collect everything that is out of range and raise once."""
-        rules = [
-            ("epochs", self.epochs >= 1, ">= 1"),
-            ("batch_size", self.batch_size >= 1, ">= 1"),
-            ("optimizer", self.optimizer in get_args(OptimizerName), "sgd or adam"),
-            ("lr", 0 < self.lr < float("inf"), "> 0 and finite"),
-            ("momentum", 0 <= self.momentum < 1, "in [0, 1)"),
-            ("weight_decay", 0 <= self.weight_decay < float("inf"), ">= 0 and finite"),
-            ("penalty_mode", self.penalty_mode in get_args(PenaltyMode), "gradient or proximal"),
-            (
-                "fisher_kind",
-                self.fisher_kind in get_args(FisherKind),
-                "empirical, exact or sampled",
-            ),
-            ("num_threads", self.num_threads >= 1, ">= 1"),
-        ]
         faults = [
-            f"{name} must be {rule}, got {getattr(self, name)!r}"
-            for name, ok, rule in rules
-            if not ok
+            f"{name} must be {wanted}, got {getattr(self, name)!r}"
+            for name, (holds, wanted) in _RULES.items()
+            if not _holds_without_error(holds, getattr(self, name))
         ]
         if faults:
             raise ValueError("; ".join(faults))
@@ -85,6 +71,31 @@ class TrainingSettings:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+def _positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+_RULES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "epochs": (_positive_integer, "an integer >= 1"),
+    "batch_size": (_positive_integer, "an integer >= 1"),
+    "optimizer": (lambda v: v in get_args(OptimizerName), "sgd or adam"),
+    "lr": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "penalty_mode": (lambda v: v in get_args(PenaltyMode), "gradient or proximal"),
+    "fisher_kind": (lambda v: v in get_args(FisherKind), "empirical, exact or sampled"),
+    "device": (lambda v: v == "auto" or torch.device(v), "auto or a device that torch knows"),
+    "num_threads": (_positive_integer, "an integer >= 1"),
+}
+
+
+def _holds_without_error(holds: Callable[[Any], object], value: Any) -> bool:
+    try:
+        return bool(holds(value))
+    except (TypeError, RuntimeError):  # a value of another type, or no such device
+        return False
 
 
 @dataclass
@@ -192,7 +203,7 @@ def attach_proximal_term(
     Raises:
         ValueError: if mu is negative or not finite.
     """
-    if not 0 <= mu < float("inf"):
+    if not 0 <= mu < math.inf:
         raise ValueError(f"proximal-mu must be finite and >= 0, got {mu!r}; use 0 for plain FedAvg")
     parameters: list[Tensor] = list(trainable_parameters(model).values())
     anchors = [p.detach().clone() for p in parameters]

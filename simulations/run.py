@@ -126,8 +126,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
     TrainingSettings(**settings["client"])
     data = load_data(settings)
-    make_model(settings, data)
-    make_partition(settings, data)
+    for part, make in (("model", make_model), ("partition", make_partition)):
+        try:
+            make(settings, data)
+        except TypeError as error:
+            raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
     return settings
 
 

@@ -91,15 +91,18 @@ def test_no_samples_are_an_error():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs must be >= 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be >= 1"),
+        ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1"),
         ({"optimizer": "lion"}, "optimizer must be sgd or adam, got 'lion'"),
         ({"lr": math.nan}, "lr must be > 0 and finite"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"weight_decay": -1}, "weight_decay must be >= 0"),
         ({"penalty_mode": "both"}, "penalty_mode must be gradient or proximal"),
         ({"fisher_kind": "batch"}, "fisher_kind must be empirical, exact or sampled"),
-        ({"num_threads": 0}, "num_threads must be >= 1"),
+        ({"num_threads": 0}, "num_threads must be an integer >= 1"),
+        ({"lr": "fast"}, "lr must be > 0 and finite, got 'fast'"),
+        ({"epochs": 1.5}, "epochs must be an integer >= 1, got 1.5"),
+        ({"device": "abacus"}, "device must be auto or a device that torch knows, got 'abacus'"),
         ({"epochs": 0, "lr": 0}, "epochs must be .*; lr must be"),
     ],
 )
