@@ -50,6 +50,10 @@ class CurvaturePenalty:
         self._parameters: list[Tensor] = list(parameters.values())
         self._precision = [_beside(p, curvature.precision[n]) for n, p in parameters.items()]
         self._information = [_beside(p, curvature.information[n]) for n, p in parameters.items()]
+        # a bfloat16 gradient could not hold Pθ before Q is taken off it
+        self._mixes_types = any(
+            q.dtype != p.dtype for p, q in zip(self._parameters, self._precision, strict=True)
+        )
 
     def value(self) -> Tensor:
         """Return λ Σ_i P_i (θ_i − Q_i/P_i)², a scalar with gradient 2λ(Pθ − Q), to add to a loss.
@@ -70,12 +74,18 @@ class CurvaturePenalty:
         """Add 2λ(Pθ − Q), times ``scale``, to every parameter's ``.grad`` (made if it is None)."""
         if self.strength == 0.0:
             return
+        gradients = gradients_of(self._parameters)
+        factor = 2.0 * self.strength
+        if isinstance(scale, float) and not self._mixes_types:
+            torch._foreach_addcmul_(
+                gradients, self._precision, self._parameters, value=factor * scale
+            )
+            torch._foreach_add_(gradients, self._information, alpha=-factor * scale)
+            return
         pull = torch._foreach_mul(self._precision, self._parameters)
         torch._foreach_sub_(pull, self._information)
-        if isinstance(scale, Tensor):
-            torch._foreach_mul_(pull, scale)
-            scale = 1.0
-        torch._foreach_add_(gradients_of(self._parameters), pull, alpha=2.0 * self.strength * scale)
+        torch._foreach_mul_(pull, scale)
+        torch._foreach_add_(gradients, pull, alpha=factor)
 
     @torch.no_grad()
     def proximal_step(self, lr: float | dict[str, float]) -> None:
