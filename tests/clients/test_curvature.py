@@ -213,3 +213,27 @@ def test_the_report_names_the_client_and_holds_the_fisher_diagonal():
     expected = fisher_at(model.state_dict(), 3)
     for name, tensor in content[PRECISION].to_torch_state_dict().items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("sums_round", "contributors", "is_subtracted"),
+    [
+        (1, ["question", "another"], True),
+        (1, ["another", "third"], False),  # its reply of that round was lost
+        # ids are the engine's: one that starts anew may give the same id in another round
+        (2, ["question", "another"], False),
+    ],
+)
+def test_own_terms_are_subtracted_for_the_right_round_and_message(
+    sums_round, contributors, is_subtracted
+):
+    context, model = context_of(0), new_model()
+    first = ClientCurvature(message_with(Instruction(0.1, 1)), context, model)
+    first.report(RecordDict(), model, [samples(0)])
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    message = message_with(
+        Instruction(0.1, 3, sums_round, contributors, sums=Curvature(ones, ones))
+    )
+    penalty = ClientCurvature(message, context, model).penalty
+    expected = 1 - fisher_at(model.state_dict(), 0)["weight"] * is_subtracted
+    torch.testing.assert_close(penalty._precision[0].double(), expected, rtol=1e-5, atol=1e-6)
