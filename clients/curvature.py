@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.clients.state import Contribution, store_for
 from fedcurv.curvature import Curvature, shapes_of
-from fedcurv.fisher import FisherKind, fisher_diagonal
+from fedcurv.fisher import FisherKind, Likelihood, fisher_diagonal
 from fedcurv.parameters import trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
 from fedcurv.strategies.records import Instruction, add_report, unpack_instruction
@@ -84,6 +84,7 @@ class ClientCurvature:
         batches: Iterable[tuple[Tensor, Tensor]],
         *,
         kind: FisherKind = "empirical",
+        likelihood: Likelihood = "categorical",
         generator: torch.Generator | None = None,
     ) -> RecordDict:
         """Estimate the Fisher diagonal at the local solution, remember it, add it to the reply.
@@ -94,6 +95,7 @@ class ClientCurvature:
             model: the trained model.
             batches: the node's own training data, (inputs, targets).
             kind: see ``fisher_diagonal``.
+            likelihood: see ``fisher_diagonal``.
             generator: see ``fisher_diagonal``.
 
         Returns:
@@ -104,7 +106,9 @@ class ClientCurvature:
         """
         if not self.active:
             return content
-        fisher = fisher_diagonal(model, batches, kind=kind, generator=generator)
+        fisher = fisher_diagonal(
+            model, batches, kind=kind, likelihood=likelihood, generator=generator
+        )
         # what is remembered must be what is sent: else a difference of sums could become negative
         curvature = Curvature.at(model, fisher).to(torch.float32)
         instruction = self._active_instruction

@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedcurv.likelihoods import LIKELIHOODS, NegativeLogLikelihood, per_sample
 from fedcurv.parameters import trainable_parameters
 from fedcurv.per_sample import PerSampleSquares
 from fedcurv.single_samples import WeightedLabels, accumulation_dtype
 
 FisherKind = Literal["empirical", "exact", "sampled"]
+Likelihood = Literal["categorical", "gaussian"] | NegativeLogLikelihood
 
 
 def fisher_diagonal(
@@ -31,6 +33,7 @@ def fisher_diagonal(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     kind: FisherKind = "empirical",
+    likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
     chunk_size: int = 64,
     self_check: bool = True,
@@ -42,12 +45,16 @@ def fisher_diagonal(
     mode and the random states of torch, NumPy and Python are afterwards as they were.
 
     Args:
-        model: maps inputs to logits of shape (N, C), or (N, C, d1, ...) for ``empirical``, where a
-            sample's log-likelihood is the sum over its positions.
-        batches: pairs (inputs, targets), inputs of shape (N, ...), targets as
-            ``torch.nn.functional.cross_entropy`` takes them; moved to the model's device.
+        model: maps inputs to what the likelihood takes.
+        batches: pairs (inputs, targets) of shapes (N, ...); moved to the model's device.
         kind: ``empirical`` takes the given labels, ``exact`` the expectation over the model's own
             class probabilities (C backward passes), ``sampled`` one label drawn per sample.
+        likelihood: ``categorical`` takes logits (N, C) and targets as
+            ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), where a sample's
+            log-likelihood is the sum over its positions; ``gaussian`` is regression with unit
+            variance, outputs and targets of one shape. Or a function of outputs and targets that
+            returns one negative log-likelihood per sample, shape (N,). The kinds ``exact`` and
+            ``sampled`` exist for categories, with logits (N, C), only.
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
         chunk_size: how many samples of a batch are taken at once, >= 1.
@@ -60,13 +67,20 @@ def fisher_diagonal(
 
     Raises:
         ValueError: for a model without trainable parameters, no samples, a batch that is no pair or
-            whose lengths differ, or a loss or gradient that is not finite.
+            whose lengths differ, a likelihood without one value per sample, or a loss or gradient
+            that is not finite.
 
     Source: arXiv 1910.07796 needs the diagonal; the mean over per-sample squares, eval mode and the
     three kinds are this project's definition.
     """
     if kind not in get_args(FisherKind):
         raise ValueError(f"kind must be one of {', '.join(get_args(FisherKind))}, got {kind!r}")
+    if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
+        raise ValueError(
+            f"likelihood must be one of {', '.join(LIKELIHOODS)}, or a function, got {likelihood!r}"
+        )
+    if kind != "empirical" and likelihood != "categorical":
+        raise ValueError(f"kind={kind!r} needs likelihood='categorical'; use kind='empirical'")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
     parameters = trainable_parameters(model)
@@ -76,11 +90,12 @@ def fisher_diagonal(
         name: torch.zeros_like(p, dtype=accumulation_dtype(p), requires_grad=False)
         for name, p in parameters.items()
     }
+    losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else per_sample(likelihood)
     num_samples = 0
     finite = []
     with (
         _undisturbed(model, device),
-        PerSampleSquares(model, parameters, self_check=self_check) as per_sample_squares,
+        PerSampleSquares(model, parameters, losses_of, self_check=self_check) as per_sample_squares,
     ):
         model.eval()
         for index, batch in enumerate(batches):

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.layer_rules import Rule, rule_for
+from fedcurv.likelihoods import NegativeLogLikelihood
 from fedcurv.single_samples import (
     SingleSamples,
     Squares,
     WeightedLabels,
     accumulation_dtype,
-    losses_of,
 )
 
 logger = logging.getLogger(__name__)
 
-# from a batch's targets and logits to the sets of labels to sum over
+# from a batch's targets and outputs to the sets of labels to sum over
 LabelsOf = Callable[[Tensor, Tensor], Sequence[WeightedLabels]]
 
 # float32 rounding in a deep network stays well below, a wrong rule well above
@@ -53,13 +53,14 @@ _findings: dict[str, _Findings] = {}
 
 
 class PerSampleSquares:
-    """Computes Σ_n w_n (∂ℓ_n/∂p)² for every parameter p, with ℓ the cross-entropy.
+    """Computes Σ_n w_n (∂ℓ_n/∂p)² for every parameter p, with ℓ a loss per sample.
 
     A context manager: the model is hooked inside, and left as it was.
 
     Args:
         model: in eval mode.
         parameters: the trainable ones, by name.
+        losses_of: ℓ, one value per sample.
         self_check: compare the rules with single samples on the first two samples that come,
             unless a model of the same structure has been compared before, and use vmap for what
             disagrees.
@@ -69,11 +70,17 @@ class PerSampleSquares:
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], *, self_check: bool = True
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        losses_of: NegativeLogLikelihood,
+        *,
+        self_check: bool = True,
     ) -> None:
         self._model = model
+        self._losses_of = losses_of
         self._names = set(parameters)
-        self._single = SingleSamples(model, parameters)
+        self._single = SingleSamples(model, parameters, losses_of)
         self._buffers = {name: b.clone() for name, b in model.named_buffers()}
         self._covered = _covered(model, parameters)
         self._findings = _Findings()
@@ -128,13 +135,13 @@ class PerSampleSquares:
         self._require_gradients(False)
         try:
             with torch.enable_grad():
-                logits = self._model(inputs)
-                labels = labels_of(targets, logits.detach())
+                outputs = self._model(inputs)
+                labels = labels_of(targets, outputs.detach())
                 for index, (y, weights) in enumerate(labels):
-                    losses = losses_of(logits, y)
+                    losses = self._losses_of(outputs, y)
                     total = losses.sum() if weights is None else losses @ weights.sqrt()
                     self.losses_are_finite &= total.detach().isfinite()
-                    if logits.requires_grad:
+                    if outputs.requires_grad:
                         torch.autograd.backward(total, retain_graph=index + 1 < len(labels))
         finally:
             self._samples = 0  # the hooks have nothing to do outside of this

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from fedcurv.likelihoods import NegativeLogLikelihood
+
 logger = logging.getLogger(__name__)
 
 Squares = dict[str, Tensor]
@@ -23,25 +25,26 @@ def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def losses_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return each sample's cross-entropy, summed over its positions if it has several."""
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
-
-
 class SingleSamples:
-    """Computes gradients of the cross-entropy of one sample at a time, vectorised where possible.
+    """Computes gradients of the losses of one sample at a time, vectorised where possible.
 
     Args:
         model: in eval mode; its buffers are not touched.
         parameters: the trainable ones, by name.
+        losses_of: one value per sample.
 
     Attributes:
         reached: names of the parameters that some sample's loss depended on in ``one_by_one``.
     """
 
-    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        losses_of: NegativeLogLikelihood,
+    ) -> None:
         self._model = model
+        self._losses_of = losses_of
         self._parameters = {name: p.detach() for name, p in parameters.items()}
         self._frozen = {
             name: p.detach() for name, p in model.named_parameters() if name not in parameters
@@ -55,8 +58,8 @@ class SingleSamples:
         chosen, rest = self._divided(names)
 
         def loss(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            logits = self._call({**parameters, **rest}, x.unsqueeze(0))
-            return losses_of(logits, y.unsqueeze(0)).squeeze(0)
+            outputs = self._call({**parameters, **rest}, x.unsqueeze(0))
+            return self._losses_of(outputs, y.unsqueeze(0)).squeeze(0)
 
         per_sample = vmap(grad(loss), in_dims=(None, 0, 0), randomness="different")
         size = max(1, _NUMBERS_AT_ONCE // sum(p.numel() for p in chosen.values()))
@@ -100,8 +103,8 @@ class SingleSamples:
         rows = []
         for x, y in zip(inputs, labels, strict=True):
             with torch.enable_grad():
-                logits = self._call({**leaves, **rest}, x.unsqueeze(0))
-                loss = losses_of(logits, y.unsqueeze(0)).squeeze(0)
+                outputs = self._call({**leaves, **rest}, x.unsqueeze(0))
+                loss = self._losses_of(outputs, y.unsqueeze(0)).squeeze(0)
             gradients: Sequence[Tensor | None] = [None] * len(leaves)
             if loss.requires_grad:
                 gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -118,8 +121,8 @@ class SingleSamples:
 
     def _call(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         state = ({**parameters}, self._frozen, self._buffers)
-        logits: Tensor = functional_call(self._model, state, (inputs,))
-        return logits
+        outputs: Tensor = functional_call(self._model, state, (inputs,))
+        return outputs
 
     def _divided(self, names: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the parameters of these names, and the others."""

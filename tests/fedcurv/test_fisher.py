@@ -144,6 +144,34 @@ def test_likelihood_of_a_sample_is_summed_over_its_positions():
         fisher_diagonal(model, [(inputs, labels)], kind="exact")
 
 
+@pytest.mark.parametrize("shape", [(5,), (5, 2), (5, 3, 2)])
+@pytest.mark.parametrize("covered", [True, False])
+def test_gaussian_likelihood_is_half_the_squared_error(shape, covered):
+    torch.manual_seed(0)
+    size = int(np.prod(shape[1:]))
+    layer = nn.Linear(6, size).double()
+    head = nn.Sequential(layer) if covered else nn.utils.parametrizations.weight_norm(layer)
+    model = nn.Sequential(head, nn.Unflatten(1, shape[1:]) if len(shape) > 1 else nn.Flatten(0))
+    inputs, targets = torch.randn(5, 6).double(), torch.randn(shape).double()
+    got = fisher_diagonal(model, [(inputs, targets)], likelihood="gaussian")
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter)
+        for x, y in zip(inputs, targets, strict=True):
+            loss = ((model(x[None]).reshape(y.shape) - y) ** 2).sum() / 2
+            expected += torch.autograd.grad(loss, parameter)[0] ** 2 / 5
+        torch.testing.assert_close(got[name], expected)
+
+
+def test_any_loss_with_a_value_per_sample_is_accepted():
+    model, inputs, labels = problem("linear")
+
+    def by_hand(outputs, targets):
+        return -torch.log_softmax(outputs, 1).gather(1, targets[:, None])[:, 0]
+
+    got = fisher_diagonal(model, [(inputs, labels)], likelihood=by_hand)
+    assert_same(got, oracle.empirical(model, inputs, labels))
+
+
 def test_a_model_that_cannot_be_vectorised_is_named_in_the_log(caplog):
     model, inputs, labels = problem("a value that is read")
     fisher_diagonal(model, [(inputs, labels)])
@@ -227,6 +255,30 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
         (nn.Linear(6, 3), [(GOOD[0], GOOD[1][:2])], {}, "2 targets for 3 inputs"),
         (nn.Linear(6, 3), [GOOD, (GOOD[0] * torch.nan, GOOD[1])], {}, "batch 1: .*NaN or inf"),
         (nn.Linear(6, 3), [GOOD], {"kind": "batch"}, "empirical, exact, sampled, got 'batch'"),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"likelihood": "poisson"},
+            "categorical, gaussian, or a function",
+        ),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"likelihood": nn.CrossEntropyLoss()},
+            r"shape \(3,\), got shape \(\)",
+        ),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"likelihood": "gaussian"},
+            r"shape of the outputs, \(3, 3\), got",
+        ),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"likelihood": "gaussian", "kind": "exact"},
+            "kind='exact' needs likelihood='categorical'",
+        ),
         (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
     ],
 )
