@@ -142,6 +142,36 @@ def _moved(tensor: Tensor, target: torch.device | torch.dtype) -> Tensor:
     return tensor.to(target) if isinstance(target, torch.dtype) else tensor.to(device=target)
 
 
+class CurvatureSum:
+    """A running sum in float64 that holds no more than itself, however many parts are added."""
+
+    def __init__(self) -> None:
+        self._sum: Curvature | None = None
+
+    def add(self, part: Curvature) -> None:
+        """Add P and Q in place."""
+        if self._sum is None:
+            self._sum = Curvature(
+                {name: p.to(torch.float64, copy=True) for name, p in part.precision.items()},
+                {name: q.to(torch.float64, copy=True) for name, q in part.information.items()},
+            )
+            return
+        require_same_shapes(shapes_of(self._sum), shapes_of(part), "the sum", "the part")
+        for name, precision in self._sum.precision.items():
+            precision += part.precision[name]
+            self._sum.information[name].add_(part.information[name])
+
+    def total(self, dtype: torch.dtype) -> Curvature:
+        """Return the sum in this type.
+
+        Raises:
+            ValueError: if nothing was added.
+        """
+        if self._sum is None:
+            raise ValueError("expected at least one part of the sum, got none")
+        return self._sum.to(dtype)
+
+
 def require_same_shapes(
     expected: Mapping[str, Iterable[int]],
     got: Mapping[str, Iterable[int]],

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedcurv.curvature import Curvature
+from fedcurv.curvature import Curvature, CurvatureSum
 from fedcurv.strategies import records
 from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
 from fedcurv.strategies.records import Instruction, Report
@@ -132,23 +132,23 @@ class FedCurv(Strategy):
             RoundFailed: if no reply is fit for use, with the first client's traceback.
         """
         received = list(replies)
-        reports, refused = self._take_reports(received)
-        curvatures = self._check(received, reports, refused)
-        for message in received:
-            reason = refused.get(message.metadata.reply_to_message_id)
-            if reason is not None:
-                client = reports.get(message.metadata.reply_to_message_id)
+        reports = _take_reports(received)
+        ordered = _in_order_of_clients(received, reports)
+        refused, instruction = self._check_and_sum(server_round, ordered, reports)
+        for message in ordered:
+            if (message_id := message.metadata.reply_to_message_id) in refused:
                 logger.warning(
                     "round %d: refused the reply of client %s: %s",
                     server_round,
-                    client.client_id if client else f"node-{message.metadata.src_node_id}",
-                    reason,
+                    reports[message_id].client_id
+                    if message_id in reports
+                    else f"node-{message.metadata.src_node_id}",
+                    refused[message_id],
                 )
         self.refused = refused
-        require_some_success(server_round, received, refused)
-        ordered = _in_order_of_clients(received, reports)
+        require_some_success(server_round, ordered, refused)
+        self._instruction = instruction
         fit = [m for m in ordered if m.metadata.reply_to_message_id not in refused]
-        self._instruction = self._sum(server_round, fit, curvatures)
         return self.strategy.aggregate_train(server_round, fit)
 
     def configure_evaluate(
@@ -198,37 +198,23 @@ class FedCurv(Strategy):
         )
         load_strategy_state(self.strategy, state["strategy"])
 
-    def _take_reports(self, received: list[Message]) -> tuple[dict[str, Report], dict[str, str]]:
-        """Take this project's records out of all replies; also return what could not be read."""
-        reports, refused = {}, {}
-        for message in received:
-            if message.has_error():
-                continue
-            try:
-                report = records.take_report(message.content)
-            except ValueError as error:
-                refused[message.metadata.reply_to_message_id] = str(error)
-                continue
-            if report is not None:
-                reports[message.metadata.reply_to_message_id] = report
-        return reports, refused
+    def _check_and_sum(
+        self, server_round: int, ordered: list[Message], reports: Mapping[str, Report]
+    ) -> tuple[dict[str, str], Instruction]:
+        """Return why replies are refused, by message id, and what to send in the next round.
 
-    def _check(
-        self, received: list[Message], reports: dict[str, Report], refused: dict[str, str]
-    ) -> dict[str, Curvature]:
-        """Return the fit replies' terms by message id; add the others to ``refused``."""
-        contents = {
-            m.metadata.reply_to_message_id: m.content for m in received if not m.has_error()
-        }
+        Each client's terms are added as soon as they are checked: only one client's are held.
+        """
+        contents = {m.metadata.reply_to_message_id: m.content for m in ordered if not m.has_error()}
         metric_names = most_common(_metric_names(content) for content in contents.values())
         parameter_names = self._parameter_names or most_common(
             frozenset(report.precision) for report in reports.values()
         )
         weighted_by_key = getattr(self.strategy, "weighted_by_key", "num-examples")
-        curvatures = {}
+        refused: dict[str, str] = {}
+        contributors = []
+        sums = CurvatureSum()
         for message_id, content in contents.items():
-            if message_id in refused:
-                continue
             try:
                 check_reply(content, self._sent, weighted_by_key)
                 _require_names(_metric_names(content), metric_names, "metrics")
@@ -236,26 +222,28 @@ class FedCurv(Strategy):
                     report = reports[message_id]
                     _require_names(frozenset(report.precision), parameter_names, "statistics")
                     (arrays,) = content.array_records.values()
-                    curvatures[message_id] = curvature_of(report, arrays)
+                    sums.add(curvature_of(report, arrays))
+                    contributors.append(message_id)
             except ValueError as error:
                 refused[message_id] = str(error)
-        if curvatures:
-            self._parameter_names = parameter_names
-        return curvatures
-
-    def _sum(
-        self, server_round: int, fit: list[Message], curvatures: dict[str, Curvature]
-    ) -> Instruction:
-        contributors = [i for m in fit if (i := m.metadata.reply_to_message_id) in curvatures]
         if not contributors:
-            return Instruction(self.strength)
-        total = Curvature.sum(curvatures[i] for i in contributors)
-        return Instruction(
+            return refused, Instruction(self.strength)
+        self._parameter_names = parameter_names
+        return refused, Instruction(
             strength=self.strength,
             sums_round=server_round,
             contributors=contributors,
-            sums=total.to(torch.float32),
+            sums=sums.total(torch.float32),
         )
+
+
+def _take_reports(received: list[Message]) -> dict[str, Report]:
+    """Take this project's records out of all replies and return them by message id."""
+    reports = {}
+    for message in received:
+        if not message.has_error() and (report := records.take_report(message.content)):
+            reports[message.metadata.reply_to_message_id] = report
+    return reports
 
 
 def _to_numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -60,11 +60,17 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Report:
-    """What a client tells of its curvature: None where a plain FedAvg client says nothing."""
+    """What a client tells of its curvature, as it arrived and unchecked.
+
+    Attributes:
+        client_id: its stable id.
+        precision: its Fisher diagonal.
+        information: F·θ̂, where the client sent it.
+    """
 
     client_id: str
-    precision: Mapping[str, Tensor]
-    information: Mapping[str, Tensor] | None
+    precision: ArrayRecord
+    information: ArrayRecord | None
 
 
 def client_id_of(context: Context) -> str:
@@ -161,11 +167,7 @@ def add_report(
 
 
 def take_report(content: RecordDict) -> Report | None:
-    """Remove this project's records from a reply and return them; None if it has none.
-
-    Raises:
-        ValueError: if an array cannot be read.
-    """
+    """Remove this project's records from a reply and return them; None if it has none."""
     client_id = unpack_client_id(content)
     content.pop(CONFIG, None)
     precision = content.pop(PRECISION, None)
@@ -174,8 +176,8 @@ def take_report(content: RecordDict) -> Report | None:
         return None
     return Report(
         client_id=client_id or "",
-        precision=unpack_tensors(precision),
-        information=unpack_tensors(information) if isinstance(information, ArrayRecord) else None,
+        precision=precision,
+        information=information if isinstance(information, ArrayRecord) else None,
     )
 
 

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedcurv.curvature import Curvature, require_same_shapes
 from fedcurv.strategies.flower_private import MOD_FAILED_PRECONDITION
-from fedcurv.strategies.records import Report, read_array
+from fedcurv.strategies.records import Report, read_array, unpack_tensors
 
 # a hundred million of these still have a sum in float32
 _LARGEST_TERM = 1e30
@@ -108,25 +108,24 @@ def curvature_of(report: Report, arrays: ArrayRecord) -> Curvature:
     Raises:
         ValueError: if they are not valid, or not of parameters that the reply's arrays hold.
     """
-    precision = {name: p.double() for name, p in report.precision.items()}
+    precision = {name: p.double() for name, p in unpack_tensors(report.precision).items()}
+    if report.information is not None:
+        given = unpack_tensors(report.information)
+        information = {name: q.double() for name, q in given.items()}
+        return _within_float32(Curvature(precision, information).check())
     unknown = [name for name in precision if name not in arrays]
-    if unknown and report.information is None:
+    if unknown:
         raise ValueError(
             f"statistics of {unknown[0]!r}, which is not among the arrays of the reply"
         )
-    if report.information is not None:
-        information = {name: q.double() for name, q in report.information.items()}
-        return _within_float32(Curvature(precision, information).check())
-    local = {name: read_array(name, arrays[name]).astype(np.float64) for name in precision}
+    local = unpack_tensors(ArrayRecord({name: arrays[name] for name in precision}))
     require_same_shapes(
         {name: p.shape for name, p in precision.items()},
         {name: a.shape for name, a in local.items()},
         "the statistics",
         "the arrays",
     )
-    information = {
-        name: p * precision[name].new_tensor(local[name]) for name, p in precision.items()
-    }
+    information = {name: p * local[name] for name, p in precision.items()}
     return _within_float32(Curvature(precision, information).check())
 
 
