@@ -8,6 +8,7 @@ Their sums say all about the quadratic of arXiv 1910.07796,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -93,20 +94,31 @@ class Curvature:
         }
         return Curvature(rest.precision, information)
 
-    def check(self) -> Curvature:
+    def check(self, largest: float = math.inf) -> Curvature:
         """Return self if every entry is finite and no precision is negative.
+
+        Args:
+            largest: what no entry may exceed in magnitude.
 
         Raises:
             ValueError: naming every parameter at fault.
         """
         faults = []
         for name, precision in self.precision.items():
-            if not bool(precision.isfinite().all()):
+            low, high = extremes(precision)
+            if not -math.inf < low <= high < math.inf:
                 faults.append(f"precision of {name!r} is not finite")
-            elif bool((precision < 0).any()):
-                faults.append(f"precision of {name!r} is negative ({float(precision.min()):.3g})")
-            if not bool(self.information[name].isfinite().all()):
+            elif low < 0:
+                faults.append(f"precision of {name!r} is negative ({low:.3g})")
+            elif high > largest:
+                faults.append(f"precision of {name!r} is {high:.3g}, above {largest:g}")
+            low, high = extremes(self.information[name])
+            if not -math.inf < low <= high < math.inf:
                 faults.append(f"information of {name!r} is not finite")
+            elif max(-low, high) > largest:
+                faults.append(
+                    f"information of {name!r} is {max(-low, high):.3g}, above {largest:g}"
+                )
         if faults:
             raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
         return self
@@ -131,6 +143,14 @@ class Curvature:
             {name: operation(p, other.precision[name]) for name, p in self.precision.items()},
             {name: operation(q, other.information[name]) for name, q in self.information.items()},
         )
+
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """Return the least and the greatest entry: NaN if one is NaN, zeros for none."""
+    if tensor.numel() == 0:
+        return 0.0, 0.0
+    low, high = torch.aminmax(tensor)
+    return float(low), float(high)
 
 
 def shapes_of(curvature: Curvature) -> dict[str, torch.Size]:

@@ -216,12 +216,11 @@ class FedCurv(Strategy):
         sums = CurvatureSum()
         for message_id, content in contents.items():
             try:
-                check_reply(content, self._sent, weighted_by_key)
+                arrays = check_reply(content, self._sent, weighted_by_key)
                 _require_names(_metric_names(content), metric_names, "metrics")
                 if message_id in reports:
                     report = reports[message_id]
                     _require_names(frozenset(report.precision), parameter_names, "statistics")
-                    (arrays,) = content.array_records.values()
                     sums.add(curvature_of(report, arrays))
                     contributors.append(message_id)
             except ValueError as error:

@@ -4,14 +4,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
+from torch import Tensor
 
-from fedcurv.curvature import Curvature, require_same_shapes
+from fedcurv.curvature import Curvature, extremes, require_same_shapes
 from fedcurv.strategies.flower_private import MOD_FAILED_PRECONDITION
-from fedcurv.strategies.records import Report, read_array, unpack_tensors
+from fedcurv.strategies.records import Report, unpack_tensors
 
-# a hundred million of these still have a sum in float32
+# sums travel in float32, where a hundred million of these still have one
 _LARGEST_TERM = 1e30
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -70,8 +70,8 @@ def shapes_of(arrays: ArrayRecord) -> Shapes:
     return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
-def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> None:
-    """Check what a training reply holds for the wrapped strategy.
+def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> dict[str, Tensor]:
+    """Check what a training reply holds for the wrapped strategy and return its arrays.
 
     Raises:
         ValueError: unless it is one ArrayRecord with the names and shapes that were sent and finite
@@ -81,11 +81,16 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> None
         raise ValueError(f"expected one ArrayRecord, got {sorted(content.array_records)}")
     check_weight(content, weighted_by_key)
     (record,) = content.array_records.values()
-    arrays = {name: read_array(name, array) for name, array in record.items()}
+    arrays = unpack_tensors(record)
     require_same_shapes(sent, {n: a.shape for n, a in arrays.items()}, "what was sent", "the reply")
-    poisoned = [name for name, a in arrays.items() if not np.isfinite(a).all()]
+    poisoned = [
+        name
+        for name, array in arrays.items()
+        if array.is_floating_point() and not all(map(math.isfinite, extremes(array)))
+    ]
     if poisoned:
         raise ValueError(f"expected finite numbers, got NaN or inf in {', '.join(poisoned[:3])}")
+    return arrays
 
 
 def check_weight(content: RecordDict, weighted_by_key: str) -> None:
@@ -102,45 +107,30 @@ def check_weight(content: RecordDict, weighted_by_key: str) -> None:
         raise ValueError(f"expected {weighted_by_key!r} > 0 in the metrics, got {weight!r}")
 
 
-def curvature_of(report: Report, arrays: ArrayRecord) -> Curvature:
-    """Return a client's checked terms in float64: P = F, and Q as sent or else F·θ̂.
+def curvature_of(report: Report, arrays: Mapping[str, Tensor]) -> Curvature:
+    """Return a client's checked terms: P = F, and Q as sent or else F·θ̂.
+
+    The product is rounded as the client rounds its own: it can take off just what was added.
 
     Raises:
         ValueError: if they are not valid, or not of parameters that the reply's arrays hold.
     """
-    precision = {name: p.double() for name, p in unpack_tensors(report.precision).items()}
+    precision = unpack_tensors(report.precision)
     if report.information is not None:
-        given = unpack_tensors(report.information)
-        information = {name: q.double() for name, q in given.items()}
-        return _within_float32(Curvature(precision, information).check())
+        return Curvature(precision, unpack_tensors(report.information)).check(_LARGEST_TERM)
     unknown = [name for name in precision if name not in arrays]
     if unknown:
         raise ValueError(
             f"statistics of {unknown[0]!r}, which is not among the arrays of the reply"
         )
-    local = unpack_tensors(ArrayRecord({name: arrays[name] for name in precision}))
     require_same_shapes(
         {name: p.shape for name, p in precision.items()},
-        {name: a.shape for name, a in local.items()},
+        {name: arrays[name].shape for name in precision},
         "the statistics",
         "the arrays",
     )
-    information = {name: p * local[name] for name, p in precision.items()}
-    return _within_float32(Curvature(precision, information).check())
-
-
-def _within_float32(curvature: Curvature) -> Curvature:
-    for tensors, what in (
-        (curvature.precision, "precision"),
-        (curvature.information, "information"),
-    ):
-        for name, tensor in tensors.items():
-            if bool((tensor.abs() > _LARGEST_TERM).any()):
-                raise ValueError(
-                    f"{what} of {name!r} is {float(tensor.abs().max()):.3g}, expected at most "
-                    f"{_LARGEST_TERM:g}, since sums travel in float32"
-                )
-    return curvature
+    information = {name: p * arrays[name].to(p) for name, p in precision.items()}
+    return Curvature(precision, information).check(_LARGEST_TERM)
 
 
 def most_common(key_sets: Iterable[frozenset[str]]) -> frozenset[str]:
