@@ -26,6 +26,7 @@ from fedcurv.strategies.records import Instruction, Report
 from fedcurv.strategies.replies import (
     Shapes,
     check_reply,
+    check_weight,
     curvature_of,
     most_common,
     require_some_messages,
@@ -160,8 +161,21 @@ class FedCurv(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Leave evaluation to the wrapped strategy."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+        """Leave evaluation to the wrapped strategy, without replies that have no weight."""
+        fit = []
+        for message in replies:
+            try:
+                if message.has_content():
+                    check_weight(message.content, self._weighted_by_key)
+                fit.append(message)
+            except ValueError as error:
+                logger.warning(
+                    "round %d: refused the evaluation of node-%d: %s",
+                    server_round,
+                    message.metadata.src_node_id,
+                    error,
+                )
+        return self.strategy.aggregate_evaluate(server_round, fit)
 
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
@@ -198,6 +212,10 @@ class FedCurv(Strategy):
         )
         load_strategy_state(self.strategy, state["strategy"])
 
+    @property
+    def _weighted_by_key(self) -> str:
+        return str(getattr(self.strategy, "weighted_by_key", "num-examples"))
+
     def _check_and_sum(
         self, server_round: int, ordered: list[Message], reports: Mapping[str, Report]
     ) -> tuple[dict[str, str], Instruction]:
@@ -210,13 +228,12 @@ class FedCurv(Strategy):
         parameter_names = self._parameter_names or most_common(
             frozenset(report.precision) for report in reports.values()
         )
-        weighted_by_key = getattr(self.strategy, "weighted_by_key", "num-examples")
         refused: dict[str, str] = {}
         contributors = []
         sums = CurvatureSum()
         for message_id, content in contents.items():
             try:
-                arrays = check_reply(content, self._sent, weighted_by_key)
+                arrays = check_reply(content, self._sent, self._weighted_by_key)
                 _require_names(_metric_names(content), metric_names, "metrics")
                 if message_id in reports:
                     report = reports[message_id]

@@ -212,6 +212,25 @@ def test_clients_evaluate_too():
     assert federation.rounds[3].client_metrics == {"loss": 2.5}
 
 
+@pytest.mark.parametrize("spoilt", [{"num-examples": 0}, {"num-examples": float("nan")}, {}])
+def test_an_evaluation_without_weight_is_refused_and_the_others_count(spoilt, caplog):
+    federation = Federation(num_nodes=3)
+    app = federation.client_app()
+
+    @app.evaluate()
+    def evaluate(message: Message, context) -> Message:
+        partition = context.node_config["partition-id"]
+        weight = spoilt if partition == 1 else {"num-examples": 5}
+        metrics = MetricRecord({"loss": float(partition), **weight})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    federation.client_app = lambda: app
+    strategy = FedCurv(strength=0.1, min_train_nodes=1, min_evaluate_nodes=1)
+    result = federation.run(strategy, num_rounds=1)
+    assert result.evaluate_metrics_clientapp[1]["loss"] == 1.0  # the mean of 0 and 2
+    assert "round 1: refused the evaluation of node-1001" in caplog.text
+
+
 def test_num_rounds_must_be_positive():
     with pytest.raises(ValueError, match="num_rounds must be >= 1, got 0"):
         Federation().run(FedAvg(**options()), num_rounds=0)
