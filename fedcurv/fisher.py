@@ -152,7 +152,7 @@ def _labels(
     if kind == "sampled":
         return [(torch.multinomial(probabilities, 1, generator=generator).squeeze(1), None)]
     return [
-        (torch.full_like(targets, label), weights)
+        (torch.full((len(logits),), label, device=logits.device), weights)
         for label, weights in enumerate(probabilities.unbind(dim=1))
     ]
 

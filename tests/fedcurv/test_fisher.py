@@ -58,6 +58,18 @@ def test_embedding(padding_idx):
     assert_same(fisher_diagonal(model, [(inputs, labels)]), oracle.empirical(model, inputs, labels))
 
 
+@pytest.mark.parametrize("kind", ["exact", "sampled"])
+def test_the_models_own_labels_do_not_depend_on_the_kind_of_targets(kind):
+    """Targets may be class probabilities, of shape (N, C); these kinds do not look at them."""
+    model, inputs, labels = problem("linear")
+    soft = torch.rand(len(inputs), CLASSES, dtype=torch.float64).softmax(1)
+    one, other = (
+        fisher_diagonal(model, [(inputs, t)], kind=kind, generator=torch.Generator().manual_seed(0))
+        for t in (labels, soft)
+    )
+    assert_same(one, other)
+
+
 def test_sampled_fisher_takes_the_labels_that_the_generator_draws():
     model, inputs, labels = problem("linear")
     generator = torch.Generator().manual_seed(3)
