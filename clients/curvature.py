@@ -141,7 +141,7 @@ class ClientCurvature:
             return instruction.sums
         if len(instruction.contributors) == 1:
             return None
-        if shapes_of(own.curvature) != shapes_of(instruction.sums):
+        if shapes_of(own.curvature.precision) != shapes_of(instruction.sums.precision):
             logger.warning("own statistics are of another model and count as absent")
             return instruction.sums
         return instruction.sums - own.curvature

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,7 @@ class Curvature:
     def __post_init__(self) -> None:
         """Refuse statistics whose two halves do not fit together."""
         require_same_shapes(
-            {name: p.shape for name, p in self.precision.items()},
-            {name: q.shape for name, q in self.information.items()},
-            "precision",
-            "information",
+            shapes_of(self.precision), shapes_of(self.information), "precision", "information"
         )
 
     @classmethod
@@ -52,12 +50,7 @@ class Curvature:
                 valid (see :meth:`check`).
         """
         parameters = trainable_parameters(model)
-        require_same_shapes(
-            {name: p.shape for name, p in parameters.items()},
-            {name: f.shape for name, f in fisher.items()},
-            "the model",
-            "fisher",
-        )
+        require_same_shapes(shapes_of(parameters), shapes_of(fisher), "the model", "fisher")
         information = {name: f * parameters[name].detach().to(f) for name, f in fisher.items()}
         return cls(dict(fisher), information).check()
 
@@ -134,8 +127,8 @@ class Curvature:
         self, other: Curvature, operation: Callable[[Tensor, Tensor], Tensor]
     ) -> Curvature:
         require_same_shapes(
-            shapes_of(self),
-            shapes_of(other),
+            shapes_of(self.precision),
+            shapes_of(other.precision),
             "the left-hand side",
             "the right-hand side",
         )
@@ -151,11 +144,6 @@ def extremes(tensor: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     low, high = torch.aminmax(tensor)
     return float(low), float(high)
-
-
-def shapes_of(curvature: Curvature) -> dict[str, torch.Size]:
-    """Return every parameter's shape by name."""
-    return {name: p.shape for name, p in curvature.precision.items()}
 
 
 def _moved(tensor: Tensor, target: torch.device | torch.dtype) -> Tensor:
@@ -176,7 +164,9 @@ class CurvatureSum:
                 {name: q.to(torch.float64, copy=True) for name, q in part.information.items()},
             )
             return
-        require_same_shapes(shapes_of(self._sum), shapes_of(part), "the sum", "the part")
+        require_same_shapes(
+            shapes_of(self._sum.precision), shapes_of(part.precision), "the sum", "the part"
+        )
         for name, precision in self._sum.precision.items():
             precision += part.precision[name]
             self._sum.information[name].add_(part.information[name])
@@ -192,9 +182,23 @@ class CurvatureSum:
         return self._sum.to(dtype)
 
 
+class HasShape(Protocol):
+    """A tensor, a parameter, or an array of Flower's."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its size along each axis."""
+        ...
+
+
+def shapes_of(named: Mapping[str, HasShape]) -> dict[str, tuple[int, ...]]:
+    """Return every tensor's shape by name."""
+    return {name: tuple(tensor.shape) for name, tensor in named.items()}
+
+
 def require_same_shapes(
-    expected: Mapping[str, Iterable[int]],
-    got: Mapping[str, Iterable[int]],
+    expected: Mapping[str, tuple[int, ...]],
+    got: Mapping[str, tuple[int, ...]],
     expected_in: str,
     got_in: str,
 ) -> None:
@@ -202,10 +206,9 @@ def require_same_shapes(
     faults = [f"{name!r} is missing in {got_in}" for name in expected if name not in got]
     faults += [f"{name!r} is not in {expected_in}" for name in got if name not in expected]
     faults += [
-        f"{name!r} has shape {tuple(expected[name])} in {expected_in} and {tuple(got[name])} in "
-        f"{got_in}"
+        f"{name!r} has shape {expected[name]} in {expected_in} and {got[name]} in {got_in}"
         for name in expected
-        if name in got and tuple(expected[name]) != tuple(got[name])
+        if name in got and expected[name] != got[name]
     ]
     if faults:
         raise ValueError("expected the same parameters: " + "; ".join(faults[:5]))

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.likelihoods import LIKELIHOODS, NegativeLogLikelihood, per_sample
-from fedcurv.parameters import trainable_parameters
+from fedcurv.parameters import accumulation_dtype, listed, trainable_parameters
 from fedcurv.per_sample import PerSampleSquares
-from fedcurv.single_samples import WeightedLabels, accumulation_dtype
+from fedcurv.single_samples import WeightedLabels
 
 FisherKind = Literal["empirical", "exact", "sampled"]
 Likelihood = Literal["categorical", "gaussian"] | NegativeLogLikelihood
@@ -164,7 +164,7 @@ def _require_finite(totals: dict[str, Tensor], finite: list[Tensor]) -> None:
     if first_bad == len(finite) and not bad:
         return
     batch = f"batch {first_bad}: " if first_bad < len(finite) else ""
-    where = f" in {', '.join(bad[:3])}{' and others' if len(bad) > 3 else ''}" if bad else ""
+    where = f" in {listed(bad)}" if bad else ""
     raise ValueError(
         f"{batch}expected finite losses and gradients, got NaN or inf{where}; has the training "
         "diverged, or do the inputs hold NaN?"
@@ -173,7 +173,8 @@ def _require_finite(totals: dict[str, Tensor], finite: list[Tensor]) -> None:
 
 @contextmanager
 def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore every module's train/eval mode and the random states, which data loaders use too."""
+    """Restore modes and buffers of the model, and the random states, which data loaders use too."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
@@ -184,3 +185,6 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         np.random.set_state(numpy_state)
         for module, training in modes.items():
             module.training = training
+        for name, buffer in model.named_buffers():
+            if name in buffers and not torch.equal(buffer, buffers[name]):
+                buffer.copy_(buffers[name])

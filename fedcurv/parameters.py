@@ -1,6 +1,6 @@
-"""The parameters of a model that take part: the trainable ones, by name."""
+"""The parameters of a model that take part, the trainable ones, and what goes with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
             "requires gradients; unfreeze what should be trained"
         )
     return parameters
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the type in which to compute beside this tensor: float32 at least."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names, for an error."""
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:

@@ -14,9 +14,27 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
-from fedcurv.parameters import gradients_of, trainable_parameters
+from fedcurv.parameters import (
+    accumulation_dtype,
+    gradients_of,
+    listed,
+    trainable_parameters,
+)
 
 PenaltyMode = Literal["gradient", "proximal"]
+
+
+def checked_strength(strength: float) -> float:
+    """Return λ as a float.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
+    if not 0.0 <= strength < math.inf:
+        raise ValueError(
+            f"strength must be finite and >= 0, got {strength!r}; use 0 for plain FedAvg"
+        )
+    return float(strength)
 
 
 class CurvaturePenalty:
@@ -33,19 +51,12 @@ class CurvaturePenalty:
     """
 
     def __init__(self, model: nn.Module, curvature: Curvature, *, strength: float) -> None:
-        if not 0.0 <= strength < math.inf:
-            raise ValueError(
-                f"strength must be finite and >= 0, got {strength!r}; use 0 for plain FedAvg"
-            )
+        self.strength = checked_strength(strength)
         parameters = trainable_parameters(model)
         require_same_shapes(
-            {name: p.shape for name, p in parameters.items()},
-            shapes_of(curvature),
-            "the model",
-            "the statistics",
+            shapes_of(parameters), shapes_of(curvature.precision), "the model", "the statistics"
         )
         curvature.check()
-        self.strength = float(strength)
         self._names = list(parameters)
         self._parameters: list[Tensor] = list(parameters.values())
         self._precision = [_beside(p, curvature.precision[n]) for n, p in parameters.items()]
@@ -142,8 +153,8 @@ class CurvaturePenalty:
         if missing:
             raise ValueError(
                 "expected an optimizer with all trainable parameters of the model, got one without "
-                f"{', '.join(missing[:3])}{' and others' if len(missing) > 3 else ''}; make the "
-                "optimizer from the same model, or freeze these with requires_grad_(False)"
+                f"{listed(missing)}; make the optimizer from the same model, or freeze these with "
+                "requires_grad_(False)"
             )
         if mode == "gradient":
             self._warn_of_divergence(max(float(group["lr"]) for group in optimizer.param_groups))
@@ -185,5 +196,4 @@ class CurvaturePenalty:
 
 def _beside(parameter: Tensor, statistic: Tensor) -> Tensor:
     """Put a statistic on its parameter's device, in float32 at least: Pθ − Q cancels."""
-    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
-    return statistic.to(parameter.device, dtype)
+    return statistic.to(parameter.device, accumulation_dtype(parameter))

@@ -18,12 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.layer_rules import Rule, rule_for
 from fedcurv.likelihoods import NegativeLogLikelihood
-from fedcurv.single_samples import (
-    SingleSamples,
-    Squares,
-    WeightedLabels,
-    accumulation_dtype,
-)
+from fedcurv.parameters import accumulation_dtype
+from fedcurv.single_samples import SingleSamples, Squares, WeightedLabels
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +51,7 @@ _findings: dict[str, _Findings] = {}
 class PerSampleSquares:
     """Computes Σ_n w_n (∂ℓ_n/∂p)² for every parameter p, with ℓ a loss per sample.
 
-    A context manager: the model is hooked inside, and left as it was.
+    A context manager: the model is hooked inside.
 
     Args:
         model: in eval mode.
@@ -81,7 +77,6 @@ class PerSampleSquares:
         self._losses_of = losses_of
         self._names = set(parameters)
         self._single = SingleSamples(model, parameters, losses_of)
-        self._buffers = {name: b.clone() for name, b in model.named_buffers()}
         self._covered = _covered(model, parameters)
         self._findings = _Findings()
         self._structure = _structure_of(model, parameters) if self_check else ""
@@ -91,7 +86,9 @@ class PerSampleSquares:
         self._called: Counter[nn.Module] = Counter()
         self._samples = 0
         self._told: set[str] = set()
-        self.losses_are_finite = torch.ones((), dtype=torch.bool, device=self._trainable[0].device)
+        device = self._trainable[0].device
+        self._anchor = torch.zeros((), requires_grad=True, device=device)
+        self.losses_are_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def __enter__(self) -> "PerSampleSquares":
         """Hook the model."""
@@ -101,12 +98,9 @@ class PerSampleSquares:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the model as it was."""
+        """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
-        for name, buffer in self._model.named_buffers():
-            if name in self._buffers and not torch.equal(buffer, self._buffers[name]):
-                buffer.copy_(self._buffers[name])
 
     def __call__(self, inputs: Tensor, targets: Tensor, labels_of: LabelsOf) -> Squares:
         """Return the sums over a batch, without the parameters for which they are zero.
@@ -131,7 +125,6 @@ class PerSampleSquares:
     ) -> tuple[Squares, Sequence[WeightedLabels]]:
         """Return squares by rule and the labels; count in ``_called`` what the hooks saw."""
         self._squares, self._called, self._samples = {}, Counter(), len(inputs)
-        self._anchor = torch.zeros((), requires_grad=True, device=inputs.device)
         self._require_gradients(False)
         try:
             with torch.enable_grad():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedcurv.likelihoods import NegativeLogLikelihood
+from fedcurv.parameters import accumulation_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -20,16 +21,11 @@ WeightedLabels = tuple[Tensor, Tensor | None]
 _NUMBERS_AT_ONCE = 2**21
 
 
-def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the type in which squares of this tensor are summed: float32 at least."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 class SingleSamples:
     """Computes gradients of the losses of one sample at a time, vectorised where possible.
 
     Args:
-        model: in eval mode; its buffers are not touched.
+        model: in eval mode.
         parameters: the trainable ones, by name.
         losses_of: one value per sample.
 
@@ -46,10 +42,6 @@ class SingleSamples:
         self._model = model
         self._losses_of = losses_of
         self._parameters = {name: p.detach() for name, p in parameters.items()}
-        self._frozen = {
-            name: p.detach() for name, p in model.named_parameters() if name not in parameters
-        }
-        self._buffers = {name: b.clone() for name, b in model.named_buffers()}
         self._vectorises = True
         self.reached: set[str] = set()
 
@@ -120,8 +112,7 @@ class SingleSamples:
         }
 
     def _call(self, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-        state = ({**parameters}, self._frozen, self._buffers)
-        outputs: Tensor = functional_call(self._model, state, (inputs,))
+        outputs: Tensor = functional_call(self._model, dict(parameters), (inputs,))
         return outputs
 
     def _divided(self, names: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import uuid4
@@ -19,7 +18,8 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedcurv.curvature import Curvature, CurvatureSum
+from fedcurv.curvature import Curvature, CurvatureSum, shapes_of
+from fedcurv.penalty import checked_strength
 from fedcurv.strategies import records
 from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
 from fedcurv.strategies.records import Instruction, Report
@@ -31,7 +31,6 @@ from fedcurv.strategies.replies import (
     most_common,
     require_some_messages,
     require_some_success,
-    shapes_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -81,10 +80,7 @@ class FedCurv(Strategy):
         secure_sums: bool = False,
         **fedavg_options: Any,
     ) -> None:
-        if not 0.0 <= strength < math.inf:
-            raise ValueError(
-                f"strength must be finite and >= 0, got {strength!r}; use 0 for plain FedAvg"
-            )
+        self.strength = checked_strength(strength)
         if isinstance(strategy, DP_WRAPPERS):
             raise TypeError(
                 f"expected a strategy without differential privacy, got {type(strategy).__name__}, "
@@ -96,7 +92,6 @@ class FedCurv(Strategy):
                 f"{type(strategy).__name__}; give them to {type(strategy).__name__}"
             )
         self.strategy = FedAvg(**fedavg_options) if strategy is None else strategy
-        self.strength = float(strength)
         self.secure_sums = secure_sums
         self.refused: Mapping[str, str] = {}
         self._at_first = plain_values(self.strategy)

@@ -4,10 +4,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message, RecordDict
 from torch import Tensor
 
-from fedcurv.curvature import Curvature, extremes, require_same_shapes
+from fedcurv.curvature import Curvature, extremes, require_same_shapes, shapes_of
+from fedcurv.parameters import listed
 from fedcurv.strategies.flower_private import MOD_FAILED_PRECONDITION
 from fedcurv.strategies.records import Report, unpack_tensors
 
@@ -65,11 +66,6 @@ def require_some_messages(server_round: int, messages: Sequence[Message]) -> Non
         )
 
 
-def shapes_of(arrays: ArrayRecord) -> Shapes:
-    """Return every array's shape by name."""
-    return {name: tuple(array.shape) for name, array in arrays.items()}
-
-
 def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> dict[str, Tensor]:
     """Check what a training reply holds for the wrapped strategy and return its arrays.
 
@@ -82,14 +78,14 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> dict
     check_weight(content, weighted_by_key)
     (record,) = content.array_records.values()
     arrays = unpack_tensors(record)
-    require_same_shapes(sent, {n: a.shape for n, a in arrays.items()}, "what was sent", "the reply")
+    require_same_shapes(sent, shapes_of(arrays), "what was sent", "the reply")
     poisoned = [
         name
         for name, array in arrays.items()
         if array.is_floating_point() and not all(map(math.isfinite, extremes(array)))
     ]
     if poisoned:
-        raise ValueError(f"expected finite numbers, got NaN or inf in {', '.join(poisoned[:3])}")
+        raise ValueError(f"expected finite numbers, got NaN or inf in {listed(poisoned)}")
     return arrays
 
 
@@ -123,13 +119,9 @@ def curvature_of(report: Report, arrays: Mapping[str, Tensor]) -> Curvature:
         raise ValueError(
             f"statistics of {unknown[0]!r}, which is not among the arrays of the reply"
         )
-    require_same_shapes(
-        {name: p.shape for name, p in precision.items()},
-        {name: arrays[name].shape for name in precision},
-        "the statistics",
-        "the arrays",
-    )
-    information = {name: p * arrays[name].to(p) for name, p in precision.items()}
+    local = {name: arrays[name].to(p) for name, p in precision.items()}
+    require_same_shapes(shapes_of(precision), shapes_of(local), "the statistics", "the arrays")
+    information = {name: p * local[name] for name, p in precision.items()}
     return Curvature(precision, information).check(_LARGEST_TERM)
 
 
