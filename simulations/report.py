@@ -9,7 +9,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
@@ -116,7 +115,6 @@ def table(summaries: Sequence[Summary]) -> Table:
 
 def accuracy_figure(histories: Sequence[History]) -> Figure:
     """Return test accuracy over rounds and over the bytes that travelled."""
-    matplotlib.use("Agg")
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
     for history in histories:

@@ -24,12 +24,10 @@ class History:
     Attributes:
         strategy: its name in the configuration.
         rounds: in order, the evaluation before the first round included.
-        arrays: the final model.
     """
 
     strategy: str
     rounds: list[RoundRecord] = field(default_factory=list)
-    arrays: ArrayRecord = field(default_factory=ArrayRecord)
 
 
 def make_server_app(
@@ -43,7 +41,7 @@ def make_server_app(
     Args:
         config: resolved.
         strategy: to run.
-        history: gets every round and the final model.
+        history: gets every round.
         on_round: called after each round, for a progress bar.
     """
     server_app = ServerApp()
@@ -67,7 +65,7 @@ def make_server_app(
             loss, accuracy, _ = evaluate(model, batches)
             return MetricRecord({"loss": loss, "accuracy": accuracy})
 
-        result = start(
+        start(
             strategy,
             grid,
             ArrayRecord(model.state_dict()),
@@ -79,6 +77,5 @@ def make_server_app(
             seed=config["seed"],
             on_round=note,
         )
-        history.arrays = result.arrays
 
     return server_app

@@ -32,12 +32,10 @@ class Progress:
 
     Attributes:
         server_round: the last round that is complete; 0 before the first.
-        arrays: the model after it.
-        result: of all rounds so far.
+        result: of all rounds so far; its arrays are the model.
     """
 
     server_round: int
-    arrays: ArrayRecord
     result: Result
 
 
@@ -64,7 +62,7 @@ class Checkpoint:
         header = {
             "server-round": progress.server_round,
             "strategy": type(self._strategy).__name__,
-            "model": _pack(progress.arrays, leaves),
+            "model": _pack(progress.result.arrays, leaves),
             "state": _pack(strategy_state(self._strategy, self._at_first), leaves),
             "histories": {
                 name: {str(r): dict(m) for r, m in getattr(progress.result, name).items()}
@@ -92,7 +90,7 @@ class Checkpoint:
             name: {int(r): MetricRecord(m) for r, m in history.items()}
             for name, history in header["histories"].items()
         }
-        return Progress(int(header["server-round"]), model, Result(arrays=model, **histories))
+        return Progress(int(header["server-round"]), Result(arrays=model, **histories))
 
 
 def plain_values(strategy: Strategy) -> dict[str, Any]:

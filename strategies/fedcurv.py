@@ -187,8 +187,8 @@ class FedCurv(Strategy):
             "parameter-names": sorted(self._parameter_names),
             "sums-round": instruction.sums_round,
             "contributors": list(instruction.contributors),
-            "precision": None if sums is None else _to_numpy(sums.precision),
-            "information": None if sums is None else _to_numpy(sums.information),
+            "precision": None if sums is None else records.pack_tensors(sums.precision),
+            "information": None if sums is None else records.pack_tensors(sums.information),
             "strategy": strategy_state(self.strategy, self._at_first),
         }
 
@@ -196,7 +196,10 @@ class FedCurv(Strategy):
         """Go on from what ``state_dict`` returned."""
         sums = None
         if state["precision"] is not None:
-            sums = Curvature(_to_torch(state["precision"]), _to_torch(state["information"]))
+            sums = Curvature(
+                records.unpack_tensors(state["precision"]),
+                records.unpack_tensors(state["information"]),
+            )
         self._federation = state["federation"]
         self._parameter_names = frozenset(state["parameter-names"])
         self._instruction = Instruction(
@@ -255,14 +258,6 @@ def _take_reports(received: list[Message]) -> dict[str, Report]:
         if not message.has_error() and (report := records.take_report(message.content)):
             reports[message.metadata.reply_to_message_id] = report
     return reports
-
-
-def _to_numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-def _to_torch(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _in_order_of_clients(received: list[Message], reports: dict[str, Report]) -> list[Message]:

@@ -125,101 +125,93 @@ def start(
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     _refuse_differential_privacy(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
-    progress = None
+    restored = None
     if keeper is not None and keeper.path.exists():
         if not resume:
             raise FileExistsError(
                 f"{keeper.path} is the checkpoint of an earlier run; go on from it with "
                 "resume=True, or choose another folder"
             )
-        progress = keeper.restore()
+        restored = keeper.restore()
     _wait_for_nodes(grid, wait_for_nodes, wait_timeout)
-    ordered = OrderedGrid(grid)
+    notify = on_round or (lambda record: None)
+    progress = restored or Progress(0, Result(arrays=arrays))
+    run = _Run(strategy, OrderedGrid(grid), progress.result, timeout, seed, evaluate_fn)
+    if restored is None:
+        notify(RoundRecord(0, server_metrics=run.evaluate_on_server(0)))
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-
-    def evaluate_on_server(server_round: int, result: Result) -> Mapping[str, object]:
-        metrics = evaluate_fn(server_round, result.arrays) if evaluate_fn is not None else None
-        if metrics is not None:
-            result.evaluate_metrics_serverapp[server_round] = metrics
-        return metrics or {}
-
-    def report(record: RoundRecord) -> None:
-        if on_round is not None:
-            on_round(record)
-
-    if progress is None:
-        progress = Progress(0, arrays, Result(arrays=arrays))
-        report(RoundRecord(0, server_metrics=evaluate_on_server(0, progress.result)))
-    result = progress.result
     for server_round in range(progress.server_round + 1, num_rounds + 1):
-        if early_stopping is not None and server_round > 1 and early_stopping.should_stop(result):
+        if early_stopping and server_round > 1 and early_stopping.should_stop(run.result):
             break
         began = time.perf_counter()
-        ordered.learn_client_ids()
-
-        with _seeded(seed, server_round, "train"):
-            messages = list(
-                strategy.configure_train(server_round, result.arrays, train_config, ordered)
-            )
-        clients, train_metrics = _train(strategy, server_round, messages, ordered, timeout, result)
-        with _seeded(seed, server_round, "evaluate"):
-            messages = list(
-                strategy.configure_evaluate(server_round, result.arrays, evaluate_config, ordered)
-            )
-        client_metrics = _evaluate(strategy, server_round, messages, ordered, timeout, result)
-
+        clients, train_metrics = run.train(server_round, train_config)
         record = RoundRecord(
             server_round,
             clients=clients,
             train_metrics=train_metrics,
-            client_metrics=client_metrics,
-            server_metrics=evaluate_on_server(server_round, result),
+            client_metrics=run.evaluate_on_clients(server_round, evaluate_config),
+            server_metrics=run.evaluate_on_server(server_round),
             seconds=time.perf_counter() - began,
         )
         if keeper is not None:
-            keeper.save(Progress(server_round, result.arrays, result))
-        report(record)
-    return result
+            keeper.save(Progress(server_round, run.result))
+        notify(record)
+    return run.result
 
 
-def _train(
-    strategy: Strategy,
-    server_round: int,
-    messages: Sequence[Message],
-    grid: OrderedGrid,
-    timeout: float | None,
-    result: Result,
-) -> tuple[Sequence[ClientRecord], Mapping[str, object]]:
-    """Train on the clients, update ``result``, return their records and the metrics."""
-    require_some_messages(server_round, messages)
-    replies = grid.send_and_receive(messages, timeout=timeout)
-    traffic = _Traffic(messages, replies, grid)
-    require_some_success(server_round, replies, {})
-    arrays, metrics = strategy.aggregate_train(server_round, replies)
-    if arrays is not None:
-        result.arrays = arrays
-    if metrics is not None:
-        result.train_metrics_clientapp[server_round] = metrics
-    return traffic.client_records(getattr(strategy, "refused", {})), metrics or {}
+@dataclass
+class _Run:
+    """What the phases of a round share; each updates ``result`` and returns its metrics."""
 
+    strategy: Strategy
+    grid: OrderedGrid
+    result: Result
+    timeout: float | None
+    seed: int | None
+    evaluate_fn: EvaluateFn | None
 
-def _evaluate(
-    strategy: Strategy,
-    server_round: int,
-    messages: Sequence[Message],
-    grid: OrderedGrid,
-    timeout: float | None,
-    result: Result,
-) -> Mapping[str, object]:
-    """Evaluate on the clients, if any were selected, update ``result``, return the metrics."""
-    if not messages:
-        return {}
-    replies = grid.send_and_receive(messages, timeout=timeout)
-    metrics = strategy.aggregate_evaluate(server_round, replies)
-    if metrics is not None:
-        result.evaluate_metrics_clientapp[server_round] = metrics
-    return metrics or {}
+    def train(
+        self, server_round: int, config: ConfigRecord
+    ) -> tuple[Sequence[ClientRecord], Mapping[str, object]]:
+        self.grid.learn_client_ids()
+        with _seeded(self.seed, server_round, "train"):
+            messages = list(
+                self.strategy.configure_train(server_round, self.result.arrays, config, self.grid)
+            )
+        require_some_messages(server_round, messages)
+        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        traffic = _Traffic(messages, replies, self.grid)
+        require_some_success(server_round, replies, {})
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        if arrays is not None:
+            self.result.arrays = arrays
+        if metrics is not None:
+            self.result.train_metrics_clientapp[server_round] = metrics
+        return traffic.client_records(getattr(self.strategy, "refused", {})), metrics or {}
+
+    def evaluate_on_clients(self, server_round: int, config: ConfigRecord) -> Mapping[str, object]:
+        with _seeded(self.seed, server_round, "evaluate"):
+            messages = list(
+                self.strategy.configure_evaluate(
+                    server_round, self.result.arrays, config, self.grid
+                )
+            )
+        if not messages:
+            return {}
+        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        if metrics is not None:
+            self.result.evaluate_metrics_clientapp[server_round] = metrics
+        return metrics or {}
+
+    def evaluate_on_server(self, server_round: int) -> Mapping[str, object]:
+        if self.evaluate_fn is None:
+            return {}
+        metrics = self.evaluate_fn(server_round, self.result.arrays)
+        if metrics is not None:
+            self.result.evaluate_metrics_serverapp[server_round] = metrics
+        return metrics or {}
 
 
 class _Traffic:
