@@ -57,6 +57,16 @@ class Visit:
 Spoil = Callable[[RecordDict], None]
 
 
+def crash(content: RecordDict) -> None:
+    """Spoil a reply so that there is none."""
+    raise ConnectionError("lost")
+
+
+def options(**more):
+    """Return a strategy's options for a small federation that is not evaluated on its clients."""
+    return {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0, **more}
+
+
 @dataclass
 class Federation:
     """Runs rounds and keeps what clients saw.

@@ -4,7 +4,6 @@ Ours against per-sample gradients by vmap, which is exact too, in one process an
 """
 
 import statistics
-import time
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedcurv import fisher_diagonal
 from fedcurv.simulations.models import cnn, mlp, resnet18
+from tests.benchmarks.timing import cpu_seconds
 
 REPEATS = 5
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
@@ -51,12 +51,6 @@ def by_vmap(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
         for name, gradient in gradients(parameters, inputs, targets).items():
             total[name] += gradient.square().sum(0)
     return total
-
-
-def cpu_seconds(run: Callable[[], object]) -> float:
-    began = time.process_time()
-    run()
-    return time.process_time() - began
 
 
 @pytest.mark.benchmark_suite

@@ -5,8 +5,6 @@ Both sides run in one process, alternating, and CPU time is compared: 100 client
 """
 
 import statistics
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,6 +17,7 @@ from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.simulations.local import run_local
 from fedcurv.simulations.models import cnn
 from fedcurv.strategies import start
+from tests.benchmarks.timing import cpu_seconds
 
 CLIENTS, SELECTED, ROUNDS, SAMPLES, BATCH = 100, 10, 1, 600, 32
 SHAPE, CLASSES, LR = (1, 28, 28), 10, 0.1
@@ -69,12 +68,6 @@ def local_runner() -> None:
         start(strategy, grid, arrays, num_rounds=ROUNDS, seed=0, train_config=ConfigRecord())
 
     run_local(server_app, client_app(make_task), CLIENTS)
-
-
-def cpu_seconds(run: Callable[[], None]) -> float:
-    began = time.process_time()
-    run()
-    return time.process_time() - began
 
 
 @pytest.mark.benchmark_suite

@@ -17,20 +17,17 @@ from tests.federation import (
     FEATURES,
     Federation,
     context_of,
+    crash,
     message_with,
     new_model,
+    options,
     samples,
 )
 from tests.oracles import fisher as oracle
 
 
-def fedcurv(**options) -> FedCurv:
-    defaults = {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0}
-    return FedCurv(strength=0.1, **(defaults | options))
-
-
-def crash(content: RecordDict) -> None:
-    raise ConnectionError("lost")
+def fedcurv(**more) -> FedCurv:
+    return FedCurv(strength=0.1, **options(**more))
 
 
 def poison(content: RecordDict) -> None:

@@ -5,12 +5,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 from fedcurv.clients import ClientCurvature
 from fedcurv.strategies import EarlyStopping, FedCurv
 from fedcurv.strategies import checkpoint as checkpoint_module
-from tests.federation import Federation, same_bits
-
-
-def options(**more):
-    return {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0, **more}
-
+from tests.federation import Federation, options, same_bits
 
 MAKE = {
     "FedAvg": lambda: FedAvg(**options(fraction_train=0.5)),

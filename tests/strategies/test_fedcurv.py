@@ -15,6 +15,7 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     FedTrimmedAvg,
     Krum,
+    Result,
 )
 
 from fedcurv import Curvature, fisher_diagonal
@@ -27,58 +28,57 @@ from fedcurv.strategies.records import (
     pack_instruction,
     unpack_instruction,
 )
-from tests.federation import NAMES, Federation, new_model, same_bits, samples
+from tests.federation import NAMES, Federation, new_model, options, same_bits, samples
 from tests.oracles import federation as oracle
 
+# enough to tell a penalty from none
+STRENGTH = 0.3
 
-def options(**more):
-    return {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0, **more}
+
+def assert_as_defined(federation: Federation, result: Result, num_rounds: int, **more) -> None:
+    """The model is the one that the written-out federation arrives at."""
+    expected = oracle.run(
+        new_model().state_dict(),
+        [samples(i) for i in range(federation.num_nodes)],
+        strength=STRENGTH,
+        num_rounds=num_rounds,
+        steps=federation.steps,
+        lr=federation.lr,
+        **more,
+    )[-1]
+    for name, tensor in result.arrays.to_torch_state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("own_loop", [False, True])
 def test_rounds_are_those_of_the_definition(own_loop):
     federation = Federation(num_nodes=4)
-    result = federation.run(FedCurv(strength=0.3, **options()), num_rounds=4, own_loop=own_loop)
-    expected = oracle.run(
-        new_model().state_dict(),
-        [samples(i) for i in range(4)],
-        strength=0.3,
-        num_rounds=4,
-        steps=federation.steps,
-        lr=federation.lr,
+    result = federation.run(
+        FedCurv(strength=STRENGTH, **options()), num_rounds=4, own_loop=own_loop
     )
-    for name, tensor in result.arrays.to_torch_state_dict().items():
-        torch.testing.assert_close(tensor.double(), expected[-1][name], rtol=1e-4, atol=1e-5)
+    assert_as_defined(federation, result, 4)
 
 
 def test_the_penalty_makes_a_difference():
     """Else the test above could pass with no penalty at all."""
     plain = Federation().run(FedAvg(**options())).arrays.to_torch_state_dict()
-    penalised = Federation().run(FedCurv(strength=0.3, **options())).arrays.to_torch_state_dict()
+    penalised = (
+        Federation().run(FedCurv(strength=STRENGTH, **options())).arrays.to_torch_state_dict()
+    )
     assert (plain["weight"] - penalised["weight"]).norm() > 1e-2 * plain["weight"].norm()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_partial_participation_is_that_of_the_definition(seed):
     federation = Federation(num_nodes=6)
-    strategy = FedCurv(strength=0.3, **options(fraction_train=0.5))
+    strategy = FedCurv(strength=STRENGTH, **options(fraction_train=0.5))
     result = federation.run(strategy, num_rounds=6, seed=seed)
     participants = {
         r: sorted(v.partition for v in federation.visits if v.server_round == r)
         for r in range(1, 7)
     }
     assert len({tuple(nodes) for nodes in participants.values()}) > 1
-    expected = oracle.run(
-        new_model().state_dict(),
-        [samples(i) for i in range(6)],
-        strength=0.3,
-        num_rounds=6,
-        steps=federation.steps,
-        lr=federation.lr,
-        participants=participants,
-    )
-    for name, tensor in result.arrays.to_torch_state_dict().items():
-        torch.testing.assert_close(tensor.double(), expected[-1][name], rtol=1e-4, atol=1e-5)
+    assert_as_defined(federation, result, 6, participants=participants)
 
 
 def test_round_1_is_plain_local_training():
@@ -122,7 +122,7 @@ def test_secure_sums_give_the_same_model_and_cost_a_third_more_upload():
 )
 def test_wraps_other_strategies(make):
     federation = Federation(num_nodes=6)
-    federation.run(FedCurv(make(**options()), strength=0.3))
+    federation.run(FedCurv(make(**options()), strength=STRENGTH))
     last = [v for v in federation.visits if v.server_round == 3]
     assert all(visit.precision is not None for visit in last)
     assert set(federation.statuses(3).values()) == {"ok"}
@@ -161,7 +161,7 @@ def test_replies_whose_arrays_have_no_names_send_their_information_too():
 
         federation.train = train
         federation.list_of_arrays = not named
-        strategy = FedCurv(strength=0.3, **options())
+        strategy = FedCurv(strength=STRENGTH, **options())
         return dict(enumerate(federation.run(strategy).arrays.to_numpy_ndarrays()))
 
     with_names, without = run(named=True), run(named=False)
@@ -279,22 +279,12 @@ SPOILS = {
 def test_a_spoilt_reply_is_refused_by_name_and_the_round_goes_on_without_it(name, caplog):
     spoil, reason = SPOILS[name]
     federation = Federation(num_nodes=4, spoil={(2, 2): spoil})
-    result = federation.run(FedCurv(strength=0.3, **options()), num_rounds=3)
+    result = federation.run(FedCurv(strength=STRENGTH, **options()), num_rounds=3)
     assert federation.statuses(2) == {"0": "ok", "1": "ok", "2": "refused", "3": "ok"}
     assert re.search(reason, federation.reasons(2)["2"])
     assert re.search(f"round 2: refused the reply of client (2|node-1002): .*{reason}", caplog.text)
     # exactly as if that node had not taken part in round 2
-    expected = oracle.run(
-        new_model().state_dict(),
-        [samples(i) for i in range(4)],
-        strength=0.3,
-        num_rounds=3,
-        steps=federation.steps,
-        lr=federation.lr,
-        participants={1: range(4), 2: [0, 1, 3], 3: range(4)},
-    )
-    for parameter, tensor in result.arrays.to_torch_state_dict().items():
-        torch.testing.assert_close(tensor.double(), expected[-1][parameter], rtol=1e-4, atol=1e-5)
+    assert_as_defined(federation, result, 3, participants={1: range(4), 2: [0, 1, 3], 3: range(4)})
 
 
 def test_the_names_of_the_first_sums_hold_for_the_whole_run():
@@ -304,7 +294,7 @@ def test_the_names_of_the_first_sums_hold_for_the_whole_run():
     with pytest.raises(
         RoundFailed, match=r"round 2: all 2 clients failed.*\n.*missing: \['bias'\]"
     ):
-        federation.run(FedCurv(strength=0.3, **options()))
+        federation.run(FedCurv(strength=STRENGTH, **options()))
 
 
 def crash(content: RecordDict) -> None:

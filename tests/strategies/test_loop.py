@@ -11,11 +11,7 @@ from fedcurv.simulations.local import LocalGrid
 from fedcurv.strategies import FedCurv, RoundFailed, start
 from fedcurv.strategies.flower_private import task_identity
 from fedcurv.strategies.ordered_grid import OrderedGrid
-from tests.federation import Federation, new_model, same_bits
-
-
-def options(**more):
-    return {"min_train_nodes": 1, "min_available_nodes": 1, "fraction_evaluate": 0.0, **more}
+from tests.federation import Federation, crash, new_model, options, same_bits
 
 
 class RandomNames(LocalGrid):
@@ -152,10 +148,6 @@ def test_a_round_that_nobody_answers_is_an_error():
     federation.client_app = lambda: app
     with pytest.raises(RoundFailed, match="round 1: no client replied in time"):
         federation.run(FedAvg(**options()))
-
-
-def crash(content: RecordDict) -> None:
-    raise ConnectionError("lost")
 
 
 def test_rounds_are_recorded_with_every_clients_part():
