@@ -12,7 +12,8 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.clients.state import Contribution, store_for
 from fedcurv.curvature import Curvature, shapes_of
-from fedcurv.fisher import FisherKind, Likelihood, fisher_diagonal
+from fedcurv.fisher import fisher_diagonal
+from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.parameters import trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
 from fedcurv.strategies.records import Instruction, add_report, unpack_instruction

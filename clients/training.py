@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fedcurv.fisher import FisherKind
+from fedcurv.likelihoods import FisherKind
 from fedcurv.parameters import gradients_of, trainable_parameters
 from fedcurv.penalty import PenaltyMode
 

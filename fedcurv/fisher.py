@@ -9,23 +9,21 @@ probabilities (``exact``), or is drawn from them (``sampled``). The square is of
 gradient: the square of a batch's mean gradient is another quantity, and shrinks as the batch grows.
 """
 
+import math
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedcurv.likelihoods import LIKELIHOODS, NegativeLogLikelihood, per_sample
-from fedcurv.parameters import accumulation_dtype, listed, trainable_parameters
-from fedcurv.per_sample import PerSampleSquares
-from fedcurv.single_samples import WeightedLabels
-
-FisherKind = Literal["empirical", "exact", "sampled"]
-Likelihood = Literal["categorical", "gaussian"] | NegativeLogLikelihood
+from fedcurv.curvature import extremes
+from fedcurv.likelihoods import LIKELIHOODS, FisherKind, Likelihood, cotangents
+from fedcurv.parameters import listed, trainable_parameters
+from fedcurv.per_sample import PerSampleSquares, findings_of, samples_at_once, unchecked
 
 
 def fisher_diagonal(
@@ -35,7 +33,7 @@ def fisher_diagonal(
     kind: FisherKind = "empirical",
     likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
     self_check: bool = True,
 ) -> dict[str, Tensor]:
     """Return the diagonal Fisher information, one tensor per trainable parameter, in its shape.
@@ -57,7 +55,8 @@ def fisher_diagonal(
             ``sampled`` exist for categories, with logits (N, C), only.
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
-        chunk_size: how many samples of a batch are taken at once, >= 1.
+        chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
+            fast, and fewer if memory is short.
         self_check: compare the fast rules with single samples the first time that a model of this
             structure is seen, and leave to slower ways what disagrees.
 
@@ -81,39 +80,49 @@ def fisher_diagonal(
         )
     if kind != "empirical" and likelihood != "categorical":
         raise ValueError(f"kind={kind!r} needs likelihood='categorical'; use kind='empirical'")
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
     parameters = trainable_parameters(model)
     device = next(iter(parameters.values())).device
 
-    totals = {
-        name: torch.zeros_like(p, dtype=accumulation_dtype(p), requires_grad=False)
-        for name, p in parameters.items()
-    }
-    losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else per_sample(likelihood)
+    losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
     num_samples = 0
-    finite = []
-    with (
-        _undisturbed(model, device),
-        PerSampleSquares(model, parameters, losses_of, self_check=self_check) as per_sample_squares,
-    ):
+    probes: list[tuple[int, Tensor]] = []
+    squares: PerSampleSquares | None = None
+    with _undisturbed(model, device), ExitStack() as stack:
         model.eval()
         for index, batch in enumerate(batches):
             inputs, targets = _pair(batch, index, device)
+            if len(inputs) == 0:
+                continue
+            if squares is None:
+                findings = (
+                    findings_of(model, parameters, inputs) if self_check else unchecked(model)
+                )
+                squares = stack.enter_context(PerSampleSquares(model, parameters, findings))
             num_samples += len(inputs)
-            for x, y in zip(
-                torch.split(inputs, chunk_size), torch.split(targets, chunk_size), strict=True
-            ):
-                squares = per_sample_squares(x, y, partial(_labels, kind, generator))
-                torch._foreach_add_([totals[name] for name in squares], list(squares.values()))
-            finite.append(per_sample_squares.losses_are_finite.clone())
-    if num_samples == 0:
+            size = chunk_size or samples_at_once(findings.graph_bytes(inputs), len(inputs), device)
+            size = 1 if findings.alone else size
+            for x, y in _chunks(inputs, targets, size):
+                vs = squares.add(
+                    x, partial(cotangents, kind, losses_of, targets=y, generator=generator)
+                )
+                probes += [(index, v.sum()) for v in vs]
+    if squares is None:
         raise ValueError(
             "expected at least one sample, got none: the batches are empty (a generator that was "
             "used up before?)"
         )
-    _require_finite(totals, finite)
-    return {name: total.div_(num_samples) for name, total in totals.items()}
+    _require_finite(squares.totals, probes)
+    return {name: total.div_(num_samples).contiguous() for name, total in squares.totals.items()}
+
+
+def _chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return parts of about equal length, of at most ``size`` samples."""
+    if len(inputs) <= size:
+        return [(inputs, targets)]
+    number = -(-len(inputs) // size)
+    return zip(inputs.chunk(number), targets.chunk(number), strict=True)
 
 
 def _pair(batch: object, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -137,33 +146,14 @@ def _pair(batch: object, index: int, device: torch.device) -> tuple[Tensor, Tens
     return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
 
 
-def _labels(
-    kind: FisherKind, generator: torch.Generator | None, targets: Tensor, logits: Tensor
-) -> list[WeightedLabels]:
-    """Return label tensors with the weight that each sample's squared gradient gets under them."""
-    if kind == "empirical":
-        return [(targets, None)]
-    if logits.ndim != 2:
-        raise ValueError(
-            f"kind={kind!r} needs logits of shape (N, C), got {tuple(logits.shape)}; use "
-            "'empirical'"
-        )
-    probabilities = logits.softmax(dim=1, dtype=accumulation_dtype(logits))
-    if kind == "sampled":
-        return [(torch.multinomial(probabilities, 1, generator=generator).squeeze(1), None)]
-    return [
-        (torch.full((len(logits),), label, device=logits.device), weights)
-        for label, weights in enumerate(probabilities.unbind(dim=1))
-    ]
-
-
-def _require_finite(totals: dict[str, Tensor], finite: list[Tensor]) -> None:
-    """Refuse what is not finite, naming the first batch with such a loss or else the parameters."""
-    first_bad = int(torch.stack(finite).sum())
-    bad = [name for name, total in totals.items() if not bool(total.isfinite().all())]
-    if first_bad == len(finite) and not bad:
+def _require_finite(totals: dict[str, Tensor], probes: list[tuple[int, Tensor]]) -> None:
+    """Refuse what is not finite, naming the first batch with such outputs, or the parameters."""
+    finite = torch.stack([probe for _, probe in probes]).isfinite().tolist() if probes else []
+    bad_batches = [index for (index, _), good in zip(probes, finite, strict=True) if not good]
+    bad = [name for name, total in totals.items() if not math.isfinite(extremes(total)[1])]
+    if not bad_batches and not bad:
         return
-    batch = f"batch {first_bad}: " if first_bad < len(finite) else ""
+    batch = f"batch {bad_batches[0]}: " if bad_batches else ""
     where = f" in {listed(bad)}" if bad else ""
     raise ValueError(
         f"{batch}expected finite losses and gradients, got NaN or inf{where}; has the training "
@@ -176,7 +166,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore modes and buffers of the model, and the random states, which data loaders use too."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield

@@ -1,6 +1,7 @@
 """The parameters of a model that take part, the trainable ones, and what goes with them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -39,3 +40,18 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
     return gradients
+
+
+@contextmanager
+def fresh_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters require gradients, with ``.grad`` None at first; restore both after."""
+    before = [(p, p.grad, p.requires_grad) for p in parameters]
+    for parameter, _, _ in before:
+        parameter.grad = None
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, gradient, required in before:
+            parameter.grad = gradient
+            parameter.requires_grad_(required)

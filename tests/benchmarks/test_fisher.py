@@ -23,7 +23,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int]]
     "MLP 784-200-200-10": (lambda: mlp(MNIST, 10), MNIST, 600, 32),
     "CNN, 582 thousand": (lambda: cnn(MNIST, 10, padding=0), MNIST, 600, 32),
     "CNN, 1.66 million": (lambda: cnn(MNIST, 10), MNIST, 600, 32),
-    "ResNet-18, GroupNorm": (lambda: resnet18(CIFAR, 10), CIFAR, 50, 50),
+    "ResNet-18, GroupNorm": (lambda: resnet18(CIFAR, 10), CIFAR, 200, 50),
 }
 
 Batches = list[tuple[Tensor, Tensor]]

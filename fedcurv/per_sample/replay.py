@@ -1,0 +1,167 @@
+"""Gradients of single samples by running a module once more, for what has no closed form."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fedcurv.parameters import fresh_gradients
+
+logger = logging.getLogger(__name__)
+
+# per-sample gradients of one call of vmap take at most this many numbers: small enough for caches
+_NUMBERS_AT_ONCE = 2**21
+
+
+Nest = Any  # a value, or a tuple, list or dict of nests
+
+
+def mapped(function: Callable[..., Any], nest: Nest, *others: Nest) -> Nest:
+    """Return a nest with the function applied to each value, and to those at its place in others.
+
+    Args:
+        function: takes as many values as there are nests.
+        nest: decides what is a value.
+        others: built like ``nest``.
+    """
+    if isinstance(nest, dict):
+        return {k: mapped(function, v, *(o[k] for o in others)) for k, v in nest.items()}
+    if isinstance(nest, tuple | list):
+        items = [mapped(function, *values) for values in zip(nest, *others, strict=True)]
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    return function(nest, *others)
+
+
+def tensors_of(nest: Nest) -> list[Tensor]:
+    """Return the tensors of real numbers in a nest, in order."""
+    found: list[Tensor] = []
+
+    def keep(value: object) -> None:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found.append(value)
+
+    mapped(keep, nest)
+    return found
+
+
+@dataclass
+class Call:
+    """One call of a module, and what the loss makes of it.
+
+    Attributes:
+        args: nests of tensors and other values.
+        kwargs: likewise.
+        cotangents: the gradient of the summed loss by each tensor of ``tensors_of`` the outputs;
+            None for one that the loss does not depend on.
+        axes: built like (args, kwargs, cotangents): where the samples lie in a tensor; None for
+            what all samples share.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    cotangents: list[Tensor | None]
+    axes: tuple[Nest, Nest, list[int | None]]
+
+    def split(self, size: int) -> Iterator["Call"]:
+        """Yield calls with at most ``size`` samples each."""
+        outputs = zip(self.cotangents, self.axes[2], strict=True)
+        number = next(v.shape[axis] for v, axis in outputs if v is not None and axis is not None)
+        for first in range(0, number, size):
+            part = partial(_narrowed, first, min(size, number - first))
+            args, kwargs, cotangents = mapped(
+                part, (self.args, self.kwargs, self.cotangents), self.axes
+            )
+            yield Call(args, kwargs, cotangents, self.axes)
+
+
+def _narrowed(first: int, length: int, value: Any, axis: int | None) -> Any:
+    return value if axis is None else value.narrow(axis, first, length)
+
+
+def _as_batch_of_one(value: Any, axis: int | None) -> Any:
+    return value if axis is None else value.unsqueeze(axis)
+
+
+class Replay:
+    """Runs a module on one sample at a time, vectorised where possible.
+
+    Args:
+        name: of the module in its model.
+        module: in eval mode.
+        parameters: those whose gradients are wanted, by name within the module.
+        by_loop: names of modules that cannot be vectorised; gets this one's if it is found out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        by_loop: set[str],
+    ) -> None:
+        self._name = name
+        self._module = module
+        self._parameters = parameters
+        self._by_loop = by_loop
+
+    def add_squares(self, call: Call, totals: Mapping[str, Tensor]) -> None:
+        """Add Σ_n (∂ℓ_n/∂p)² to the totals of those parameters that have one."""
+        size = max(1, _NUMBERS_AT_ONCE // sum(total.numel() for total in totals.values()))
+        for part in call.split(size):
+            for name, gradient in self._gradients(part, list(totals)).items():
+                totals[name].add_(gradient.to(totals[name].dtype).square().sum(0))
+
+    def _gradients(self, call: Call, names: Sequence[str]) -> dict[str, Tensor]:
+        if self._name not in self._by_loop:
+            try:
+                return self._at_once(call, names)
+            except (RuntimeError, NotImplementedError) as error:
+                self._by_loop.add(self._name)
+                logger.warning(
+                    "Fisher diagonal of %s: one backward pass per sample, since vmap cannot run "
+                    "it: %s",
+                    type(self._module).__name__,
+                    (str(error).splitlines() or [type(error).__name__])[0],
+                )
+        return self._one_by_one(call, names)
+
+    def _at_once(self, call: Call, names: Sequence[str]) -> dict[str, Tensor]:
+        def loss(parameters: dict[str, Tensor], *of_one_sample: Nest) -> Tensor:
+            args, kwargs, cotangents = mapped(_as_batch_of_one, of_one_sample, call.axes)
+            outputs = functional_call(self._module, parameters, args, kwargs)
+            return _weighted(outputs, cotangents)
+
+        chosen = {name: self._parameters[name].detach() for name in names}
+        per_sample = vmap(grad(loss), in_dims=(None, *call.axes), randomness="different")
+        with sdpa_kernel(SDPBackend.MATH):  # vmap would take the fused kernels sample by sample
+            result: dict[str, Tensor] = per_sample(chosen, call.args, call.kwargs, call.cotangents)
+        return result
+
+    def _one_by_one(self, call: Call, names: Sequence[str]) -> dict[str, Tensor]:
+        """Take a sample at a time, with the module's own parameters and plain autograd."""
+        chosen = {name: self._parameters[name] for name in names}
+        rows = []
+        for one in call.split(1):
+            with fresh_gradients(chosen.values()), torch.enable_grad():
+                outputs = self._module(*one.args, **one.kwargs)
+                loss = _weighted(outputs, one.cotangents)
+                if loss.requires_grad:
+                    torch.autograd.backward(loss)
+                row = [p.grad for p in chosen.values()]
+            rows.append(row)
+        return {
+            name: torch.stack([torch.zeros_like(p) if g is None else g for g in column])
+            for (name, p), column in zip(chosen.items(), zip(*rows, strict=True), strict=True)
+        }
+
+
+def _weighted(outputs: Nest, cotangents: Sequence[Tensor | None]) -> Tensor:
+    """Return ⟨f(x), v⟩, whose gradient by the parameters is the loss's."""
+    pairs = zip(tensors_of(outputs), cotangents, strict=True)
+    return torch.stack([(output * v).sum() for output, v in pairs if v is not None]).sum()
