@@ -7,6 +7,8 @@ lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 
 import math
 import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +22,7 @@ from fedcurv.parameters import (
     listed,
     trainable_parameters,
 )
+from fedcurv.statistics import Statistics
 
 PenaltyMode = Literal["gradient", "proximal"]
 
@@ -40,9 +43,12 @@ def checked_strength(strength: float) -> float:
 class CurvaturePenalty:
     """The pull of other nodes' curvature on one model's parameters.
 
+    It holds two numbers for each parameter, in float32 at least: P and Q; or, once proximal steps
+    are taken, what makes them a single operation (see :meth:`proximal_step`).
+
     Args:
         model: its trainable parameters must be exactly those of ``curvature``.
-        curvature: the other nodes' sums; moved to the parameters' device and precision once.
+        curvature: the other nodes' sums; copied to the parameters' device and precision once.
         strength: λ >= 0. There is no ½ in front (arXiv 1910.07796).
 
     Raises:
@@ -59,11 +65,15 @@ class CurvaturePenalty:
         curvature.check()
         self._names = list(parameters)
         self._parameters: list[Tensor] = list(parameters.values())
-        self._precision = [_beside(p, curvature.precision[n]) for n, p in parameters.items()]
-        self._information = [_beside(p, curvature.information[n]) for n, p in parameters.items()]
+        self._statistics = [
+            _statistics_beside(p.detach(), curvature.precision[n], curvature.information[n])
+            for n, p in parameters.items()
+        ]
+        self._largest = max(float(s.first.max()) for s in self._statistics if s.first.numel())
         # a bfloat16 gradient could not hold Pθ before Q is taken off it
         self._mixes_types = any(
-            q.dtype != p.dtype for p, q in zip(self._parameters, self._precision, strict=True)
+            s.first.dtype != p.dtype
+            for p, s in zip(self._parameters, self._statistics, strict=True)
         )
 
     def value(self) -> Tensor:
@@ -74,10 +84,9 @@ class CurvaturePenalty:
         the others' shared optimum, and float32 loses nothing to cancellation.
         """
         terms = []
-        pieces = zip(self._parameters, self._precision, self._information, strict=True)
-        for parameter, precision, information in pieces:
-            optimum = torch.where(precision > 0, information / precision, parameter.detach())
-            terms.append((precision * (parameter - optimum).square()).sum())
+        for parameter, statistics in zip(self._parameters, self._statistics, strict=True):
+            away = parameter - statistics.optimum(parameter.detach())
+            terms.append((statistics.precision() * away.square()).sum())
         return self.strength * torch.stack(terms).sum()
 
     @torch.no_grad()
@@ -85,39 +94,56 @@ class CurvaturePenalty:
         """Add 2λ(Pθ − Q), times ``scale``, to every parameter's ``.grad`` (made if it is None)."""
         if self.strength == 0.0:
             return
+        for statistics in self._statistics:
+            statistics.become_sums()
+        precision = [s.first for s in self._statistics]
+        information = [s.second for s in self._statistics]
         gradients = gradients_of(self._parameters)
         factor = 2.0 * self.strength
         if isinstance(scale, float) and not self._mixes_types:
-            torch._foreach_addcmul_(
-                gradients, self._precision, self._parameters, value=factor * scale
-            )
-            torch._foreach_add_(gradients, self._information, alpha=-factor * scale)
+            torch._foreach_addcmul_(gradients, precision, self._parameters, value=factor * scale)
+            torch._foreach_add_(gradients, information, alpha=-factor * scale)
             return
-        pull = torch._foreach_mul(self._precision, self._parameters)
-        torch._foreach_sub_(pull, self._information)
+        pull = torch._foreach_mul(precision, self._parameters)
+        torch._foreach_sub_(pull, information)
         torch._foreach_mul_(pull, scale)
         torch._foreach_add_(gradients, pull, alpha=factor)
 
     @torch.no_grad()
-    def proximal_step(self, lr: float | dict[str, float]) -> None:
+    def proximal_step(self, lr: float | Mapping[str, float]) -> None:
         """Set θ ← (θ + 2·lr·λ·Q) / (1 + 2·lr·λ·P), elementwise.
 
-        This is the minimiser of ‖u − θ‖²/(2·lr) + λ(uᵀPu − 2uᵀQ) over u.
+        This is the minimiser of ‖u − θ‖²/(2·lr) + λ(uᵀPu − 2uᵀQ) over u. As long as a learning rate
+        stays, the step is computed as θ + W(θ* − θ), with θ* = Q/P and W = cP/(1 + cP), c = 2·lr·λ,
+        which are held in the place of Q and P.
 
         Args:
             lr: learning rate >= 0 of all parameters, or of each by name (those left out stay).
         """
         if self.strength == 0.0:
             return
-        rates = dict.fromkeys(self._names, lr) if not isinstance(lr, dict) else lr
-        for rate in set(rates.values()):
-            chosen = [i for i, name in enumerate(self._names) if rates.get(name) == rate]
-            parameters = [self._parameters[i] for i in chosen]
-            factor = 2.0 * rate * self.strength
-            torch._foreach_add_(parameters, [self._information[i] for i in chosen], alpha=factor)
-            divisors = torch._foreach_mul([self._precision[i] for i in chosen], factor)
-            torch._foreach_add_(divisors, 1.0)
-            torch._foreach_div_(parameters, divisors)
+        rates = lr if isinstance(lr, Mapping) else dict.fromkeys(self._names, lr)
+        by_rate: dict[float, list[int]] = {}
+        for index, name in enumerate(self._names):
+            if name in rates:
+                by_rate.setdefault(rates[name], []).append(index)
+        for rate, indices in by_rate.items():
+            self._step_towards_optimum(indices, rate)
+
+    def _step_towards_optimum(self, indices: Sequence[int], lr: float) -> None:
+        if lr == 0.0:
+            return
+        parameters = [self._parameters[i] for i in indices]
+        statistics = [self._statistics[i] for i in indices]
+        factor = 2.0 * lr * self.strength
+        for one in statistics:
+            one.become_proximal(factor)
+        weights, optima = [s.first for s in statistics], [s.second for s in statistics]
+        if self._mixes_types:
+            for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
+                parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
+        else:
+            torch._foreach_lerp_(parameters, optima, weights)
 
     def attach(
         self, optimizer: torch.optim.Optimizer, *, mode: PenaltyMode = "gradient"
@@ -159,12 +185,15 @@ class CurvaturePenalty:
         if mode == "gradient":
             self._warn_of_divergence(max(float(group["lr"]) for group in optimizer.param_groups))
             return optimizer.register_step_pre_hook(self._before_step)
-        return optimizer.register_step_post_hook(self._after_step)
+        index_by_id = {id(p): index for index, p in enumerate(self._parameters)}
+        indices = [
+            [index_by_id[id(p)] for p in group["params"] if id(p) in index_by_id]
+            for group in optimizer.param_groups
+        ]
+        return optimizer.register_step_post_hook(partial(self._after_step, indices))
 
     def _warn_of_divergence(self, lr: float) -> None:
-        largest = max(float(precision.max()) for precision in self._precision)
-        product = lr * self.strength * largest
-        if product > 1:
+        if lr * self.strength * self._largest > 1:
             # Python shows a warning of one text once, not for every client and round
             warnings.warn(
                 f"strength={self.strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where "
@@ -184,16 +213,25 @@ class CurvaturePenalty:
         scale = getattr(optimizer, "grad_scale", None)
         self.add_gradient(1.0 if scale is None else scale)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    @torch.no_grad()
+    def _after_step(
+        self,
+        indices_by_group: Sequence[Sequence[int]],
+        optimizer: torch.optim.Optimizer,
+        args: Any,
+        kwargs: Any,
+    ) -> None:
         # set likewise; the optimizer skipped this step, so there is no step to follow
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
+        if self.strength == 0.0 or (found_inf is not None and bool(found_inf)):
             return
-        rate_by_id = {id(p): float(g["lr"]) for g in optimizer.param_groups for p in g["params"]}
-        named = zip(self._names, self._parameters, strict=True)
-        self.proximal_step({name: rate_by_id[id(p)] for name, p in named})
+        for indices, group in zip(indices_by_group, optimizer.param_groups, strict=False):
+            self._step_towards_optimum(indices, float(group["lr"]))
 
 
-def _beside(parameter: Tensor, statistic: Tensor) -> Tensor:
-    """Put a statistic on its parameter's device, in float32 at least: Pθ − Q cancels."""
-    return statistic.to(parameter.device, accumulation_dtype(parameter))
+def _statistics_beside(parameter: Tensor, precision: Tensor, information: Tensor) -> Statistics:
+    """Return copies laid out as the parameter is, in float32 at least: Pθ − Q cancels."""
+    dtype = accumulation_dtype(parameter)
+    return Statistics(
+        *(torch.empty_like(parameter, dtype=dtype).copy_(t) for t in (precision, information))
+    )

@@ -1,3 +1,4 @@
+import gc
 import math
 import warnings
 
@@ -206,6 +207,156 @@ def test_each_parameter_group_has_its_own_learning_rate_and_schedules_are_follow
             expected[name] = (expected[name] + factor) / (1 + factor)
         schedule.step()
     assert {name: p.item() for name, p in model.named_parameters()} == pytest.approx(expected)
+
+
+def rates(number: int) -> list[float]:
+    """Learning rates over six decades, some of them twice, some 0."""
+    generator = torch.Generator().manual_seed(0)
+    values = 10 ** (6 * torch.rand(number, generator=generator, dtype=torch.float64) - 4)
+    values[::7] = 0
+    return values.repeat_interleave(2).tolist()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+def test_proximal_steps_are_exact_under_a_schedule(dtype, tolerance):
+    """Between two steps the penalty is held in a form that belongs to one learning rate."""
+    theta, parts, _ = nodes(3, 50, dtype)
+    total = Curvature.sum(parts)
+    precision, information = total.precision["theta"].double(), total.information["theta"].double()
+    model, expected = Vector(theta), theta.double()
+    penalty = CurvaturePenalty(model, total, strength=0.7)
+    kicks = torch.Generator().manual_seed(1)
+    for lr in rates(100):
+        kick = 0.1 * torch.randn(50, generator=kicks, dtype=torch.float64)
+        model.theta.data += kick.to(dtype)
+        expected = (expected + kick + 2 * lr * 0.7 * information) / (1 + 2 * lr * 0.7 * precision)
+        penalty.proximal_step(lr)
+        error = (model.theta.double() - expected).abs().max() / expected.abs().max()
+        assert error <= tolerance
+        model.theta.data.copy_(expected)
+
+
+def test_value_and_gradient_are_the_same_after_proximal_steps():
+    theta, parts, terms = nodes(3, 7)
+    model = Vector(theta)
+    penalty = CurvaturePenalty(model, Curvature.sum(parts), strength=0.7)
+    for lr in (0.3, 0.02, 5.0):
+        penalty.proximal_step(lr)
+        there = model.theta.detach().clone()
+        constant = oracle.smallest_penalty(terms, 0.7)
+        torch.testing.assert_close(penalty.value() + constant, oracle.penalty(there, terms, 0.7))
+        (by_autograd,) = torch.autograd.grad(penalty.value(), model.theta)
+        torch.testing.assert_close(by_autograd, oracle.gradient(there, terms, 0.7))
+    torch.testing.assert_close(gradient_of(penalty, model), oracle.gradient(there, terms, 0.7))
+    penalty.proximal_step(0.3)
+    torch.testing.assert_close(
+        model.theta.detach(),
+        (there + 0.42 * Curvature.sum(parts).information["theta"])
+        / (1 + 0.42 * Curvature.sum(parts).precision["theta"]),
+    )
+
+
+def test_the_users_statistics_stay_as_they_are():
+    theta, parts, _ = nodes(2, 3)
+    before = parts[0].precision["theta"].clone(), parts[0].information["theta"].clone()
+    penalty = CurvaturePenalty(Vector(theta), parts[0], strength=1.0)
+    penalty.proximal_step(0.5)
+    assert torch.equal(parts[0].precision["theta"], before[0])
+    assert torch.equal(parts[0].information["theta"], before[1])
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_there_is_no_pull_without_precision(mode):
+    """Only rounding could leave information there, and its slope would have no end."""
+    model = Vector(torch.tensor([1.0, 1.0]))
+    statistics = Curvature({"theta": torch.tensor([0.0, 2.0])}, {"theta": torch.tensor([5.0, 4.0])})
+    penalty = CurvaturePenalty(model, statistics, strength=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty.attach(optimizer, mode=mode)
+    optimizer.zero_grad()
+    model.theta.sum().mul(0).backward()
+    optimizer.step()
+    moved = 1 + 0.4 if mode == "gradient" else (1 + 0.8) / 1.4
+    torch.testing.assert_close(model.theta.detach(), torch.tensor([1.0, moved]))
+    torch.testing.assert_close(penalty.value(), torch.tensor(2 * (moved - 2) ** 2))
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_the_penalty_holds_two_numbers_for_each_parameter(mode):
+    model = nn.Sequential(nn.Linear(50, 40), nn.Linear(40, 30))
+    fisher = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.zero_grad()
+    model(torch.randn(2, 50)).sum().backward()
+    gradients = [p.grad for p in model.parameters()]  # seen by Python, and so counted
+    before = living_bytes()
+    penalty = CurvaturePenalty(model, Curvature.at(model, fisher), strength=1.0)
+    penalty.attach(optimizer, mode=mode)
+    optimizer.step()
+    assert living_bytes() - before <= 2 * sum(g.nbytes for g in gradients)
+
+
+def living_bytes() -> int:
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch looks at deprecated names when it is looked at
+        tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
+    return sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
+    )
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_compiled_models_and_optimizers_feel_the_penalty(mode):
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+        fisher = {name: torch.rand_like(p) for name, p in model.named_parameters()}
+        statistics = Curvature.at(model, fisher)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer, mode=mode)
+        forward = torch.compile(model, backend="eager") if compiled else model
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        for _ in range(3):
+            optimizer.zero_grad()
+            forward(torch.ones(2, 4)).square().sum().backward()
+            step()
+        results.append([p.detach().clone() for p in model.parameters()])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_clipping_is_of_the_losss_own_gradient(mode):
+    theta, parts, terms = nodes(2, 3)
+    model = Vector(theta)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    CurvaturePenalty(model, parts[0], strength=0.1).attach(optimizer, mode=mode)
+    (model.theta.sum() * 100).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    clipped = torch.full_like(theta, 1e-3 / math.sqrt(3))
+    optimizer.step()
+    if mode == "gradient":
+        expected = theta - clipped - oracle.gradient(theta, terms[:1], 0.1)
+    else:
+        p, q = parts[0].precision["theta"], parts[0].information["theta"]
+        expected = (theta - clipped + 0.2 * q) / (1 + 0.2 * p)
+    torch.testing.assert_close(model.theta.detach(), expected)
+
+
+def test_layouts_other_than_the_statistics_own_are_fine():
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+    fisher = {name: torch.rand(p.shape) for name, p in model.named_parameters()}
+    solution = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
+    statistics = Curvature(fisher, {name: f * solution[name] for name, f in fisher.items()})
+    expected = {
+        name: (p + 0.2 * statistics.information[name]) / (1 + 0.2 * fisher[name])
+        for name, p in model.named_parameters()
+    }
+    CurvaturePenalty(model, statistics, strength=1.0).proximal_step(0.1)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, expected[name])
 
 
 def test_a_removed_handle_ends_the_penalty():
