@@ -7,7 +7,7 @@ lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,7 @@ from fedcurv.parameters import (
     listed,
     trainable_parameters,
 )
-from fedcurv.statistics import Statistics
+from fedcurv.quadratic import Quadratic
 
 PenaltyMode = Literal["gradient", "proximal"]
 
@@ -65,16 +65,26 @@ class CurvaturePenalty:
         curvature.check()
         self._names = list(parameters)
         self._parameters: list[Tensor] = list(parameters.values())
-        self._statistics = [
-            _statistics_beside(p.detach(), curvature.precision[n], curvature.information[n])
+        self._quadratics = [
+            _quadratic_beside(p.detach(), curvature.precision[n], curvature.information[n])
             for n, p in parameters.items()
         ]
-        self._largest = max(float(s.first.max()) for s in self._statistics if s.first.numel())
+        self._largest = max(float(s.first.max()) for s in self._quadratics if s.first.numel())
         # a bfloat16 gradient could not hold Pθ before Q is taken off it
         self._mixes_types = any(
             s.first.dtype != p.dtype
-            for p, s in zip(self._parameters, self._statistics, strict=True)
+            for p, s in zip(self._parameters, self._quadratics, strict=True)
         )
+
+    @property
+    def curvature(self) -> Curvature:
+        """The statistics that pull, as copies."""
+        precision = {n: q.precision().clone() for n, q in self._named_quadratics()}
+        information = {n: q.information().clone() for n, q in self._named_quadratics()}
+        return Curvature(precision, information)
+
+    def _named_quadratics(self) -> Iterable[tuple[str, Quadratic]]:
+        return zip(self._names, self._quadratics, strict=True)
 
     def value(self) -> Tensor:
         """Return λ Σ_i P_i (θ_i − Q_i/P_i)², a scalar with gradient 2λ(Pθ − Q), to add to a loss.
@@ -84,9 +94,9 @@ class CurvaturePenalty:
         the others' shared optimum, and float32 loses nothing to cancellation.
         """
         terms = []
-        for parameter, statistics in zip(self._parameters, self._statistics, strict=True):
-            away = parameter - statistics.optimum(parameter.detach())
-            terms.append((statistics.precision() * away.square()).sum())
+        for parameter, quadratic in zip(self._parameters, self._quadratics, strict=True):
+            away = parameter - quadratic.optimum(parameter.detach())
+            terms.append((quadratic.precision() * away.square()).sum())
         return self.strength * torch.stack(terms).sum()
 
     @torch.no_grad()
@@ -94,10 +104,10 @@ class CurvaturePenalty:
         """Add 2λ(Pθ − Q), times ``scale``, to every parameter's ``.grad`` (made if it is None)."""
         if self.strength == 0.0:
             return
-        for statistics in self._statistics:
-            statistics.become_sums()
-        precision = [s.first for s in self._statistics]
-        information = [s.second for s in self._statistics]
+        for quadratic in self._quadratics:
+            quadratic.become_sums()
+        precision = [s.first for s in self._quadratics]
+        information = [s.second for s in self._quadratics]
         gradients = gradients_of(self._parameters)
         factor = 2.0 * self.strength
         if isinstance(scale, float) and not self._mixes_types:
@@ -134,11 +144,11 @@ class CurvaturePenalty:
         if lr == 0.0:
             return
         parameters = [self._parameters[i] for i in indices]
-        statistics = [self._statistics[i] for i in indices]
+        quadratics = [self._quadratics[i] for i in indices]
         factor = 2.0 * lr * self.strength
-        for one in statistics:
+        for one in quadratics:
             one.become_proximal(factor)
-        weights, optima = [s.first for s in statistics], [s.second for s in statistics]
+        weights, optima = [s.first for s in quadratics], [s.second for s in quadratics]
         if self._mixes_types:
             for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
                 parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
@@ -229,9 +239,9 @@ class CurvaturePenalty:
             self._step_towards_optimum(indices, float(group["lr"]))
 
 
-def _statistics_beside(parameter: Tensor, precision: Tensor, information: Tensor) -> Statistics:
+def _quadratic_beside(parameter: Tensor, precision: Tensor, information: Tensor) -> Quadratic:
     """Return copies laid out as the parameter is, in float32 at least: Pθ − Q cancels."""
     dtype = accumulation_dtype(parameter)
-    return Statistics(
+    return Quadratic(
         *(torch.empty_like(parameter, dtype=dtype).copy_(t) for t in (precision, information))
     )

@@ -135,8 +135,8 @@ class Federation:
                 partition,
                 before,
                 {n: p.detach().clone() for n, p in model.named_parameters()},
-                None if penalty is None else dict(zip(NAMES, penalty._precision, strict=True)),
-                None if penalty is None else dict(zip(NAMES, penalty._information, strict=True)),
+                None if penalty is None else penalty.curvature.precision,
+                None if penalty is None else penalty.curvature.information,
             )
         )
         self.spoil.get((server_round, partition), lambda content: None)(content)

@@ -233,4 +233,6 @@ def test_own_terms_are_subtracted_for_the_right_round_and_message(
     )
     penalty = ClientCurvature(message, context, model).penalty
     expected = 1 - fisher_at(model.state_dict(), 0)["weight"] * is_subtracted
-    torch.testing.assert_close(penalty._precision[0].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        penalty.curvature.precision["weight"].double(), expected, rtol=1e-5, atol=1e-6
+    )

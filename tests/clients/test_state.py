@@ -192,5 +192,5 @@ def test_state_of_another_model_in_the_same_run_counts_as_absent(tmp_path, caplo
     )
     curvature = ClientCurvature(message, owner, new_model(), state_dir=tmp_path)
     assert curvature.penalty is not None
-    assert torch.equal(curvature.penalty._precision[0], ones["weight"])
+    assert torch.equal(curvature.penalty.curvature.precision["weight"], ones["weight"])
     assert "of another model and count as absent" in caplog.text

@@ -247,6 +247,9 @@ def test_value_and_gradient_are_the_same_after_proximal_steps():
         torch.testing.assert_close(penalty.value() + constant, oracle.penalty(there, terms, 0.7))
         (by_autograd,) = torch.autograd.grad(penalty.value(), model.theta)
         torch.testing.assert_close(by_autograd, oracle.gradient(there, terms, 0.7))
+    total = Curvature.sum(parts)
+    torch.testing.assert_close(penalty.curvature.precision, total.precision)
+    torch.testing.assert_close(penalty.curvature.information, total.information)
     torch.testing.assert_close(gradient_of(penalty, model), oracle.gradient(there, terms, 0.7))
     penalty.proximal_step(0.3)
     torch.testing.assert_close(

@@ -1,10 +1,10 @@
-"""One parameter's precision P and information Q, in either of two forms."""
+"""One parameter's share of the penalty, θᵀPθ − 2θᵀQ, held in either of two forms."""
 
 import torch
 from torch import Tensor
 
 
-class Statistics:
+class Quadratic:
     """Two tensors: P and Q, or the weight and the optimum of a proximal step, W and θ*.
 
     With c = 2·lr·λ they are W = cP/(1 + cP) and θ* = Q/P (0 where P is 0). Either form follows from
@@ -32,6 +32,10 @@ class Statistics:
         smallest = torch.finfo(self.first.dtype).eps / 2
         return self.first / (1 - self.first).clamp_(min=smallest).mul_(self._factor)
 
+    def information(self) -> Tensor:
+        """Return Q."""
+        return self.second if self._factor == 0.0 else self.second * self.precision()
+
     def optimum(self, elsewhere: Tensor) -> Tensor:
         """Return θ* where P > 0, and what is given elsewhere."""
         optimum = self.second / self.first if self._factor == 0.0 else self.second
@@ -52,6 +56,5 @@ class Statistics:
     def become_sums(self) -> None:
         """Hold P and Q."""
         if self._factor != 0.0:
-            self.first = self.precision()
-            self.second.mul_(self.first)
+            self.first, self.second = self.precision(), self.information()
             self._factor = 0.0
