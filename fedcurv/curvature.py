@@ -96,16 +96,9 @@ class Curvature:
         Raises:
             ValueError: naming every parameter at fault.
         """
-        faults = []
-        for name, precision in self.precision.items():
-            low, high = extremes(precision)
-            if not -math.inf < low <= high < math.inf:
-                faults.append(f"precision of {name!r} is not finite")
-            elif low < 0:
-                faults.append(f"precision of {name!r} is negative ({low:.3g})")
-            elif high > largest:
-                faults.append(f"precision of {name!r} is {high:.3g}, above {largest:g}")
-            low, high = extremes(self.information[name])
+        faults = precision_faults(self.precision, dict.fromkeys(self.precision, largest))
+        for name, information in self.information.items():
+            low, high = extremes(information)
             if not -math.inf < low <= high < math.inf:
                 faults.append(f"information of {name!r} is not finite")
             elif max(-low, high) > largest:
@@ -138,6 +131,20 @@ class Curvature:
         )
 
 
+def precision_faults(precision: Mapping[str, Tensor], largest: Mapping[str, float]) -> list[str]:
+    """Return what is wrong with a precision, by parameter: not finite, negative, or too large."""
+    faults = []
+    for name, one in precision.items():
+        low, high = extremes(one)
+        if not -math.inf < low <= high < math.inf:
+            faults.append(f"precision of {name!r} is not finite")
+        elif low < 0:
+            faults.append(f"precision of {name!r} is negative ({low:.3g})")
+        elif high > largest[name]:
+            faults.append(f"precision of {name!r} is {high:.3g}, above {largest[name]:g}")
+    return faults
+
+
 def extremes(tensor: Tensor) -> tuple[float, float]:
     """Return the least and the greatest entry: NaN if one is NaN, zeros for none."""
     if tensor.numel() == 0:
@@ -154,22 +161,41 @@ class CurvatureSum:
     """A running sum in float64 that holds no more than itself, however many parts are added."""
 
     def __init__(self) -> None:
-        self._sum: Curvature | None = None
+        self._precision: dict[str, Tensor] = {}
+        self._information: dict[str, Tensor] = {}
+        self._wide = torch.empty(0, dtype=torch.float64)
 
     def add(self, part: Curvature) -> None:
-        """Add P and Q in place."""
-        if self._sum is None:
-            self._sum = Curvature(
-                {name: p.to(torch.float64, copy=True) for name, p in part.precision.items()},
-                {name: q.to(torch.float64, copy=True) for name, q in part.information.items()},
-            )
-            return
+        """Add P and Q in place.
+
+        Raises:
+            ValueError: if the part's names or shapes are not those of the sum; nothing is added.
+        """
+        self._begin_or_require(part.precision)
+        for name, precision in part.precision.items():
+            self._accumulate(self._precision[name], precision)
+            self._accumulate(self._information[name], part.information[name])
+
+    def add_at(self, solution: Mapping[str, Tensor], precision: Mapping[str, Tensor]) -> None:
+        """Add P and P·θ̂ in place, the product rounded to P's type, as the node rounds its own.
+
+        Args:
+            solution: θ̂ of at least the parameters in ``precision``.
+            precision: P.
+
+        Raises:
+            ValueError: as ``add`` does.
+        """
+        self._begin_or_require(precision)
         require_same_shapes(
-            shapes_of(self._sum.precision), shapes_of(part.precision), "the sum", "the part"
+            shapes_of(precision),
+            shapes_of({name: solution[name] for name in precision if name in solution}),
+            "the precision",
+            "the solution",
         )
-        for name, precision in self._sum.precision.items():
-            precision += part.precision[name]
-            self._sum.information[name].add_(part.information[name])
+        for name, one in precision.items():
+            self._accumulate(self._precision[name], one)
+            self._accumulate(self._information[name], one * solution[name].to(one.dtype))
 
     def total(self, dtype: torch.dtype) -> Curvature:
         """Return the sum in this type.
@@ -177,9 +203,21 @@ class CurvatureSum:
         Raises:
             ValueError: if nothing was added.
         """
-        if self._sum is None:
+        if not self._precision:
             raise ValueError("expected at least one part of the sum, got none")
-        return self._sum.to(dtype)
+        return Curvature(self._precision, self._information).to(dtype)
+
+    def _begin_or_require(self, precision: Mapping[str, Tensor]) -> None:
+        if not self._precision:
+            for sums in (self._precision, self._information):
+                sums |= {n: torch.zeros_like(p, dtype=torch.float64) for n, p in precision.items()}
+        require_same_shapes(shapes_of(self._precision), shapes_of(precision), "the sum", "the part")
+
+    def _accumulate(self, total: Tensor, term: Tensor) -> None:
+        # one pass to widen and one to add are faster than an addition of two types
+        if self._wide.numel() < term.numel():
+            self._wide = torch.empty(term.numel(), dtype=torch.float64, device=term.device)
+        total.add_(self._wide[: term.numel()].view(term.shape).copy_(term))
 
 
 class HasShape(Protocol):

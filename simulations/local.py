@@ -4,7 +4,7 @@ import copy
 import itertools
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -124,14 +124,16 @@ class LocalGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Handle the messages in their order; those not begun within the timeout get no reply."""
+        return list(self.replies(messages, timeout=timeout))
+
+    def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
+        """Handle each message when its reply is asked for."""
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        message_ids = []
         for message in messages:
             if time.monotonic() < deadline:
-                message_ids.append(self._push(message))
+                yield from self.pull_messages([self._push(message)])
             else:
                 self._name(message)
-        return self.pull_messages(message_ids)
 
     def _name(self, message: Message) -> str:
         message_id = f"message-{next(self._message_ids)}"

@@ -1,4 +1,4 @@
-"""A comparison's files: config.yaml, metrics.csv, clients.csv, summary.md and accuracy.png."""
+"""A comparison's files: a table, the plot, the configuration, and what they were made of."""
 
 import csv
 import platform
@@ -80,6 +80,9 @@ def write_report(
 ) -> list[Summary]:
     """Write all files into an existing folder and return the summaries.
 
+    They are summary.md, accuracy.png, config.yaml, and as CSV a line for each round (metrics), for
+    each client in a round (clients) and for each record that travelled in a round (traffic).
+
     Args:
         folder: existing.
         histories: at least one.
@@ -90,6 +93,7 @@ def write_report(
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
     _write_csv(folder / "metrics.csv", _round_rows(histories))
     _write_csv(folder / "clients.csv", _client_rows(histories))
+    _write_csv(folder / "traffic.csv", _traffic_rows(histories))
     (folder / "summary.md").write_text(_markdown(summaries, command), encoding="utf-8")
     accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
     return summaries
@@ -232,6 +236,21 @@ def _client_rows(histories: Sequence[History]) -> list[dict[str, object]]:
         for history in histories
         for record in history.rounds
         for client in record.clients
+    ]
+
+
+def _traffic_rows(histories: Sequence[History]) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": history.strategy,
+            "round": record.server_round,
+            "record": name,
+            "bytes_down": sum(client.down.get(name, 0) for client in record.clients),
+            "bytes_up": sum(client.up.get(name, 0) for client in record.clients),
+        }
+        for history in histories
+        for record in history.rounds
+        for name in dict.fromkeys(n for c in record.clients for n in (*c.down, *c.up))
     ]
 
 

@@ -24,7 +24,7 @@ from fedcurv.simulations.report import Summary, table, write_report
 from fedcurv.simulations.runners import RUNNERS, run
 from fedcurv.simulations.server import History, make_server_app
 from fedcurv.strategies import RoundFailed
-from fedcurv.strategies.loop import RoundRecord
+from fedcurv.strategies.rounds import RoundRecord
 
 console = Console()
 

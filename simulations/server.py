@@ -12,7 +12,7 @@ from flwr.serverapp.strategy import Strategy
 from fedcurv.clients.training import InMemoryBatches, evaluate
 from fedcurv.simulations.client import describe_task, load_data, make_model
 from fedcurv.strategies import start
-from fedcurv.strategies.loop import RoundRecord
+from fedcurv.strategies.rounds import RoundRecord
 
 _EVALUATION_BATCH_SIZE = 1024
 

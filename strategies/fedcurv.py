@@ -2,11 +2,10 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
@@ -18,20 +17,19 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedcurv.curvature import Curvature, CurvatureSum, shapes_of
+from fedcurv.curvature import Curvature, shapes_of
 from fedcurv.penalty import checked_strength
 from fedcurv.strategies import records
 from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
-from fedcurv.strategies.records import Instruction, Report
+from fedcurv.strategies.records import Instruction
 from fedcurv.strategies.replies import (
     Shapes,
     check_reply,
     check_weight,
-    curvature_of,
-    most_common,
     require_some_messages,
     require_some_success,
 )
+from fedcurv.strategies.sums import RoundSums
 
 logger = logging.getLogger(__name__)
 
@@ -124,28 +122,59 @@ class FedCurv(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Sum the statistics of all fit replies and let the wrapped strategy average the arrays.
 
+        Args:
+            server_round: the round.
+            replies: taken one by one, in the order of clients if they come one by one. A client's
+                statistics are added to the sums and let go before the next reply is asked for.
+
         Raises:
             RoundFailed: if no reply is fit for use, with the first client's traceback.
         """
-        received = list(replies)
-        reports = _take_reports(received)
-        ordered = _in_order_of_clients(received, reports)
-        refused, instruction = self._check_and_sum(server_round, ordered, reports)
-        for message in ordered:
-            if (message_id := message.metadata.reply_to_message_id) in refused:
-                logger.warning(
-                    "round %d: refused the reply of client %s: %s",
-                    server_round,
-                    reports[message_id].client_id
-                    if message_id in reports
-                    else f"node-{message.metadata.src_node_id}",
-                    refused[message_id],
-                )
+        if isinstance(replies, Sequence):
+            replies = _in_order_of_clients(replies)
+        sums = RoundSums()
+        received: list[Message] = []
+        refused: dict[str, str] = {}
+        clients: dict[str, str] = {}
+        for message in replies:
+            received.append(message)
+            if message.has_error():
+                continue
+            message_id = message.metadata.reply_to_message_id
+            client_id = records.unpack_client_id(message.content)
+            clients[message_id] = client_id or f"node-{message.metadata.src_node_id}"
+            try:
+                self._add(message_id, message.content, sums)
+            except ValueError as error:
+                refused[message_id] = str(error)
+        agreed = sums.agreed(self._parameter_names)
+        refused |= agreed.refused
+        for message_id, reason in refused.items():
+            logger.warning(
+                "round %d: refused the reply of client %s: %s",
+                server_round,
+                clients[message_id],
+                reason,
+            )
         self.refused = refused
-        require_some_success(server_round, ordered, refused)
-        self._instruction = instruction
-        fit = [m for m in ordered if m.metadata.reply_to_message_id not in refused]
+        require_some_success(server_round, received, refused)
+        self._instruction = Instruction(self.strength)
+        if agreed.sums is not None:
+            self._parameter_names = agreed.parameter_names
+            self._instruction = Instruction(
+                strength=self.strength,
+                sums_round=server_round,
+                contributors=agreed.contributors,
+                sums=agreed.sums,
+            )
+        fit = [m for m in received if m.metadata.reply_to_message_id not in refused]
         return self.strategy.aggregate_train(server_round, fit)
+
+    def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> None:
+        """Take this project's records out of a reply and add what they say to the sums."""
+        report = records.take_report(content)
+        arrays = check_reply(content, self._sent, self._weighted_by_key)
+        sums.add(message_id, content, arrays, report)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -214,76 +243,19 @@ class FedCurv(Strategy):
     def _weighted_by_key(self) -> str:
         return str(getattr(self.strategy, "weighted_by_key", "num-examples"))
 
-    def _check_and_sum(
-        self, server_round: int, ordered: list[Message], reports: Mapping[str, Report]
-    ) -> tuple[dict[str, str], Instruction]:
-        """Return why replies are refused, by message id, and what to send in the next round.
 
-        Each client's terms are added as soon as they are checked: only one client's are held.
-        """
-        contents = {m.metadata.reply_to_message_id: m.content for m in ordered if not m.has_error()}
-        metric_names = most_common(_metric_names(content) for content in contents.values())
-        parameter_names = self._parameter_names or most_common(
-            frozenset(report.precision) for report in reports.values()
-        )
-        refused: dict[str, str] = {}
-        contributors = []
-        sums = CurvatureSum()
-        for message_id, content in contents.items():
-            try:
-                arrays = check_reply(content, self._sent, self._weighted_by_key)
-                _require_names(_metric_names(content), metric_names, "metrics")
-                if message_id in reports:
-                    report = reports[message_id]
-                    _require_names(frozenset(report.precision), parameter_names, "statistics")
-                    sums.add(curvature_of(report, arrays))
-                    contributors.append(message_id)
-            except ValueError as error:
-                refused[message_id] = str(error)
-        if not contributors:
-            return refused, Instruction(self.strength)
-        self._parameter_names = parameter_names
-        return refused, Instruction(
-            strength=self.strength,
-            sums_round=server_round,
-            contributors=contributors,
-            sums=sums.total(torch.float32),
-        )
-
-
-def _take_reports(received: list[Message]) -> dict[str, Report]:
-    """Take this project's records out of all replies and return them by message id."""
-    reports = {}
-    for message in received:
-        if not message.has_error() and (report := records.take_report(message.content)):
-            reports[message.metadata.reply_to_message_id] = report
-    return reports
-
-
-def _in_order_of_clients(received: list[Message], reports: dict[str, Report]) -> list[Message]:
+def _in_order_of_clients(received: Sequence[Message]) -> Sequence[Message]:
     """Sort replies by client, since floating-point sums depend on the order of arrival.
 
     Where some clients tell no id, the order stays as it came.
     """
     with_content = [m for m in received if not m.has_error()]
-    if any(m.metadata.reply_to_message_id not in reports for m in with_content):
+    ids = [records.unpack_client_id(m.content) for m in with_content]
+    if None in ids:
         return received
     failed = [m for m in received if m.has_error()]
 
-    def order(message: Message) -> tuple[int, int, str]:
-        return records.client_id_order(reports[message.metadata.reply_to_message_id].client_id)
+    def order(pair: tuple[str | None, Message]) -> tuple[int, int, str]:
+        return records.client_id_order(str(pair[0]))
 
-    return sorted(with_content, key=order) + failed
-
-
-def _metric_names(content: RecordDict) -> frozenset[str]:
-    return frozenset(name for record in content.metric_records.values() for name in record)
-
-
-def _require_names(got: frozenset[str], expected: frozenset[str], what: str) -> None:
-    if got != expected:
-        missing, extra = sorted(expected - got), sorted(got - expected)
-        raise ValueError(
-            f"expected {what} of the same names as the other clients', missing: {missing[:3]}, "
-            f"extra: {extra[:3]}"
-        )
+    return [m for _, m in sorted(zip(ids, with_content, strict=True), key=order)] + failed

@@ -6,66 +6,23 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcurv.strategies.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv
 from fedcurv.strategies.ordered_grid import OrderedGrid
-from fedcurv.strategies.records import client_id_order
 from fedcurv.strategies.replies import require_some_messages, require_some_success
+from fedcurv.strategies.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(frozen=True)
-class ClientRecord:
-    """One client's part in one training round.
-
-    Attributes:
-        client_id: its stable id.
-        status: ``ok``, ``failed`` (it answered with an error), ``refused`` (its reply was not fit
-            for use) or ``missing`` (no reply in time).
-        reason: why it was not ``ok``.
-        bytes_down: payload of the message sent to it.
-        bytes_up: payload of its reply.
-        metrics: what it reported.
-    """
-
-    client_id: str
-    status: str
-    reason: str
-    bytes_down: int
-    bytes_up: int
-    metrics: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One round, for whoever watches.
-
-    Attributes:
-        server_round: 1, 2, ...; 0 is the evaluation before the first.
-        clients: in order of their ids.
-        train_metrics: as the strategy aggregated them.
-        client_metrics: of evaluation on the clients, as the strategy aggregated them.
-        server_metrics: what ``evaluate_fn`` returned.
-        seconds: wall-clock time of the round, evaluation included.
-    """
-
-    server_round: int
-    clients: Sequence[ClientRecord] = ()
-    train_metrics: Mapping[str, object] = field(default_factory=dict)
-    client_metrics: Mapping[str, object] = field(default_factory=dict)
-    server_metrics: Mapping[str, object] = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 def start(
@@ -180,10 +137,14 @@ class _Run:
                 self.strategy.configure_train(server_round, self.result.arrays, config, self.grid)
             )
         require_some_messages(server_round, messages)
-        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
-        traffic = _Traffic(messages, replies, self.grid)
-        require_some_success(server_round, replies, {})
-        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        traffic = Traffic(messages, self.grid)
+        one_by_one = traffic.noted(self.grid.replies(messages, timeout=self.timeout))
+        if _takes_replies_one_by_one(self.strategy):
+            arrays, metrics = self.strategy.aggregate_train(server_round, one_by_one)
+        else:
+            replies = list(one_by_one)
+            require_some_success(server_round, replies, {})
+            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             self.result.arrays = arrays
         if metrics is not None:
@@ -214,48 +175,9 @@ class _Run:
         return metrics or {}
 
 
-class _Traffic:
-    """A round's messages by size, metrics and error, noted before a strategy changes them."""
-
-    def __init__(
-        self, messages: Sequence[Message], replies: Sequence[Message], grid: OrderedGrid
-    ) -> None:
-        self._sent = [
-            (m.metadata.message_id, grid.client_id(m.metadata.dst_node_id), _bytes_of(m))
-            for m in messages
-        ]
-        self._replies = {r.metadata.reply_to_message_id: r for r in replies}
-        self._received = {i: (_bytes_of(r), _metrics_of(r)) for i, r in self._replies.items()}
-
-    def client_records(self, refused: Mapping[str, str]) -> tuple[ClientRecord, ...]:
-        rows = []
-        for message_id, client_id, bytes_down in self._sent:
-            status, reason = "ok", ""
-            reply = self._replies.get(message_id)
-            bytes_up, metrics = self._received.get(message_id, (0, {}))
-            if reply is None:
-                status, reason = "missing", "no reply in time"
-            elif reply.has_error():
-                status, reason = "failed", reply.error.reason or f"code {reply.error.code}"
-            elif message_id in refused:
-                status, reason = "refused", refused[message_id]
-            rows.append(ClientRecord(client_id, status, reason, bytes_down, bytes_up, metrics))
-        return tuple(sorted(rows, key=lambda row: client_id_order(row.client_id)))
-
-
-def _bytes_of(message: Message) -> int:
-    return sum(r.count_bytes() for r in message.content.values()) if message.has_content() else 0
-
-
-def _metrics_of(message: Message) -> dict[str, float]:
-    if not message.has_content():
-        return {}
-    return {
-        name: value
-        for record in message.content.metric_records.values()
-        for name, value in record.items()
-        if isinstance(value, int | float)
-    }
+def _takes_replies_one_by_one(strategy: Strategy) -> bool:
+    """Return whether a strategy goes through the replies once: others may well do it twice."""
+    return type(strategy).aggregate_train is FedCurv.aggregate_train
 
 
 def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> None:

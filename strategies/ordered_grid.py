@@ -4,7 +4,9 @@ Flower's node ids are random in each run, and replies arrive in any order: witho
 neither samples the same clients nor sums them in the same order.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -13,6 +15,17 @@ from fedcurv.strategies import records
 from fedcurv.strategies.flower_private import Run
 
 _QUERY_TIMEOUT_S = 300.0
+# how long to wait between two looks for a reply: doubled from the first to the second
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
+
+
+@runtime_checkable
+class RepliesOneByOne(Protocol):
+    """A Grid that can hand out replies before all are there."""
+
+    def replies(self, messages: Sequence[Message], *, timeout: float | None) -> Iterator[Message]:
+        """Send the messages and yield the replies in their order, without those that are late."""
+        ...
 
 
 class OrderedGrid(Grid):
@@ -40,20 +53,41 @@ class OrderedGrid(Grid):
         if unknown:
             self._ask(unknown)
 
+    def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
+        """Send the messages and yield the replies in the order of client ids, one by one.
+
+        A reply is fetched when it is its turn. One that comes early stays where it is, outside of
+        this process, so that no more than one reply need be held at a time.
+
+        Args:
+            messages: to any nodes.
+            timeout: seconds; what has not come by then is left out. None waits for all.
+        """
+        ordered = sorted(messages, key=lambda m: self._order(m.metadata.dst_node_id))
+        if isinstance(self._grid, RepliesOneByOne):
+            yield from self._grid.replies(ordered, timeout=timeout)
+            return
+        pushed = set(self._grid.push_messages(ordered))
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        for message_id in [m.metadata.message_id for m in ordered]:
+            if message_id in pushed:
+                yield from self._reply_to(message_id, deadline)
+
+    def _reply_to(self, message_id: str, deadline: float) -> Iterable[Message]:
+        wait = _FIRST_WAIT_S
+        while not (found := list(self._grid.pull_messages([message_id]))):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return []
+            time.sleep(min(wait, left))
+            wait = min(2 * wait, _LONGEST_WAIT_S)
+        return found
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Send and return the replies in the order of their client ids."""
-        sent = list(messages)
-        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
-        # an error reply may name the server as its source: only the question tells who was asked
-        asked = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
-        return sorted(
-            replies,
-            key=lambda r: self._order(
-                asked.get(r.metadata.reply_to_message_id, r.metadata.src_node_id)
-            ),
-        )
+        return list(self.replies(messages, timeout=timeout))
 
     def _order(self, node_id: int) -> tuple[tuple[int, int, str], int]:
         return records.client_id_order(self.client_id(node_id)), node_id

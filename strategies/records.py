@@ -16,12 +16,18 @@ P and Q are records of their own, keyed by the parameters' own names, so that no
 parameter can be mistaken for one of them. Statistics travel in float32.
 """
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedcurv.curvature import Curvature
@@ -29,6 +35,10 @@ from fedcurv.curvature import Curvature
 CONFIG = "fedcurv"
 PRECISION = "fedcurv.precision"
 INFORMATION = "fedcurv.information"
+
+# how Flower packs arrays: in NumPy's file format, whose first version has all plain arrays
+_NUMPY_FORMAT = "numpy.ndarray"
+_MAGIC = np.lib.format.magic(1, 0)
 
 # the action of the query message that asks a node for its stable id
 CLIENT_ID_ACTION = "client_id"
@@ -187,32 +197,66 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
 
 
 def unpack_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the record's arrays as tensors.
+    """Return the record's arrays as tensors that share its memory: read them, do not write.
 
     Raises:
         ValueError: if an array cannot be read as numbers; pickles are never loaded.
     """
-    return {name: torch.from_numpy(read_array(name, array)) for name, array in record.items()}
+    with warnings.catch_warnings():
+        # they are not written to, so that torch needs not warn of it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {name: torch.from_numpy(read_array(name, array)) for name, array in record.items()}
 
 
-def read_array(name: str, array: Array) -> np.ndarray:
-    """Return an array's numbers.
+def read_array(name: str, array: Array) -> NDArray[Any]:
+    """Return an array's numbers without a copy.
 
     Raises:
         ValueError: if it is no array of numbers, or not the one that it says it is.
     """
     try:
-        values: np.ndarray = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError) as error:
+        values = _view(array)
+    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
         raise ValueError(f"array {name!r} cannot be read: {error}") from error
-    if values.dtype.kind not in "fiub":
-        raise ValueError(f"array {name!r}: expected numbers, got dtype {values.dtype}")
+    if tuple(values.shape) != tuple(array.shape):
+        raise ValueError(
+            f"array {name!r}: expected the shape {tuple(array.shape)} that it is said to have, got "
+            f"{values.shape}"
+        )
     return values
 
 
-def _for_numpy(tensor: Tensor) -> np.ndarray:
+def _view(array: Array) -> NDArray[Any]:
+    """Return what NumPy's own file format holds, as a view of the bytes."""
+    if array.stype != _NUMPY_FORMAT:
+        raise ValueError(f"expected the format {_NUMPY_FORMAT!r}, got {array.stype!r}")
+    shape, is_fortran_order, dtype, begin = _header(array.data[: _header_length(array.data)])
+    number = math.prod(shape)
+    values = np.frombuffer(array.data, dtype, number, begin) if number else np.empty(0, dtype)
+    values = values.reshape(shape, order="F" if is_fortran_order else "C")
+    return values.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _header_length(data: bytes) -> int:
+    """Return where the numbers begin in NumPy's own file format, version 1."""
+    if data[: len(_MAGIC)] != _MAGIC:
+        raise ValueError("it does not begin as a plain array does")
+    return len(_MAGIC) + 2 + int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 2], "little")
+
+
+@lru_cache(maxsize=4096)  # all clients' arrays have the same few headers, which are slow to read
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    file = BytesIO(data)
+    np.lib.format.read_magic(file)
+    shape, is_fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.kind not in "fiub":
+        raise ValueError(f"expected numbers, got dtype {dtype}")
+    return shape, is_fortran_order, dtype, file.tell()
+
+
+def _for_numpy(tensor: Tensor) -> NDArray[Any]:
     tensor = tensor.detach().cpu()
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
-    numbers: np.ndarray = tensor.numpy()
+    numbers: NDArray[Any] = tensor.numpy()
     return numbers

@@ -3,17 +3,15 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flwr.app import Message, RecordDict
 from torch import Tensor
 
-from fedcurv.curvature import Curvature, extremes, require_same_shapes, shapes_of
+from fedcurv.curvature import extremes, require_same_shapes, shapes_of
 from fedcurv.parameters import listed
 from fedcurv.strategies.flower_private import MOD_FAILED_PRECONDITION
-from fedcurv.strategies.records import Report, unpack_tensors
-
-# sums travel in float32, where a hundred million of these still have one
-_LARGEST_TERM = 1e30
+from fedcurv.strategies.records import unpack_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -66,7 +64,20 @@ def require_some_messages(server_round: int, messages: Sequence[Message]) -> Non
         )
 
 
-def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of a reply, finite.
+
+    Attributes:
+        tensors: by name.
+        largest: the greatest magnitude in each.
+    """
+
+    tensors: Mapping[str, Tensor]
+    largest: Mapping[str, float]
+
+
+def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> Arrays:
     """Check what a training reply holds for the wrapped strategy and return its arrays.
 
     Raises:
@@ -77,16 +88,13 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> dict
         raise ValueError(f"expected one ArrayRecord, got {sorted(content.array_records)}")
     check_weight(content, weighted_by_key)
     (record,) = content.array_records.values()
-    arrays = unpack_tensors(record)
-    require_same_shapes(sent, shapes_of(arrays), "what was sent", "the reply")
-    poisoned = [
-        name
-        for name, array in arrays.items()
-        if array.is_floating_point() and not all(map(math.isfinite, extremes(array)))
-    ]
+    tensors = unpack_tensors(record)
+    require_same_shapes(sent, shapes_of(tensors), "what was sent", "the reply")
+    ranges = {name: extremes(tensor) for name, tensor in tensors.items()}
+    poisoned = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
     if poisoned:
         raise ValueError(f"expected finite numbers, got NaN or inf in {listed(poisoned)}")
-    return arrays
+    return Arrays(tensors, {name: max(-low, high) for name, (low, high) in ranges.items()})
 
 
 def check_weight(content: RecordDict, weighted_by_key: str) -> None:
@@ -103,26 +111,20 @@ def check_weight(content: RecordDict, weighted_by_key: str) -> None:
         raise ValueError(f"expected {weighted_by_key!r} > 0 in the metrics, got {weight!r}")
 
 
-def curvature_of(report: Report, arrays: Mapping[str, Tensor]) -> Curvature:
-    """Return a client's checked terms: P = F, and Q as sent or else F·θ̂.
+def metric_names(content: RecordDict) -> frozenset[str]:
+    """Return the names of all metrics of a reply."""
+    return frozenset(name for record in content.metric_records.values() for name in record)
 
-    The product is rounded as the client rounds its own: it can take off just what was added.
 
-    Raises:
-        ValueError: if they are not valid, or not of parameters that the reply's arrays hold.
-    """
-    precision = unpack_tensors(report.precision)
-    if report.information is not None:
-        return Curvature(precision, unpack_tensors(report.information)).check(_LARGEST_TERM)
-    unknown = [name for name in precision if name not in arrays]
-    if unknown:
-        raise ValueError(
-            f"statistics of {unknown[0]!r}, which is not among the arrays of the reply"
-        )
-    local = {name: arrays[name].to(p) for name, p in precision.items()}
-    require_same_shapes(shapes_of(precision), shapes_of(local), "the statistics", "the arrays")
-    information = {name: p * local[name] for name, p in precision.items()}
-    return Curvature(precision, information).check(_LARGEST_TERM)
+def wrong_names(got: frozenset[str], expected: frozenset[str], what: str) -> list[str]:
+    """Return what to say of names that are not the other clients'; nothing if they are."""
+    if got == expected:
+        return []
+    missing, extra = sorted(expected - got), sorted(got - expected)
+    return [
+        f"expected {what} of the same names as the other clients', missing: {missing[:3]}, extra: "
+        f"{extra[:3]}"
+    ]
 
 
 def most_common(key_sets: Iterable[frozenset[str]]) -> frozenset[str]:

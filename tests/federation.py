@@ -14,7 +14,6 @@ from fedcurv.clients import ClientCurvature
 from fedcurv.simulations.local import run_local
 from fedcurv.strategies import start
 from fedcurv.strategies.flower_private import set_message_id, task_identity
-from fedcurv.strategies.loop import RoundRecord
 from fedcurv.strategies.records import (
     CLIENT_ID_ACTION,
     CONFIG,
@@ -22,6 +21,7 @@ from fedcurv.strategies.records import (
     pack_client_id,
     pack_instruction,
 )
+from fedcurv.strategies.rounds import RoundRecord
 
 FEATURES, CLASSES = 4, 3
 NAMES = ["weight", "bias"]

@@ -47,6 +47,7 @@ def test_the_main_job_writes_its_report(tmp_path):
         "config.yaml",
         "metrics.csv",
         "summary.md",
+        "traffic.csv",
     ]
     metrics = rows_of(folder / "metrics.csv")
     assert len(metrics) == 3 * 3  # strategies x (round 0 and two more)
@@ -83,6 +84,16 @@ def test_fedcurv_costs_three_downloads_and_two_uploads(tmp_path):
     assert curved.bytes_up / plain.bytes_up == pytest.approx(2, rel=0.01)
     # the first of four rounds has no statistics
     assert curved.bytes_down / plain.bytes_down == pytest.approx((1 + 3 * 3) / 4, rel=0.01)
+    traffic = rows_of(tmp_path / "traffic.csv")
+    second = {r["record"]: r for r in traffic if (r["strategy"], r["round"]) == ("fedcurv", "2")}
+    model = second["arrays"]["bytes_down"]
+    assert second["fedcurv.precision"]["bytes_down"] == model
+    assert second["fedcurv.precision"]["bytes_up"] == model
+    assert second["fedcurv.information"]["bytes_down"] == model
+    assert second["fedcurv.information"]["bytes_up"] == "0"
+    for direction in ("down", "up"):
+        total = sum(int(r[f"bytes_{direction}"]) for r in traffic if r["strategy"] == "fedcurv")
+        assert total == pytest.approx(getattr(curved, f"bytes_{direction}") * 4)
 
 
 def test_same_seed_same_bits(tmp_path):

@@ -271,7 +271,10 @@ SPOILS = {
     "precision of a wrong shape": (in_precision(put("bias", torch.ones(1))), "'bias' has shape"),
     "precision without a key": (in_precision(lambda t: t.pop("bias")), r"missing: \['bias'\]"),
     "enormous precision": (in_precision(fill("bias", 1e35)), "'bias' is 1e\\+35, above 1e\\+30"),
-    "precision with another key": (in_precision(put("x", torch.ones(1))), r"extra: \['x'\]"),
+    "precision with another key": (
+        in_precision(put("x", torch.ones(1))),
+        "statistics of 'x', which is not among the arrays",
+    ),
 }
 
 

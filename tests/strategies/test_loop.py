@@ -1,21 +1,30 @@
+import gc
 import random
 import time
+import weakref
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from fedcurv.simulations.local import LocalGrid
-from fedcurv.strategies import FedCurv, RoundFailed, start
+from fedcurv.strategies import FedCurv, RoundFailed, ordered_grid, start
 from fedcurv.strategies.flower_private import task_identity
 from fedcurv.strategies.ordered_grid import OrderedGrid
+from fedcurv.strategies.records import CONFIG, INFORMATION, PRECISION, unpack_client_id
 from tests.federation import Federation, crash, new_model, options, same_bits
 
 
-class RandomNames(LocalGrid):
-    """A LocalGrid that behaves like Flower's engines: random node ids, replies in any order."""
+class RemoteGrid(LocalGrid):
+    """A LocalGrid that behaves like Flower's engines: random node ids, replies in any order.
+
+    Attributes:
+        held: numbers of replies that each look took away.
+    """
+
+    replies = None  # nothing like it there
 
     def __init__(self, client_app: ClientApp, num_nodes: int, seed: int, **more) -> None:
         super().__init__(client_app, num_nodes, **more)
@@ -25,15 +34,33 @@ class RandomNames(LocalGrid):
         self.contexts = {self.random.getrandbits(63): context for context in contexts}
         for node_id, context in self.contexts.items():
             context.node_id = node_id
+        self.arrived: set[str] = set()
+        self.held: list[int] = []
+
+    def pull_messages(self, message_ids):
+        """At each look one more reply has arrived."""
+        if coming := sorted(self._replies.keys() - self.arrived):
+            self.arrived.add(self.random.choice(coming))
+        found = super().pull_messages(i for i in message_ids if i in self.arrived)
+        self.held.append(len(found))
+        return found
 
     def send_and_receive(self, messages, *, timeout=None):
-        replies = super().send_and_receive(messages, timeout=timeout)
-        self.random.shuffle(replies)
+        pending = set(self.push_messages(messages))
+        replies = []
+        while pending & self._replies.keys():
+            replies += self.pull_messages(pending)
         return replies
 
 
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch):
+    monkeypatch.setattr(ordered_grid, "_FIRST_WAIT_S", 1e-4)
+    monkeypatch.setattr(ordered_grid, "_LONGEST_WAIT_S", 1e-3)
+
+
 def run_on_random_names(federation: Federation, strategy, name_seed: int, **more):
-    grid = RandomNames(federation.client_app(), federation.num_nodes, name_seed)
+    grid = RemoteGrid(federation.client_app(), federation.num_nodes, name_seed)
     with task_identity(run_id=1, node_id=1):
         return start(
             strategy,
@@ -66,6 +93,69 @@ def test_one_seed_gives_the_same_bits_whatever_the_node_ids_and_the_order_of_rep
     assert [[c.client_id for c in r.clients] for r in other.rounds] != sampled[0]
 
 
+def test_replies_are_fetched_one_by_one_in_the_order_of_clients_as_they_are_asked_for():
+    federation = Federation(num_nodes=6)
+    grid = RemoteGrid(federation.client_app(), 6, seed=3)
+    with task_identity(run_id=1, node_id=1):
+        ordered = OrderedGrid(grid)
+        ordered.learn_client_ids()
+        grid.held.clear()
+        content = RecordDict({CONFIG: ConfigRecord({"server-round": 1})})
+        messages = [Message(content, node, "query.client_id") for node in grid.contexts]
+        replies = ordered.replies(messages, timeout=None)
+        first = next(replies)
+        assert sum(grid.held) == 1
+        ids = [unpack_client_id(reply.content) for reply in (first, *replies)]
+    assert ids == [str(i) for i in range(6)]
+    assert max(grid.held) == 1
+
+
+def test_what_does_not_come_in_time_is_left_out_and_the_rest_is_still_fetched():
+    federation = Federation(num_nodes=3)
+    app = federation.client_app()
+    grid = RemoteGrid(app, 3, seed=0)
+    with task_identity(run_id=1, node_id=1):
+        ordered = OrderedGrid(grid)
+        ordered.learn_client_ids()
+        original = grid.pull_messages
+        lost = {}
+
+        def pull(message_ids):
+            wanted = list(message_ids)
+            lost.setdefault("id", wanted[0])  # the first client's
+            grid.arrived |= grid._replies.keys()
+            return original(i for i in wanted if i != lost["id"])
+
+        grid.pull_messages = pull
+        messages = [Message(RecordDict(), node, "query.client_id") for node in grid.contexts]
+        replies = ordered.send_and_receive(messages, timeout=0.2)
+    assert [unpack_client_id(reply.content) for reply in replies] == ["1", "2"]
+
+
+def test_no_two_clients_statistics_are_held_at_once():
+    """The wrapped strategy gets the models alone; each P is let go before the next one comes."""
+    federation, seen, most = Federation(num_nodes=5), [], []
+
+    class Watching(LocalGrid):
+        def replies(self, messages, *, timeout):
+            for reply in super().replies(messages, timeout=timeout):
+                if reply.metadata.message_type == "train":
+                    gc.collect()
+                    seen.extend(weakref.ref(array) for array in reply.content[PRECISION].values())
+                    most.append(sum(array() is not None for array in seen))
+                yield reply
+
+    grid = Watching(federation.client_app(), 5)
+    with task_identity(run_id=1, node_id=1):
+        start(
+            FedCurv(strength=0.1, **options()),
+            grid,
+            ArrayRecord(new_model().state_dict()),
+            num_rounds=2,
+        )
+    assert most == [2] * 10  # a weight and a bias
+
+
 def test_the_global_random_state_is_left_alone():
     random.seed(5)
     expected = random.random()
@@ -76,7 +166,7 @@ def test_the_global_random_state_is_left_alone():
 
 def test_client_ids_sort_by_number_and_unknown_nodes_come_last():
     federation = Federation(num_nodes=12)
-    grid = RandomNames(federation.client_app(), 12, seed=0)
+    grid = RemoteGrid(federation.client_app(), 12, seed=0)
     silent = grid.contexts.popitem()
     silent[1].node_config = {}
     grid.contexts[silent[0]] = silent[1]
@@ -167,8 +257,13 @@ def test_rounds_are_recorded_with_every_clients_part():
     assert fine.metrics == {"num-examples": 12, "loss": 1.0}
     model = sum(p.numel() * p.element_size() for p in new_model().parameters())
     # P and Q come down with the model, P goes up with it; the rest are headers and names
-    assert 3 * model <= fine.bytes_down <= 3 * model + 2000
-    assert 2 * model <= fine.bytes_up <= 2 * model + 1000
+    down = {"arrays": model, "config": 0, CONFIG: 0, PRECISION: model, INFORMATION: model}
+    up = {"arrays": model, "metrics": 0, CONFIG: 0, PRECISION: model}
+    for got, expected in ((fine.down, down), (fine.up, up)):
+        assert got.keys() == expected.keys()
+        assert all(expected[name] <= size <= expected[name] + 600 for name, size in got.items())
+    assert fine.bytes_down == sum(fine.down.values())
+    assert fine.bytes_up == sum(fine.up.values())
 
 
 def test_results_are_those_of_flowers_own_loop():
