@@ -26,6 +26,8 @@ from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, client_id_of, p
 Samples = tuple[Tensor, Tensor]
 
 _EVALUATION_BATCH_SIZE = 512
+# small batches only make an estimate slow; larger ones than in training would take more memory
+_SMALLEST_FISHER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         curvature.report(
             content,
             model,
-            InMemoryBatches(inputs, targets, _EVALUATION_BATCH_SIZE),
+            InMemoryBatches(inputs, targets, max(settings.batch_size, _SMALLEST_FISHER_BATCH)),
             kind=settings.fisher_kind,
         )
     content["metrics"] = MetricRecord(

@@ -1,5 +1,6 @@
 """FedCurv in any ClientApp, in three lines (arXiv 1910.07796)."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from fedcurv.fisher import fisher_diagonal
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.parameters import trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
-from fedcurv.strategies.records import Instruction, add_report, unpack_instruction
+from fedcurv.strategies.records import Instruction, add_report, take_instruction
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ class ClientCurvature:
     last among those whose replies are in the sum. A node that was absent, failed, or was started
     anew without its state subtracts nothing.
 
+    Two numbers for each parameter are held while the node trains: the sums are taken out of the
+    message, and the penalty is let go before the Fisher information is estimated.
+
     Args:
         message: a training message. One without FedCurv's records, from a plain server, makes every
             method do nothing, so that one app serves both.
@@ -36,10 +40,12 @@ class ClientCurvature:
         state_dir: remember on disk below this folder instead; see ``fedcurv.clients.state``.
 
     Attributes:
-        penalty: the others' pull as a ``CurvaturePenalty``; None while there is none.
+        penalty: the others' pull as a ``CurvaturePenalty``; None while there is none, and again
+            after ``report``.
 
     Raises:
-        ValueError: if the server's sums are for other parameters than the model's.
+        ValueError: if the server's sums are for other parameters than the model's, or were taken
+            out of this message before.
     """
 
     def __init__(
@@ -52,7 +58,8 @@ class ClientCurvature:
     ) -> None:
         self._message_id = message.metadata.message_id
         self._context = context
-        self._instruction = unpack_instruction(message.content)
+        self._instruction = take_instruction(message.content)
+        self._handles: list[RemovableHandle] = []
         self.penalty: CurvaturePenalty | None = None
         if not self.active:
             return
@@ -60,8 +67,9 @@ class ClientCurvature:
         size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
         directory = None if state_dir is None else Path(state_dir)
         self._store = store_for(context, size, directory, instruction.federation)
-        if (others := self._others()) is not None:
-            self.penalty = CurvaturePenalty(model, others, strength=instruction.strength)
+        if instruction.sums is not None:
+            self._instruction = dataclasses.replace(instruction, sums=None)
+            self.penalty = self._penalty(model, instruction, instruction.sums)
 
     @property
     def active(self) -> bool:
@@ -74,9 +82,13 @@ class ClientCurvature:
         """Make every ``optimizer.step()`` feel the penalty; see ``CurvaturePenalty.attach``.
 
         Returns:
-            the handle that ends it, or None where there is no penalty.
+            the handle that ends it, as ``report`` does; None where there is no penalty.
         """
-        return None if self.penalty is None else self.penalty.attach(optimizer, mode=mode)
+        if self.penalty is None:
+            return None
+        handle = self.penalty.attach(optimizer, mode=mode)
+        self._handles.append(handle)
+        return handle
 
     def report(
         self,
@@ -89,6 +101,8 @@ class ClientCurvature:
         generator: torch.Generator | None = None,
     ) -> RecordDict:
         """Estimate the Fisher diagonal at the local solution, remember it, add it to the reply.
+
+        It ends the node's training in this round: the penalty is taken off the optimizer.
 
         Args:
             content: the reply's content. Its ArrayRecord should hold the model as it is now, by
@@ -107,6 +121,9 @@ class ClientCurvature:
         """
         if not self.active:
             return content
+        while self._handles:
+            self._handles.pop().remove()
+        self.penalty = None
         fisher = fisher_diagonal(
             model, batches, kind=kind, likelihood=likelihood, generator=generator
         )
@@ -129,20 +146,26 @@ class ClientCurvature:
         assert self._instruction is not None  # callers asked ``active``
         return self._instruction
 
-    def _others(self) -> Curvature | None:
-        """Return the sums without this node's own terms; None if nothing remains."""
-        instruction = self._active_instruction
-        if instruction.sums is None:
-            return None
-        own = self._store.load()
-        if own is None or own.server_round != instruction.sums_round:
-            return instruction.sums
-        if own.message_id not in instruction.contributors:
-            logger.info("the reply of round %d is not in the sum", own.server_round)
-            return instruction.sums
+    def _penalty(
+        self, model: nn.Module, instruction: Instruction, sums: Curvature
+    ) -> CurvaturePenalty | None:
+        """Return the pull of the sums without this node's own terms; None if nothing remains."""
+        own = self._own_terms(instruction, sums)
+        if own is None:
+            return CurvaturePenalty(model, sums, strength=instruction.strength)
         if len(instruction.contributors) == 1:
             return None
-        if shapes_of(own.curvature.precision) != shapes_of(instruction.sums.precision):
+        return CurvaturePenalty(model, sums - own, strength=instruction.strength, consume=True)
+
+    def _own_terms(self, instruction: Instruction, sums: Curvature) -> Curvature | None:
+        """Return this node's own terms if they are in the sums."""
+        own = self._store.load()
+        if own is None or own.server_round != instruction.sums_round:
+            return None
+        if own.message_id not in instruction.contributors:
+            logger.info("the reply of round %d is not in the sum", own.server_round)
+            return None
+        if shapes_of(own.curvature.precision) != shapes_of(sums.precision):
             logger.warning("own statistics are of another model and count as absent")
-            return instruction.sums
-        return instruction.sums - own.curvature
+            return None
+        return own.curvature

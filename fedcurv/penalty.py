@@ -50,13 +50,17 @@ class CurvaturePenalty:
         model: its trainable parameters must be exactly those of ``curvature``.
         curvature: the other nodes' sums; copied to the parameters' device and precision once.
         strength: λ >= 0. There is no ½ in front (arXiv 1910.07796).
+        consume: take over the tensors of ``curvature`` where that spares a copy; it must not be
+            used afterwards.
 
     Raises:
         ValueError: if strength is negative or not finite, the parameters differ, or the statistics
             are not valid.
     """
 
-    def __init__(self, model: nn.Module, curvature: Curvature, *, strength: float) -> None:
+    def __init__(
+        self, model: nn.Module, curvature: Curvature, *, strength: float, consume: bool = False
+    ) -> None:
         self.strength = checked_strength(strength)
         parameters = trainable_parameters(model)
         require_same_shapes(
@@ -66,7 +70,10 @@ class CurvaturePenalty:
         self._names = list(parameters)
         self._parameters: list[Tensor] = list(parameters.values())
         self._quadratics = [
-            _quadratic_beside(p.detach(), curvature.precision[n], curvature.information[n])
+            Quadratic(
+                _beside(p.detach(), curvature.precision[n], copy=not consume),
+                _beside(p.detach(), curvature.information[n], copy=not consume),
+            )
             for n, p in parameters.items()
         ]
         self._largest = max(float(s.first.max()) for s in self._quadratics if s.first.numel())
@@ -239,9 +246,14 @@ class CurvaturePenalty:
             self._step_towards_optimum(indices, float(group["lr"]))
 
 
-def _quadratic_beside(parameter: Tensor, precision: Tensor, information: Tensor) -> Quadratic:
-    """Return copies laid out as the parameter is, in float32 at least: Pθ − Q cancels."""
+def _beside(parameter: Tensor, statistic: Tensor, *, copy: bool) -> Tensor:
+    """Return a statistic laid out as its parameter is, in float32 at least: Pθ − Q cancels."""
     dtype = accumulation_dtype(parameter)
-    return Quadratic(
-        *(torch.empty_like(parameter, dtype=dtype).copy_(t) for t in (precision, information))
+    fits = (statistic.device, statistic.dtype, statistic.stride()) == (
+        parameter.device,
+        dtype,
+        parameter.stride(),
     )
+    if fits and not copy:
+        return statistic
+    return torch.empty_like(parameter, dtype=dtype).copy_(statistic)

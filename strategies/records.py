@@ -36,6 +36,9 @@ CONFIG = "fedcurv"
 PRECISION = "fedcurv.precision"
 INFORMATION = "fedcurv.information"
 
+# marks a message whose sums were taken, in the node's own copy of it
+_TAKEN = "sums-taken"
+
 # how Flower packs arrays: in NumPy's file format, whose first version has all plain arrays
 _NUMPY_FORMAT = "numpy.ndarray"
 _MAGIC = np.lib.format.magic(1, 0)
@@ -142,6 +145,11 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
     config = content.config_records.get(CONFIG)
     if config is None or "strength" not in config:
         return None
+    if _TAKEN in config:
+        raise ValueError(
+            "expected a message whose sums nobody has taken yet; make one ClientCurvature for each "
+            "training message, and keep it"
+        )
     sums = None
     contributors: Sequence[str] = ()
     if PRECISION in content.array_records:
@@ -164,6 +172,21 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         federation=str(config["federation"]),
         sums=sums,
     )
+
+
+def take_instruction(content: RecordDict) -> Instruction | None:
+    """Return the server's instruction as ``unpack_instruction`` does, and let go of its sums.
+
+    They weigh two models, for as long as somebody holds the message.
+
+    Raises:
+        ValueError: also if they were taken before.
+    """
+    instruction = unpack_instruction(content)
+    if instruction is not None and instruction.sums is not None:
+        del content[PRECISION], content[INFORMATION]
+        content.config_records[CONFIG][_TAKEN] = True
+    return instruction
 
 
 def add_report(

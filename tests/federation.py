@@ -126,9 +126,9 @@ class Federation:
                 "metrics": MetricRecord({"num-examples": len(inputs), "loss": 1.0}),
             }
         )
+        penalty = curvature.penalty if curvature is not None else None
         if curvature is not None:
             curvature.report(content, model, [(inputs, targets)])
-        penalty = curvature.penalty if curvature is not None else None
         self.visits.append(
             Visit(
                 server_round,

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,6 +23,7 @@ from tests.federation import (
     options,
     samples,
 )
+from tests.memory import living_bytes
 from tests.oracles import fisher as oracle
 
 
@@ -236,3 +237,90 @@ def test_own_terms_are_subtracted_for_the_right_round_and_message(
     torch.testing.assert_close(
         penalty.curvature.precision["weight"].double(), expected, rtol=1e-5, atol=1e-6
     )
+
+
+def heavy_message(model: nn.Module, contributors: list[str], server_round: int) -> Message:
+    statistics = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    sums = Curvature(statistics, statistics)
+    message = message_with(
+        Instruction(0.1, server_round, server_round - 1, contributors, sums=sums)
+    )
+    message.content["arrays"] = ArrayRecord(model.state_dict())
+    return message
+
+
+def bytes_of(message: Message) -> int:
+    arrays = [a for record in message.content.array_records.values() for a in record.values()]
+    return sum(len(array.data) for array in arrays)
+
+
+@pytest.mark.parametrize("takes_part", [True, False])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_a_node_holds_two_models_more_while_it_trains_and_three_while_it_estimates(
+    takes_part, mode, tmp_path
+):
+    model, context = (
+        nn.Sequential(nn.Linear(100, 300), nn.ReLU(), nn.Linear(300, 10)),
+        context_of(0),
+    )
+    inputs, targets = torch.randn(8, 100), torch.randint(0, 10, (8,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    size = sum(p.nbytes for p in model.parameters())
+
+    def step():
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        return [p.grad for p in model.parameters()]  # seen by Python, and so counted
+
+    first = ClientCurvature(message_with(Instruction(0.1, 1)), context, model, state_dir=tmp_path)
+    first.report(RecordDict(), model, [(inputs, targets)])
+    del first
+    contributors = ["question", "another"] if takes_part else ["another", "third"]
+    message = heavy_message(model, contributors, server_round=2)
+    model_alone = bytes_of(message) // 3
+    gradients = step()
+    before = living_bytes()
+    curvature = ClientCurvature(message, context, model, state_dir=tmp_path)
+    curvature.attach(optimizer, mode=mode)
+    gradients = step()
+    assert bytes_of(message) <= model_alone + 100
+    assert living_bytes() - before <= 2.02 * size
+
+    held = []
+
+    def batches():
+        for _ in range(3):
+            held.append(living_bytes() - before)
+            yield inputs, targets
+
+    curvature.report(RecordDict(), model, batches())
+    assert max(held) <= 3 * size
+    assert curvature.penalty is None
+    assert len(gradients) == 4
+
+
+def test_report_takes_the_penalty_off_the_optimizer():
+    model = new_model()
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    message = message_with(Instruction(0.1, 2, 1, ["another"], sums=Curvature(ones, ones)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    curvature = ClientCurvature(message, context_of(0), model)
+    curvature.attach(optimizer)
+    curvature.report(RecordDict(), model, [samples(0)])
+    before = model.weight.detach().clone()
+    optimizer.zero_grad()
+    optimizer.step()
+    assert torch.equal(model.weight, before)
+
+
+def test_sums_can_be_taken_out_of_a_message_once():
+    model = new_model()
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    message = message_with(Instruction(0.1, 2, 1, ["another"], sums=Curvature(ones, ones)))
+    ClientCurvature(message, context_of(0), model)
+    with pytest.raises(ValueError, match="make one ClientCurvature for each training message"):
+        ClientCurvature(message, context_of(0), model)
+    plain = message_with(Instruction(0.1, 1))
+    assert ClientCurvature(plain, context_of(0), model).active
+    assert ClientCurvature(plain, context_of(0), model).active

@@ -1,4 +1,3 @@
-import gc
 import math
 import warnings
 
@@ -7,6 +6,7 @@ import torch
 from torch import nn
 
 from fedcurv import Curvature, CurvaturePenalty
+from tests.memory import living_bytes
 from tests.oracles import fedcurv as oracle
 
 
@@ -297,16 +297,6 @@ def test_the_penalty_holds_two_numbers_for_each_parameter(mode):
     penalty.attach(optimizer, mode=mode)
     optimizer.step()
     assert living_bytes() - before <= 2 * sum(g.nbytes for g in gradients)
-
-
-def living_bytes() -> int:
-    gc.collect()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch looks at deprecated names when it is looked at
-        tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
-    return sum(
-        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
-    )
 
 
 @pytest.mark.parametrize("mode", ["gradient", "proximal"])
