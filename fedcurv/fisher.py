@@ -65,9 +65,9 @@ def fisher_diagonal(
         parameter that the output does not depend on has zeros.
 
     Raises:
-        ValueError: for a model without trainable parameters, no samples, a batch that is no pair or
-            whose lengths differ, a likelihood without one value per sample, or a loss or gradient
-            that is not finite.
+        ValueError: for a model without trainable parameters or that returns anything but a tensor,
+            no samples, a batch that is no pair or whose lengths differ, a likelihood without one
+            value per sample, or a loss or gradient that is not finite.
 
     Source: arXiv 1910.07796 needs the diagonal; the mean over per-sample squares, eval mode and the
     three kinds are this project's definition.
@@ -167,8 +167,9 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
     python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
+    devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices), torch.inference_mode(False):
             yield
     finally:
         random.setstate(python_state)

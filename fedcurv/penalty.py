@@ -147,15 +147,20 @@ class CurvaturePenalty:
         for rate, indices in by_rate.items():
             self._step_towards_optimum(indices, rate)
 
-    def _step_towards_optimum(self, indices: Sequence[int], lr: float) -> None:
-        if lr == 0.0:
+    def _step_towards_optimum(
+        self, indices: Sequence[int], lr: float, skipped: Tensor | None = None
+    ) -> None:
+        """Take the proximal step of some parameters, or none where ``skipped`` is 1."""
+        if lr == 0.0 or not indices:
             return
         parameters = [self._parameters[i] for i in indices]
         quadratics = [self._quadratics[i] for i in indices]
         factor = 2.0 * lr * self.strength
-        for one in quadratics:
-            one.become_proximal(factor)
-        weights, optima = [s.first for s in quadratics], [s.second for s in quadratics]
+        for quadratic in quadratics:
+            quadratic.become_proximal(factor)
+        weights, optima = [q.first for q in quadratics], [q.second for q in quadratics]
+        if skipped is not None:  # asked on the device: the host must not wait for an answer
+            weights = list(torch._foreach_mul(weights, 1.0 - skipped))
         if self._mixes_types:
             for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
                 parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
@@ -238,12 +243,12 @@ class CurvaturePenalty:
         args: Any,
         kwargs: Any,
     ) -> None:
-        # set likewise; the optimizer skipped this step, so there is no step to follow
-        found_inf = getattr(optimizer, "found_inf", None)
-        if self.strength == 0.0 or (found_inf is not None and bool(found_inf)):
+        if self.strength == 0.0:
             return
+        # set likewise: 1 where the optimizer skipped this step, so that there is none to follow
+        skipped = getattr(optimizer, "found_inf", None)
         for indices, group in zip(indices_by_group, optimizer.param_groups, strict=False):
-            self._step_towards_optimum(indices, float(group["lr"]))
+            self._step_towards_optimum(indices, float(group["lr"]), skipped)
 
 
 def _beside(parameter: Tensor, statistic: Tensor, *, copy: bool) -> Tensor:

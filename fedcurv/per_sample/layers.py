@@ -157,7 +157,7 @@ class RuleLayer(Layer):
         return beginning
 
     def _on_gradient(self, x: Tensor, axis: int, g: Tensor) -> None:
-        if not self.fit:
+        if not self.fit or not self.totals:
             return
         if axis:
             x, g = x.transpose(0, axis), g.transpose(0, axis)

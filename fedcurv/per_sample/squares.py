@@ -100,6 +100,9 @@ class PerSampleSquares:
         Args:
             inputs: shape (N, ...).
             cotangents_of: gives the cotangents to sum over.
+
+        Raises:
+            ValueError: if the model returns anything but one tensor.
         """
         for layer in self._layers:
             layer.reset()
@@ -109,6 +112,11 @@ class PerSampleSquares:
         try:
             with torch.enable_grad():
                 outputs = self._model(inputs)
+            if not isinstance(outputs, Tensor):
+                raise ValueError(
+                    f"expected a model that returns one tensor, got {type(outputs).__name__} from "
+                    f"{type(self._model).__name__}; wrap it in a module that returns its logits"
+                )
             cotangents = cotangents_of(outputs.detach())
             under_way.in_backward = True
             for index, v in enumerate(cotangents):

@@ -1,10 +1,6 @@
-"""The Fisher diagonal in plain training epochs over the same samples, one thread, CPU time.
+"""The Fisher diagonal in plain training epochs over the same samples, against vmap."""
 
-Ours against per-sample gradients by vmap, which is exact too, in one process and alternating.
-"""
-
-import statistics
-from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,21 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedcurv import fisher_diagonal
-from fedcurv.simulations.models import cnn, mlp, resnet18
-from tests.benchmarks.timing import cpu_seconds
+from tests.benchmarks.cases import CASES, Batches
+from tests.benchmarks.conftest import Tables
+from tests.benchmarks.measure import DEVICES, Ratios, compare, peak_bytes, seconds
 
-REPEATS = 5
-MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
-
-# name: model, shape of a picture, samples, batch size
-CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int, int]] = {
-    "MLP 784-200-200-10": (lambda: mlp(MNIST, 10), MNIST, 600, 32),
-    "CNN, 582 thousand": (lambda: cnn(MNIST, 10, padding=0), MNIST, 600, 32),
-    "CNN, 1.66 million": (lambda: cnn(MNIST, 10), MNIST, 600, 32),
-    "ResNet-18, GroupNorm": (lambda: resnet18(CIFAR, 10), CIFAR, 200, 50),
-}
-
-Batches = list[tuple[Tensor, Tensor]]
+TITLE = "Fisher diagonal, in plain training epochs over the same samples"
 
 
 def epoch(model: nn.Module, batches: Batches) -> None:
@@ -39,6 +25,7 @@ def epoch(model: nn.Module, batches: Batches) -> None:
 
 
 def by_vmap(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
+    """Return the sums of squares, naively."""
     model.eval()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -54,21 +41,54 @@ def by_vmap(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
 
 
 @pytest.mark.benchmark_suite
+@pytest.mark.parametrize("device", DEVICES, ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_fisher_in_training_epochs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(1)
-    make, shape, number, batch_size = CASES[name]
-    model = make()
-    inputs, targets = torch.randn(number, *shape), torch.randint(0, 10, (number,))
-    batches = list(zip(inputs.split(batch_size), targets.split(batch_size), strict=True))
-    fisher_diagonal(model, batches[:1])
-    ours, naive = [], []
-    for _ in range(REPEATS):
-        plain = cpu_seconds(lambda: epoch(model, batches))
-        ours.append(cpu_seconds(lambda: fisher_diagonal(model, batches)) / plain)
-        naive.append(cpu_seconds(lambda: by_vmap(model, batches)) / plain)
-    with capsys.disabled():
-        print(
-            f"\n{name}, batch {batch_size}: {statistics.median(ours):.2f} epochs "
-            f"({min(ours):.2f} to {max(ours):.2f}); by vmap {statistics.median(naive):.2f}"
-        )
+def test_fisher(name: str, device: torch.device, benchmark, tables: Tables) -> None:
+    case = CASES[name]
+    model, batches = case.make().to(device), case.batches(device)
+    ours, plain = partial(fisher_diagonal, model, batches), partial(epoch, model, batches)
+    ratios = compare(benchmark, ours, plain, device=device, rounds=case.rounds)
+    few = batches[: max(1, 100 // case.batch_size)]
+    naive = [
+        seconds(partial(by_vmap, model, few), device) / seconds(partial(epoch, model, few), device)
+        for _ in range(3)
+    ]
+    model.zero_grad()
+    memory = {
+        run: peak_bytes(partial(run, model, batches[:2]), device)
+        for run in (epoch, fisher_diagonal, by_vmap)
+    }
+    model.zero_grad()
+    of_training = memory[epoch]
+    tables.add(
+        TITLE,
+        model=name,
+        batch=case.batch_size,
+        device=device,
+        epochs=ratios,
+        target=case.target,
+        by_vmap=f"{Ratios(naive).median:.1f}",
+        peak_memory_of_training=f"{of_training / 1e6:.1f} MB",
+        peak_memory=f"{memory[fisher_diagonal] / of_training:.2f} times",
+        memory_target=case.memory_target,
+        vmaps=f"{memory[by_vmap] / of_training:.1f} times",
+    )
+
+
+@pytest.mark.benchmark_suite
+@pytest.mark.parametrize("classes", [2, 10])
+def test_exact_fisher(classes: int, benchmark, tables: Tables) -> None:
+    """One forward pass and C − 1 backward passes."""
+    name = "CNN, 582 thousand"
+    device = torch.device("cpu")
+    model = CASES[name].make()
+    model[-1] = nn.Linear(512, classes)
+    batches = [(x, y % classes) for x, y in CASES[name].batches(device)]
+    ratios = compare(
+        benchmark,
+        partial(fisher_diagonal, model, batches, kind="exact"),
+        partial(epoch, model, batches),
+        device=device,
+        rounds=3,
+    )
+    tables.add("Exact Fisher diagonal, likewise", model=name, classes=classes, epochs=ratios)

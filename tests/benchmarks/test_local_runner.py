@@ -4,8 +4,6 @@ Both sides run in one process, alternating, and CPU time is compared: 100 client
 582-thousand-parameter CNN on 28x28 pictures, 600 samples a client, batch size 32, one epoch.
 """
 
-import statistics
-
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
@@ -17,11 +15,11 @@ from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.simulations.local import run_local
 from fedcurv.simulations.models import cnn
 from fedcurv.strategies import start
-from tests.benchmarks.timing import cpu_seconds
+from tests.benchmarks.conftest import Tables
+from tests.benchmarks.measure import compare
 
 CLIENTS, SELECTED, ROUNDS, SAMPLES, BATCH = 100, 10, 1, 600, 32
 SHAPE, CLASSES, LR = (1, 28, 28), 10, 0.1
-REPEATS = 5
 
 
 def samples(client: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,16 +69,12 @@ def local_runner() -> None:
 
 
 @pytest.mark.benchmark_suite
-def test_overhead_of_the_local_runner(capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(1)
-    plain_loop(), local_runner()
-    ratios = []
-    for repeat in range(REPEATS):
-        runs = [plain_loop, local_runner] if repeat % 2 else [local_runner, plain_loop]
-        seconds = {run: cpu_seconds(run) for run in runs}
-        ratios.append(seconds[local_runner] / seconds[plain_loop])
-    with capsys.disabled():
-        print(
-            f"\nrunner=local / plain loop, CPU time: median {statistics.median(ratios):.3f}, "
-            f"all {', '.join(f'{r:.3f}' for r in sorted(ratios))} (target 1.05)"
-        )
+def test_overhead_of_the_local_runner(benchmark, tables: Tables) -> None:
+    ratios = compare(benchmark, local_runner, plain_loop, device=torch.device("cpu"), rounds=5)
+    tables.add(
+        "runner=local, in plain loops over the same clients",
+        clients=CLIENTS,
+        a_round=SELECTED,
+        times=ratios,
+        target=1.05,
+    )

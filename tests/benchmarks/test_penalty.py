@@ -1,47 +1,56 @@
-"""A training step with the penalty, in steps without it, one thread, CPU time."""
+"""A training step with the penalty, in steps without it."""
 
 import statistics
-from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from fedcurv import Curvature, CurvaturePenalty
-from fedcurv.simulations.models import cnn
-from tests.benchmarks.timing import cpu_seconds
+from tests.benchmarks.cases import CASES
+from tests.benchmarks.conftest import Tables
+from tests.benchmarks.measure import DEVICES, seconds
 
-REPEATS, STEPS = 7, 20
+STEPS = 150
+TARGETS = {32: 1.03, 10: 1.06}
 
 
-def some_steps(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple) -> None:
-    inputs, targets = batch
-    for _ in range(STEPS):
+@pytest.mark.benchmark_suite
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("batch_size", TARGETS)
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_penalised_step(
+    mode: str, batch_size: int, device: torch.device, benchmark, tables: Tables
+) -> None:
+    name = "CNN, 582 thousand"
+    model = CASES[name].make().to(device)
+    fisher = {name: torch.rand_like(p) * 1e-3 for name, p in model.named_parameters()}
+    penalty = CurvaturePenalty(model, Curvature.at(model, fisher), strength=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    (inputs, targets), *_ = CASES[name].batches(device)
+    inputs, targets = inputs[:batch_size], targets[:batch_size]
+    taken: dict[bool, list[float]] = {False: [], True: []}
+
+    def step() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
 
-
-@pytest.mark.benchmark_suite
-@pytest.mark.parametrize("batch_size", [32, 10])
-@pytest.mark.parametrize("mode", ["gradient", "proximal"])
-def test_penalised_step(mode: str, batch_size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(1)
-    model = cnn((1, 28, 28), 10, padding=0)
-    statistics_ = {name: torch.rand_like(p) * 1e-3 for name, p in model.named_parameters()}
-    penalty = CurvaturePenalty(model, Curvature.at(model, statistics_), strength=0.1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    batch = torch.randn(batch_size, 1, 28, 28), torch.randint(0, 10, (batch_size,))
-    steps = partial(some_steps, model, optimizer, batch)
-    steps()
-    ratios = []
-    for _ in range(REPEATS):
-        plain = cpu_seconds(steps)
+    def both() -> None:
+        taken[False].append(seconds(step, device))
         handle = penalty.attach(optimizer, mode=mode)  # type: ignore[arg-type]
-        ratios.append(cpu_seconds(steps) / plain)
+        taken[True].append(seconds(step, device))
         handle.remove()
-    with capsys.disabled():
-        print(
-            f"\n582-thousand-parameter CNN, batch {batch_size}, {mode}: "
-            f"{statistics.median(ratios):.3f} plain steps ({min(ratios):.3f} to {max(ratios):.3f})"
-        )
+
+    benchmark.pedantic(both, rounds=STEPS, warmup_rounds=10)
+    plain, penalised = (statistics.median(taken[key][10:]) for key in (False, True))
+    benchmark.extra_info["ratio"] = penalised / plain
+    tables.add(
+        "Penalty, in plain training steps",
+        model=name,
+        batch=batch_size,
+        device=device,
+        mode=mode,
+        steps=f"{penalised / plain:.3f}",
+        target=TARGETS[batch_size],
+    )

@@ -231,9 +231,10 @@ def test_a_failed_estimate_changes_nothing_either():
     assert_same_state(before, state_of(model))
 
 
-def test_works_inside_no_grad():
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_works_where_gradients_are_switched_off(context):
     model, inputs, labels = problem("linear")
-    with torch.no_grad():
+    with context():
         got = fisher_diagonal(model, [(inputs, labels)])
     assert_same(got, oracle.empirical(model, inputs, labels))
 
@@ -278,6 +279,13 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
             "kind='exact' needs likelihood='categorical'",
         ),
         (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
+        (nn.LSTM(6, 3), [GOOD], {}, "returns one tensor, got tuple from LSTM; wrap it"),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"likelihood": lambda outputs, targets: targets.float()},
+            "a loss that depends on the outputs",
+        ),
     ],
 )
 def test_bad_input(model, batches, options, message):

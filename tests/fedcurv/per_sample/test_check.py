@@ -66,6 +66,22 @@ def test_a_weight_that_is_used_once_more_elsewhere_is_found_out():
     assert findings_of(AlsoUsedOutside(), torch.randn(FLAT)).slow == {"layer.weight"}
 
 
+def test_a_table_that_is_used_once_more_elsewhere_is_found_out():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(7, 5)
+
+        def forward(self, x):
+            return self.table(x).mean(1) @ self.table.weight.T
+
+    torch.manual_seed(0)
+    model, tokens, labels = Twice().double(), torch.randint(0, 7, (5, 4)), torch.arange(5)
+    assert findings_of(model, tokens).slow == {"table.weight"}
+    got = fisher_diagonal(model, [(tokens, labels)])["table.weight"]
+    torch.testing.assert_close(got, oracle.empirical(model, tokens, labels)["table.weight"])
+
+
 def test_a_model_that_fits_its_data_is_checked_as_sharply(monkeypatch):
     """Gradients of the loss vanish there; the check does not ask the loss."""
     monkeypatch.setitem(RULES, nn.Linear, ForgetsTheSquare())

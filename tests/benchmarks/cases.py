@@ -1,0 +1,68 @@
+"""The models that costs are measured on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from fedcurv.simulations.models import cnn, mlp, resnet18
+
+MNIST, CIFAR, CLASSES = (1, 28, 28), (3, 32, 32), 10
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, data for it, and what the Fisher information over them should cost at most.
+
+    Attributes:
+        make: builds the model.
+        shape: of a picture.
+        samples: how many.
+        batch_size: of training and of the estimate.
+        target: in training epochs.
+        memory_target: in the peak memory of a training step.
+        rounds: how often to measure.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, int, int]
+    samples: int
+    batch_size: int
+    target: float
+    memory_target: float = 1.3
+    rounds: int = 9
+
+    def batches(self, device: torch.device) -> Batches:
+        generator = torch.Generator().manual_seed(0)
+        inputs = torch.randn(self.samples, *self.shape, generator=generator).to(device)
+        targets = torch.randint(0, CLASSES, (self.samples,), generator=generator).to(device)
+        pairs = zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True)
+        return list(pairs)
+
+
+def small_cnn() -> nn.Module:
+    return cnn(MNIST, CLASSES, padding=0)
+
+
+def batch_norm_resnet18() -> nn.Module:
+    model: nn.Module = torchvision.models.resnet18(num_classes=CLASSES)
+    model.conv1 = nn.Conv2d(CIFAR[0], 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+CASES = {
+    "MLP 784-200-200-10": Case(lambda: mlp(MNIST, CLASSES), MNIST, 600, 32, 1.05, rounds=25),
+    "CNN, 582 thousand": Case(small_cnn, MNIST, 600, 32, 1.2),
+    "CNN, 1.66 million": Case(lambda: cnn(MNIST, CLASSES), MNIST, 600, 32, 1.2),
+    "ResNet-18, GroupNorm": Case(
+        lambda: resnet18(CIFAR, CLASSES), CIFAR, 200, 50, 1.15, memory_target=1.6, rounds=5
+    ),
+    "ResNet-18, BatchNorm in eval": Case(
+        batch_norm_resnet18, CIFAR, 200, 50, 1.15, memory_target=1.6, rounds=5
+    ),
+}

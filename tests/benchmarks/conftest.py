@@ -1,0 +1,82 @@
+"""Collects what the benchmarks measured and writes it as a table."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+FILE = Path("outputs") / "benchmarks" / "costs.md"
+
+
+class Tables:
+    """Markdown tables, one for each kind of benchmark."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[dict[str, str]]] = {}
+
+    def add(self, title: str, **cells: object) -> None:
+        """Add a line to a table; the names of its cells are the header."""
+        row = {name.replace("_", " "): str(cell) for name, cell in cells.items()}
+        self._rows.setdefault(title, []).append(row)
+        print(f"\n{title}: " + ", ".join(f"{name} {cell}" for name, cell in row.items()))
+
+    def markdown(self) -> str:
+        lines = []
+        for title, rows in self._rows.items():
+            lines += [f"## {title}", "", *_table(rows), ""]
+        return "\n".join([*lines, *_circumstances()])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    header = list(rows[0])
+    lines = [header, ["---"] * len(header), *([row[name] for name in header] for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _circumstances() -> list[str]:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "flwr", "numpy"))
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "CUDA: not measured"
+    return [
+        f"Command: `{shlex.join(['python', '-m', 'pytest', *sys.argv[1:]])}`  ",
+        f"Date: {date.today()}  ",
+        f"Versions: Python {platform.python_version()}, {packages}  ",
+        f"Machine: {_processor()}, {os.cpu_count()} cores, {cuda}",
+        "",
+    ]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        return next(v.strip() for k, v in fields.items() if k.strip() == "model name")
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@pytest.fixture(scope="session")
+def tables() -> Iterator[Tables]:
+    """Lines that are added stand in outputs/benchmarks/costs.md in the end."""
+    tables = Tables()
+    yield tables
+    if len(tables):
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        FILE.write_text(tables.markdown(), encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
