@@ -17,7 +17,6 @@ from fedcurv.per_sample.rules import (
 
 RULES: dict[type[nn.Module], LayerRule] = {
     nn.Linear: Linear(),
-    nn.modules.linear.NonDynamicallyQuantizableLinear: Linear(),  # attention's last projection
     Projection: Linear(),
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), Convolution()),
     nn.Embedding: Embedding(),
@@ -30,9 +29,21 @@ RULES: dict[type[nn.Module], LayerRule] = {
 }
 
 
+# what a subclass with its parent's rule must not have of its own
+_COMPUTING = ("forward", "_conv_forward", "__call__")
+
+
 def rule_for(module: nn.Module) -> LayerRule | None:
-    """Return the rule for a module, or None if there is none for it as it is configured."""
-    rule = RULES.get(type(module))  # a subclass may compute something else
+    """Return the rule for a module, or None if there is none for it as it is configured.
+
+    A subclass has its parent's, unless it computes something of its own.
+    """
+    kind = next((k for k in type(module).__mro__ if k in RULES), None)
+    if kind is None or "forward" in vars(module):
+        return None
+    if any(getattr(type(module), m, None) is not getattr(kind, m, None) for m in _COMPUTING):
+        return None
+    rule = RULES[kind]
     if isinstance(module, nn.Embedding):
         plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
         return rule if plain else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -276,44 +277,35 @@ def layers_of(
         attentions: by name, the modules whose projections are hooked in their place.
         findings: of a self-check of this model.
     """
-    layers = list(_layers_of(model, parameters, attentions, findings))
-    owners: dict[tuple[str, int | None], list[Layer]] = {}
+    name_by_id = {id(p): name for name, p in parameters.items()}
+    layers: list[Layer] = []
+    for name, module in model.named_modules():
+        own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) in name_by_id}
+        name_of = {local: name_by_id[id(p)] for local, p in own.items()}
+        if name in attentions:
+            layers += _layers_of_attention(name, attentions[name], name_of)
+            continue
+        sources = {local: (source, slice(None)) for local, source in name_of.items()}
+        rule = rule_for(module)
+        if sources and rule is not None:
+            layers.append(RuleLayer(name, module, sources, rule))
+        elif sources and module is not model:
+            layers.append(ReplayedLayer(name, module, sources, own, findings.by_loop))
+    owners = Counter((n, rows.start) for layer in layers for n, rows in layer.sources.values())
     for layer in layers:
-        for name, rows in layer.sources.values():
-            owners.setdefault((name, rows.start), []).append(layer)
-    for several in owners.values():
-        for layer in several:
-            layer.shares |= len(several) > 1
+        layer.shares = any(owners[n, rows.start] > 1 for n, rows in layer.sources.values())
     return layers
 
 
-def _layers_of(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    attentions: Mapping[str, AttentionByProjections],
-    findings: Findings,
+def _layers_of_attention(
+    name: str, attention: AttentionByProjections, name_of: Mapping[str, str]
 ) -> Iterator[Layer]:
-    name_by_id = {id(p): name for name, p in parameters.items()}
-
-    def owned(module: nn.Module) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in module.named_parameters(recurse=False) if id(p) in name_by_id}
-
-    for name, module in model.named_modules():
-        own = owned(module)
-        if name in attentions:
-            for part, projection in attentions[name].projections().items():
-                sources = {
-                    local: (name_by_id[id(own[source])], rows)
-                    for local, (source, rows) in projection.sources.items()
-                    if source in own
-                }
-                rule = rule_for(projection)
-                if sources and rule is not None:
-                    yield RuleLayer(f"{name}.{part}", projection, sources, rule)
-            continue
-        sources = {local: (name_by_id[id(p)], slice(None)) for local, p in own.items()}
-        rule = rule_for(module)
+    for part, projection in attention.projections().items():
+        sources = {
+            local: (name_of[source], rows)
+            for local, (source, rows) in projection.sources.items()
+            if source in name_of
+        }
+        rule = rule_for(projection)
         if sources and rule is not None:
-            yield RuleLayer(name, module, sources, rule)
-        elif sources and module is not model:
-            yield ReplayedLayer(name, module, sources, own, findings.by_loop)
+            yield RuleLayer(f"{name}.{part}", projection, sources, rule)

@@ -111,8 +111,15 @@ def test_frozen_parameters_get_nothing(name):
         nn.BatchNorm1d(3, track_running_stats=False),
         nn.LSTM(2, 2),
         nn.ConvTranspose2d(2, 2, 2),
-        type("Subclass", (nn.Linear,), {})(2, 2),
+        type("Computes", (nn.Linear,), {"forward": lambda self, x: 2 * x})(2, 2),
+        type("Convolves", (nn.Conv2d,), {"_conv_forward": lambda *_: None})(2, 2, 2),
     ],
 )
 def test_there_is_no_rule_for_what_would_be_wrong(layer):
     assert rule_for(layer) is None
+
+
+def test_a_subclass_that_computes_the_same_has_the_same_rule():
+    for kind, arguments in ((nn.Linear, (2, 3)), (nn.Conv2d, (2, 3, 2)), (nn.LayerNorm, (2,))):
+        subclass = type("Subclass", (kind,), {"extra": 1})
+        assert rule_for(subclass(*arguments)) is rule_for(kind(*arguments)) is not None

@@ -57,10 +57,7 @@ EXPECTED = {
     "vision transformer": {("", "token"), ("", "positions"), ("scale", "factor")},
     "lstm": LSTM,
     "lstm, time first": LSTM,
-    "weight norm": {
-        ("0", "bias"),
-        *(("", f"0.parametrizations.weight.original{i}") for i in (0, 1)),
-    },
+    "weight norm": {("", f"0.parametrizations.weight.original{i}") for i in (0, 1)},
     "functional use and a raw parameter": FUNCTIONAL,
     "a value that is read": FUNCTIONAL,
 }
