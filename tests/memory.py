@@ -1,5 +1,6 @@
 """How much memory tensors take that Python can see."""
 
+import contextlib
 import gc
 import warnings
 
@@ -13,6 +14,9 @@ def living_bytes() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch looks at deprecated names when it is looked at
         tensors = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
-    return sum(
-        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()
-    )
+    sizes = {}
+    for tensor in tensors:
+        with contextlib.suppress(NotImplementedError):  # torch keeps some that are undefined
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
