@@ -93,17 +93,18 @@ def fisher_diagonal(
         model.eval()
         for index, batch in enumerate(batches):
             inputs, targets = _pair(batch, index, device)
-            if len(inputs) == 0:
+            samples = inputs.shape[0]
+            if samples == 0:
                 continue
             if squares is None:
                 findings = (
                     findings_of(model, parameters, inputs) if self_check else unchecked(model)
                 )
                 squares = stack.enter_context(PerSampleSquares(model, parameters, findings))
-            num_samples += len(inputs)
-            size = chunk_size or samples_at_once(findings.graph_bytes(inputs), len(inputs), device)
-            size = 1 if findings.alone else size
-            for x, y in _chunks(inputs, targets, size):
+            num_samples += samples
+            size = chunk_size or samples_at_once(findings.graph_bytes(inputs), samples, device)
+            parts = samples if findings.alone else -(-samples // size)
+            for x, y in _in_parts(inputs, targets, parts):
                 vs = squares.add(
                     x, partial(cotangents, kind, losses_of, targets=y, generator=generator)
                 )
@@ -117,11 +118,10 @@ def fisher_diagonal(
     return {name: total.div_(num_samples).contiguous() for name, total in squares.totals.items()}
 
 
-def _chunks(inputs: Tensor, targets: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Return parts of about equal length, of at most ``size`` samples."""
-    if len(inputs) <= size:
+def _in_parts(inputs: Tensor, targets: Tensor, number: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Return at most so many parts, of about equal length."""
+    if number == 1:
         return [(inputs, targets)]
-    number = -(-len(inputs) // size)
     return zip(inputs.chunk(number), targets.chunk(number), strict=True)
 
 

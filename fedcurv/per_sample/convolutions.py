@@ -22,7 +22,7 @@ _Way = Callable[[_Convolution, Tensor, Tensor, Tensor], None]
 # and fewer channels than these are too few to be copied side by side.
 _SMALL_WEIGHT, _MANY_POSITIONS, _FEW_CHANNELS = 2**17, 128, 16
 # what a part of the samples may take beside the weights
-_NUMBERS_AT_ONCE = 2**18
+_NUMBERS_AT_ONCE = 2**19
 _NUMBERS_AT_ONCE_ON_ACCELERATORS = 2**26
 
 
@@ -74,7 +74,8 @@ def _add_by_grouping(module: _Convolution, x: Tensor, g: Tensor, total: Tensor) 
     """Add the squares by convolutions in which each sample is a group of its own."""
     x, padding = _padded(module, x)
     squares = g.new_zeros(module.weight.shape)
-    for some_x, some_g in _parts(x, g, module.weight.numel()):
+    # each gradient is formed in the convolution's own layout, and then in torch's
+    for some_x, some_g in _parts(x, g, 2 * module.weight.numel()):
         for gradient in _by_grouping(module, some_x, some_g, padding):
             squares.addcmul_(gradient, gradient)
     total += squares

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,12 +63,12 @@ def samples_at_once(graph_bytes: float, samples: int, device: torch.device) -> i
     return min(samples, max(1, int(budget / graph_bytes * samples)))
 
 
+@cache
 def keep_freed_memory() -> None:
-    """Keep the C library from returning freed memory to the system after every layer.
+    """Keep the C library from returning freed memory to the system after every layer, for good.
 
     glibc learns from a freed block of up to 32 MiB that twice as much is worth keeping. Without it
-    a small network can spend a third of a pass on pages that it had a moment ago. The block itself
-    is never touched.
+    a small network can spend a third of a pass on pages that it had a moment ago.
     """
     bytearray(2**25 - 2**16)
 

@@ -50,10 +50,10 @@ class Linear(LayerRule):
         self, module: nn.Module, x: Tensor, g: Tensor, totals: Mapping[str, Tensor]
     ) -> None:
         """With one position the square of an outer product is the outer product of squares."""
-        if x.numel() == len(x) * x.shape[-1]:
-            x, g = x.flatten(1), g.flatten(1).square()
+        if x.ndim == 2 or x.shape[1:-1].numel() == 1:
+            g = _without_positions(g).square()
             if "weight" in totals:
-                totals["weight"].addmm_(g.T, x.square())
+                totals["weight"].addmm_(g.T, _without_positions(x).square())
             if "bias" in totals:
                 totals["bias"].add_(g.sum(0))
             return
@@ -145,6 +145,10 @@ class PReLU(LayerRule):
         by_channel = by_channel.sum(2) if by_channel.ndim > 2 else by_channel
         shared = module.num_parameters == 1
         return {"weight": by_channel.sum(1, keepdim=True) if shared else by_channel}
+
+
+def _without_positions(t: Tensor) -> Tensor:
+    return t if t.ndim == 2 else t.flatten(1)
 
 
 def _with_one_axis_of_positions(t: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class PerSampleSquares:
             layer.reset()
         under_way = self._pass
         slow: set[str] = set()
-        under_way.samples, under_way.in_backward = len(inputs), False
+        under_way.samples, under_way.in_backward = inputs.shape[0], False
         try:
             with torch.enable_grad():
                 outputs = self._model(inputs)
