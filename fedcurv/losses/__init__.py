@@ -1,0 +1,45 @@
+"""Losses that stand label noise, with the interface of ``torch.nn.CrossEntropyLoss``.
+
+A loss is symmetric if its sum over all labels does not depend on the prediction; under uniform
+noise it then keeps its minimisers. Output regularisation makes cross-entropy symmetric in the limit
+(arXiv 2104.12477); the well-known bounded losses stand beside it.
+"""
+
+from fedcurv.losses.base import RobustLoss
+from fedcurv.losses.modules import (
+    ActivePassiveLoss,
+    AsymmetricExponential,
+    AsymmetricGeneralizedCrossEntropy,
+    AsymmetricUnhinged,
+    CrossEntropy,
+    GeneralizedCrossEntropy,
+    JensenShannon,
+    MeanAbsoluteError,
+    NormalizedCrossEntropy,
+    ReverseCrossEntropy,
+    SymmetricCrossEntropy,
+    TaylorCrossEntropy,
+)
+from fedcurv.losses.presets import PRESETS, preset
+from fedcurv.losses.regularized import RegularizedCrossEntropy
+from fedcurv.losses.symmetry import symmetry_gap
+
+__all__ = [
+    "PRESETS",
+    "ActivePassiveLoss",
+    "AsymmetricExponential",
+    "AsymmetricGeneralizedCrossEntropy",
+    "AsymmetricUnhinged",
+    "CrossEntropy",
+    "GeneralizedCrossEntropy",
+    "JensenShannon",
+    "MeanAbsoluteError",
+    "NormalizedCrossEntropy",
+    "RegularizedCrossEntropy",
+    "ReverseCrossEntropy",
+    "RobustLoss",
+    "SymmetricCrossEntropy",
+    "TaylorCrossEntropy",
+    "preset",
+    "symmetry_gap",
+]

@@ -1,0 +1,156 @@
+"""Noise-robust losses, each as a function from logits to the loss under every label.
+
+Logits z have the classes along axis 1, shape (N, C, ...); so has what is returned, ℓ(z, k) in the
+place of class k. That makes a loss for given labels a selection, one for given probabilities of
+labels an expectation, and the sum over labels, which is constant for a symmetric loss, a sum.
+Everything is computed from log p = log softmax(z), since powers and logarithms of a probability
+that underflows have no gradient. p_y is the probability of the label.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# from logits (N, C, ...) to the loss under every label, in the same shape
+Formula = Callable[[Tensor], Tensor]
+
+LOG_OF_ZERO = math.log(1e-4)
+
+
+def cross_entropy(logits: Tensor) -> Tensor:
+    """Return −log p_y."""
+    return -logits.log_softmax(1)
+
+
+def mean_absolute_error(logits: Tensor) -> Tensor:
+    """Return 1 − p_y: symmetric and bounded, half of ‖p − e_y‖₁."""
+    return -torch.expm1(logits.log_softmax(1))
+
+
+def generalized_cross_entropy(
+    logits: Tensor, q: float = 0.7, truncation: float | None = None
+) -> Tensor:
+    """Return (1 − p_y^q) / q: cross-entropy as q → 0, mean absolute error at q = 1.
+
+    Args:
+        logits: shape (N, C, ...).
+        q: in (0, 1].
+        truncation: in (0, 1): samples whose p_y is below are given the loss at this probability,
+            which has no gradient; None for none.
+    """
+    log_p = logits.log_softmax(1)
+    if truncation is not None:
+        log_p = log_p.clamp(min=math.log(truncation))
+    return -torch.expm1(q * log_p) / q
+
+
+def reverse_cross_entropy(logits: Tensor, log_of_zero: float = LOG_OF_ZERO) -> Tensor:
+    """Return −Σ_k p_k log e_yk = −A (1 − p_y), with A for the logarithm of zero.
+
+    Args:
+        logits: shape (N, C, ...).
+        log_of_zero: A < 0.
+    """
+    return -log_of_zero * mean_absolute_error(logits)
+
+
+def symmetric_cross_entropy(
+    logits: Tensor, alpha: float = 0.1, beta: float = 1.0, log_of_zero: float = LOG_OF_ZERO
+) -> Tensor:
+    """Return α·cross-entropy + β·reverse cross-entropy."""
+    return alpha * cross_entropy(logits) + beta * reverse_cross_entropy(logits, log_of_zero)
+
+
+def normalized_cross_entropy(logits: Tensor) -> Tensor:
+    """Return log p_y / Σ_k log p_k: symmetric, since it sums to 1 over the labels."""
+    log_p = logits.log_softmax(1)
+    total = log_p.sum(1, keepdim=True)
+    # with one class both are 0
+    return log_p / total.clamp(max=-torch.finfo(total.dtype).tiny)
+
+
+def asymmetric_generalized_cross_entropy(logits: Tensor, a: float, q: float) -> Tensor:
+    """Return ((a + 1)^q − (a + p_y)^q) / q (AGCE).
+
+    Args:
+        logits: shape (N, C, ...).
+        a: > 0.
+        q: > 0.
+    """
+    log_ratio = torch.log1p(torch.expm1(logits.log_softmax(1)) / (a + 1))
+    return torch.expm1(q * log_ratio) * (-math.pow(a + 1, q) / q)
+
+
+def asymmetric_unhinged(logits: Tensor, a: float, q: float) -> Tensor:
+    """Return ((a − p_y)^q − (a − 1)^q) / q (AUL).
+
+    Args:
+        logits: shape (N, C, ...).
+        a: > 1.
+        q: > 0.
+    """
+    log_ratio = torch.log1p(-torch.expm1(logits.log_softmax(1)) / (a - 1))
+    return torch.expm1(q * log_ratio) * (math.pow(a - 1, q) / q)
+
+
+def asymmetric_exponential(logits: Tensor, a: float) -> Tensor:
+    """Return exp(−p_y / a) (AEL), a > 0."""
+    return torch.exp(-logits.log_softmax(1).exp() / a)
+
+
+def taylor_cross_entropy(logits: Tensor, order: int = 2) -> Tensor:
+    """Return Σ_{i=1..t} (1 − p_y)^i / i: mean absolute error for t = 1, cross-entropy as t → ∞.
+
+    Args:
+        logits: shape (N, C, ...).
+        order: t >= 1.
+    """
+    rest = mean_absolute_error(logits)
+    # by Horner's rule, which has no power of zero
+    total = torch.zeros_like(rest)
+    for i in range(order, 0, -1):
+        total = rest * (1 / i + total)
+    return total
+
+
+def jensen_shannon(logits: Tensor, weight_of_label: float = 0.5) -> Tensor:
+    """Return (H(πe_y + (1−π)p) − (1−π) H(p)) / Z, with Z = −(1−π) log(1−π).
+
+    The generalised Jensen-Shannon divergence of label and prediction with weights π and 1 − π,
+    scaled: cross-entropy as π → 0, and as π → 1 half of ‖p − e_y‖₁.
+
+    Args:
+        logits: shape (N, C, ...).
+        weight_of_label: π in (0, 1).
+    """
+    log_p = logits.log_softmax(1)
+    p = log_p.exp()
+    rest = 1 - weight_of_label
+    log_rest = math.log1p(-weight_of_label)
+    mixed = weight_of_label + rest * p
+    # H(m) − (1−π) H(p), in which all classes but y leave −(1−π) p_k log(1−π)
+    divergence = rest * p * log_p - mixed * mixed.log() - rest * (1 - p) * log_rest
+    return divergence / (-rest * log_rest)
+
+
+def regularized_cross_entropy(
+    logits: Tensor,
+    regularizer: Callable[[Tensor], Tensor],
+    strength: float | Tensor,
+    *,
+    normalize: bool = True,
+) -> Tensor:
+    """Return (−log p_y + λ R(z)) / (1 + λ), or the numerator alone.
+
+    Args:
+        logits: shape (N, C, ...).
+        regularizer: R, from logits to shape (N, ...).
+        strength: λ >= 0.
+        normalize: divide by 1 + λ.
+    """
+    penalty = regularizer(logits).unsqueeze(1)
+    if normalize:
+        return cross_entropy(logits) / (1 + strength) + penalty * (strength / (1 + strength))
+    return cross_entropy(logits) + strength * penalty
