@@ -39,6 +39,8 @@ class LocalTask:
         train_samples: inputs (N, ...) and targets (N, ...) of this client.
         test_samples: for evaluation on the client; None where it has none.
         settings: how to train.
+        criterion: mean loss over a batch, of outputs and targets; None for cross-entropy, of which
+            the Fisher information is in any case.
         seed: with the client's id and the round it decides the order of batches and all random
             numbers, whatever ran before in the process.
     """
@@ -47,6 +49,7 @@ class LocalTask:
     train_samples: Samples
     test_samples: Samples | None = None
     settings: TrainingSettings = field(default_factory=TrainingSettings)
+    criterion: nn.Module | None = None
     seed: int = 0
 
 
@@ -90,7 +93,8 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         curvature.attach(optimizer, mode=settings.penalty_mode)
 
         batches = InMemoryBatches(inputs, targets, settings.batch_size, generator)
-        loss = train(model, batches, optimizer, epochs=settings.epochs)
+        criterion = None if task.criterion is None else task.criterion.to(device)
+        loss = train(model, batches, optimizer, epochs=settings.epochs, criterion=criterion)
         trained = time.perf_counter()
         penalty = 0.0 if curvature.penalty is None else float(curvature.penalty.value().detach())
 

@@ -15,7 +15,9 @@ from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.simulations.data import ImageData, load
+from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.models import MODELS
+from fedcurv.simulations.noise import noisy_labels
 from fedcurv.simulations.partition import PARTITIONS
 
 _TASK_KEY = "fedcurv-task"
@@ -36,7 +38,13 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
 
 def load_data(config: TaskDescription) -> ImageData:
     """Return the data set that a configuration names."""
-    return load(**config["data"])
+    return load(**{key: value for key, value in config["data"].items() if key != "noise"})
+
+
+def make_settings(config: TaskDescription) -> TrainingSettings:
+    """Return how a configuration has clients train."""
+    options = {key: value for key, value in config["client"].items() if key != "loss"}
+    return TrainingSettings(**options)
 
 
 def make_model(config: TaskDescription, data: ImageData) -> nn.Module:
@@ -75,10 +83,22 @@ def make_task(message: Message, context: Context) -> LocalTask:
     description = str(message.content["config"][_TASK_KEY])
     config = json.loads(description)
     data, parts = _world(description)
+    client = int(context.node_config["partition-id"])
+    inputs, labels = data.train_samples(parts[client])
+    noisy = noisy_labels(
+        inputs,
+        labels,
+        data.num_classes,
+        config["data"]["noise"],
+        client=client,
+        num_clients=config["num_clients"],
+        seed=config["seed"],
+    )
     return LocalTask(
         model=make_model(config, data),
-        train_samples=data.train_samples(parts[int(context.node_config["partition-id"])]),
-        settings=TrainingSettings(**config["client"]),
+        train_samples=(inputs, noisy.labels),
+        settings=make_settings(config),
+        criterion=make_loss(config["client"]["loss"]),
         seed=config["seed"],
     )
 

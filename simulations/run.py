@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fedcurv.clients import TrainingSettings
-from fedcurv.simulations.client import load_data, make_model, make_partition
+from fedcurv.simulations.client import load_data, make_model, make_partition, make_settings
+from fedcurv.simulations.losses import make_loss
+from fedcurv.simulations.noise import check_noise
 from fedcurv.simulations.report import Summary, table, write_report
 from fedcurv.simulations.runners import RUNNERS, run
 from fedcurv.simulations.server import History, make_server_app
@@ -124,7 +125,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise ValueError("strategy: expected at least one, got none")
     # workers of Ray have working directories of their own
     settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
-    TrainingSettings(**settings["client"])
+    make_settings(settings)
+    make_loss(settings["client"]["loss"])
+    check_noise(settings["data"]["noise"], settings["num_clients"])
     data = load_data(settings)
     for part, make in (("model", make_model), ("partition", make_partition)):
         try:

@@ -1,27 +1,34 @@
 """What all losses of this package share."""
 
 import math
-from typing import Unpack
 
 from torch import Tensor, nn
 
-from fedcurv.losses.reduction import LossOptions, Reduction, loss
+from fedcurv.losses.reduction import Reduction, loss
 
 
 class RobustLoss(nn.Module):
     """A loss with the interface of ``torch.nn.CrossEntropyLoss``.
 
     Args:
-        **options: ``weight``, ``ignore_index`` and ``reduction``; see ``LossOptions``.
+        weight: see ``LossOptions``.
+        ignore_index: see ``LossOptions``.
+        reduction: see ``LossOptions``.
     """
 
     weight: Tensor | None
 
-    def __init__(self, **options: Unpack[LossOptions]) -> None:
+    def __init__(
+        self,
+        *,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: Reduction = "mean",
+    ) -> None:
         super().__init__()
-        self.register_buffer("weight", options.get("weight"))
-        self.ignore_index = options.get("ignore_index", -100)
-        self.reduction: Reduction = options.get("reduction", "mean")
+        self.register_buffer("weight", weight)
+        self.ignore_index = ignore_index
+        self.reduction: Reduction = reduction
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label, in the shape of the logits (N, C, ...)."""

@@ -125,6 +125,9 @@ def test_strength_0_is_fedavg_bit_for_bit(tmp_path):
         "client.penalty_mode=gradient strategy.fedcurv.strength=0.01",
         "client.fisher_kind=exact",
         "client.fisher_kind=sampled",
+        "client.loss=nce+rce",
+        "client.loss={name:entropy,strength:3.0}",
+        "data.noise.kind=symmetric data.noise.clients=0.5",
     ],
 )
 def test_every_choice_of_a_group_works(override, tmp_path):
@@ -182,6 +185,10 @@ BAD = {
     "data=imagenet": "Available options in 'data': cifar10 digits fashion_mnist mnist",
     "rounds=3": "unknown name 'rounds'; known here: .*num_rounds",
     "client.epoch=3": "unknown name 'client.epoch'; known here: epochs, batch_size",
+    "client.loss=hinge": "client.loss must be one of cross_entropy, label_smoothing",
+    "client.loss={name:gce,r:1}": "client.loss: 'gce' has no such setting",
+    "data.noise.kind=uniform": "data.noise.kind must be one of none, symmetric",
+    "data.noise.clients=[20]": "a share in .* or a list of numbers below 20",
     "model.name=vgg": "model.name must be one of mlp, cnn, resnet18, got 'vgg'",
     "partition.name=x": "partition.name must be one of iid, shards, dirichlet",
     "runner.name=spark": "runner.name must be one of local, ray, got 'spark'",

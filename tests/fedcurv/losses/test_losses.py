@@ -404,6 +404,13 @@ def test_bad_input(make, message):
         make()
 
 
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'label_smoothing'"):
+        GeneralizedCrossEntropy(label_smoothing=0.1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'label_smoothing'"):
+        functional.mean_absolute_error(logits(2, CLASSES), labels(2), label_smoothing=0.1)
+
+
 def test_every_name_of_the_package_is_documented():
     for name in losses.__all__:
         assert getattr(losses, name).__doc__, name
