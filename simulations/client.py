@@ -37,8 +37,10 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
 
 
 def load_data(config: TaskDescription) -> ImageData:
-    """Return the data set that a configuration names."""
-    return load(**{key: value for key, value in config["data"].items() if key != "noise"})
+    """Return the data set that a configuration names, or some of its training samples."""
+    options = {k: v for k, v in config["data"].items() if k not in ("noise", "train_samples")}
+    data, number = load(**options), config["data"]["train_samples"]
+    return data if number is None else data.some(number, seed=config["seed"])
 
 
 def make_settings(config: TaskDescription) -> TrainingSettings:

@@ -1,6 +1,6 @@
 """Image data sets with real pictures, by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,23 @@ class ImageData:
         """The training labels, for partitions."""
         labels: NDArray[np.int64] = self.train_labels.numpy()
         return labels
+
+    def some(self, number: int, *, seed: int) -> "ImageData":
+        """Return the same data set with so many of its training samples, chosen at random.
+
+        Raises:
+            ValueError: if there are fewer, or ``number`` < 1.
+        """
+        if not isinstance(number, int) or not 1 <= number <= len(self.train_labels):
+            raise ValueError(
+                f"data.train_samples must be an integer from 1 to {len(self.train_labels)}, got "
+                f"{number!r}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.train_labels), generator=generator)[:number]
+        return replace(
+            self, train_pixels=self.train_pixels[chosen], train_labels=self.train_labels[chosen]
+        )
 
     def train_samples(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return standardised float32 pictures and labels of some training samples."""

@@ -2,7 +2,7 @@
 
 import csv
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import accumulate
@@ -161,28 +161,26 @@ def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
 
 
 def _markdown(summaries: Sequence[Summary], command: str) -> str:
-    header, *rows = _cells(summaries)
-    lines = [_markdown_row(header), _markdown_row(["---"] * len(header))]
-    lines += [_markdown_row(row) for row in rows]
+    lines = [*markdown_table(_cells(summaries)), "", _CAPTION, "", *circumstances(command), ""]
+    return "\n".join(lines)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, of which the first row is the header."""
+    header, *others = rows
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *others)]
+
+
+def circumstances(command: str) -> list[str]:
+    """Return lines that say how a result came about."""
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if _installed(name))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            _CAPTION,
-            "",
-            f"Command: `{command}`  ",
-            "Configuration: config.yaml in this folder  ",
-            f"Versions: Python {platform.python_version()}, {versions}  ",
-            f"Machine: {platform.machine()}, {cuda}",
-            "",
-        ]
-    )
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return [
+        f"Command: `{command}`  ",
+        "Configuration: config.yaml in this folder  ",
+        f"Versions: Python {platform.python_version()}, {versions}  ",
+        f"Machine: {platform.machine()}, {cuda}",
+    ]
 
 
 def _installed(package: str) -> bool:

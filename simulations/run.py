@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from fedcurv.simulations.client import load_data, make_model, make_partition, make_settings
 from fedcurv.simulations.losses import make_loss
@@ -30,39 +31,56 @@ from fedcurv.strategies.rounds import RoundRecord
 console = Console()
 
 
+# from a configuration, an output folder and the command line to what the terminal shows
+Work = Callable[[DictConfig, Path, str], Table]
+
+
 def main() -> None:
-    """Run the command line; a mistake in the configuration or the data ends it with one line."""
+    """Run ``fedcurv-simulate``."""
+    run_command("fedcurv-simulate", "config", _simulate_and_tabulate)
+
+
+def run_command(program: str, config_name: str, work: Work) -> None:
+    """Run a command line; a mistake in the configuration or the data ends it with one line.
+
+    Args:
+        program: its name.
+        config_name: of the primary configuration in ``conf/``.
+        work: does what the configuration asks for.
+    """
+
+    @hydra.main(
+        version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name=config_name
+    )
+    def under_hydra(config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            view = work(config, folder, shlex.join([program, *sys.argv[1:]]))
+        except (
+            HydraException,
+            OmegaConfBaseException,
+            RoundFailed,
+            ValueError,
+            OSError,
+            ImportError,
+        ) as error:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # made by Hydra; stays if there is anything in it
+            # an exit, since Hydra would add a line of its own to an error
+            sys.exit(f"{program}: {explain(error)}")
+        console.print(view)
+        console.print(f"written to {folder}")
+
     # Hydra prints its own stack traces unless it is told to let errors through
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
-        _hydra_main()
+        under_hydra()
     except (HydraException, OmegaConfBaseException, OSError) as error:
-        sys.exit(f"fedcurv-simulate: {explain(error)}")
+        sys.exit(f"{program}: {explain(error)}")
 
 
-@hydra.main(
-    version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config"
-)
-def _hydra_main(config: DictConfig) -> None:
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        summaries = simulate(
-            config, folder, command=shlex.join(["fedcurv-simulate", *sys.argv[1:]])
-        )
-    except (
-        HydraException,
-        OmegaConfBaseException,
-        RoundFailed,
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # made by Hydra; stays if there is anything in it
-        # an exit, since Hydra would add a line of its own to an error
-        sys.exit(f"fedcurv-simulate: {explain(error)}")
-    console.print(table(summaries))
-    console.print(f"written to {folder}")
+def _simulate_and_tabulate(config: DictConfig, folder: Path, command: str) -> Table:
+    return table(simulate(config, folder, command=command))
 
 
 def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]:
@@ -82,7 +100,7 @@ def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]
         OSError: if the folder cannot be written.
     """
     resolved = resolve(config)
-    _set_up_flower_log(verbose=resolved["verbose"])
+    set_up_flower_log(verbose=resolved["verbose"])
     strategies = {str(name): instantiate(node) for name, node in config.strategy.items()}
     folder.mkdir(parents=True, exist_ok=True)
     histories: list[History] = []
@@ -137,7 +155,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     return settings
 
 
-def _set_up_flower_log(*, verbose: bool) -> None:
+def set_up_flower_log(*, verbose: bool) -> None:
+    """Let Flower say what it does, or only what goes wrong."""
     flower_log = logging.getLogger("flwr")
     flower_log.setLevel(logging.INFO if verbose else logging.ERROR)
     flower_log.propagate = False  # Hydra's root handler would print every line once more

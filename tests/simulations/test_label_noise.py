@@ -1,0 +1,88 @@
+import csv
+import statistics
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fedcurv.simulations import label_noise
+from fedcurv.simulations.label_noise import Outcome, compare_losses, label_of, summary
+
+SMALL = (
+    "num_rounds=2",
+    "label_noise.seeds=[1,2]",
+    "label_noise.losses=[cross_entropy,{name:gce,q:0.5}]",
+    "label_noise.noises=[{kind:none,rate:0.0},{kind:symmetric,rate:0.4}]",
+)
+
+
+def run(folder, *overrides: str) -> list[dict[str, str]]:
+    conf = Path(label_noise.__file__).parent.absolute() / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        config = compose("label_noise", overrides=[*SMALL, *overrides])
+    compare_losses(config, folder, "the command")
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("clients", [1, 3])
+def test_each_loss_meets_each_noise_with_each_seed(clients, tmp_path):
+    """Centralised, and federated over several clients."""
+    rows = run(tmp_path, f"num_clients={clients}")
+    assert [(r["loss"], r["noise"], r["seed"]) for r in rows] == [
+        (loss, noise, seed)
+        for loss in ("cross_entropy", "gce (q 0.5)")
+        for noise in ("none", "symmetric 0.4")
+        for seed in ("1", "2")
+    ]
+    assert all(0.1 < float(r["last"]) <= float(r["best"]) <= 1 for r in rows)
+    assert len({r["last"] for r in rows}) > 4
+    text = (tmp_path / "summary.md").read_text()
+    assert "| loss | none | symmetric 0.4 |" in text
+    assert "Command: `the command`" in text
+    assert matplotlib.image.imread(tmp_path / "accuracy.png").std() > 0.02
+    assert "noises:" in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_same_seed_gives_the_same_accuracies(tmp_path):
+    assert run(tmp_path / "a") == run(tmp_path / "b")
+
+
+def test_fewer_training_samples_may_be_used(tmp_path):
+    few, all_of_them = run(tmp_path / "a", "data.train_samples=50"), run(tmp_path / "b")
+    assert float(few[0]["last"]) < float(all_of_them[0]["last"])
+
+
+def test_the_summary_has_means_and_deviations():
+    outcomes = [Outcome("ce", "none", seed, last, 0.9) for seed, last in ((1, 0.5), (2, 0.7))]
+    deviation = 100 * statistics.stdev([0.5, 0.7])
+    assert summary(outcomes) == [
+        ["loss", "none"],
+        ["ce", f"60.0 ± {deviation:.1f} (90.0 ± 0.0)"],
+    ]
+    assert summary(outcomes[:1])[1] == ["ce", "50.0 (90.0)"]
+
+
+def test_labels_name_the_settings():
+    assert label_of("gce") == "gce"
+    assert label_of({"name": "gce"}) == "gce"
+    assert label_of({"name": "sce", "alpha": 6.0, "beta": 0.1}) == "sce (alpha 6, beta 0.1)"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("label_noise.losses=[hinge]", "client.loss must be one of"),
+        ("label_noise.noises=[{kind:uniform,rate:0.1}]", "data.noise.kind must be one of"),
+        ("data.train_samples=0", "data.train_samples must be an integer from 1 to 1437, got 0"),
+        ("data.train_samples=2000", "an integer from 1 to 1437, got 2000"),
+    ],
+)
+def test_a_mistake_ends_with_one_line(override, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fedcurv-label-noise", override])
+    with pytest.raises(SystemExit, match=f"^fedcurv-label-noise: .*{message}"):
+        label_noise.main()
+    assert capsys.readouterr().err == ""
