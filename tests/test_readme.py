@@ -62,17 +62,21 @@ def test_make_targets_exist():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("fedcurv-simulate")])
-def test_every_printed_command_is_a_valid_configuration(line):
+def first_of_each_sweep(line: str) -> list[str]:
+    """Return a command line's overrides, the first value in the place of several."""
     overrides = [word for word in shlex.split(line)[1:] if not word.startswith("--")]
     parsed = OverridesParser.create().parse_overrides(overrides)
-    first_of_sweep = [
+    return [
         f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
         if o.is_sweep_override()
         else text
         for o, text in zip(parsed, overrides, strict=True)
     ]
-    assert configuration(*first_of_sweep).strategy
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if c.startswith("fedcurv-simulate")])
+def test_every_printed_command_is_a_valid_configuration(line):
+    assert configuration(*first_of_each_sweep(line)).strategy
 
 
 def test_links_and_pictures_exist():

@@ -1,14 +1,13 @@
 import csv
 import statistics
 import sys
-from pathlib import Path
 
 import matplotlib.image
 import pytest
-from hydra import compose, initialize_config_dir
 
 from fedcurv.simulations import label_noise
 from fedcurv.simulations.label_noise import Outcome, compare_losses, label_of, summary
+from tests.simulations.test_run import configuration
 
 SMALL = (
     "num_rounds=2",
@@ -19,9 +18,7 @@ SMALL = (
 
 
 def run(folder, *overrides: str) -> list[dict[str, str]]:
-    conf = Path(label_noise.__file__).parent.absolute() / "conf"
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        config = compose("label_noise", overrides=[*SMALL, *overrides])
+    config = configuration(*SMALL, *overrides, name="label_noise")
     compare_losses(config, folder, "the command")
     with (folder / "results.csv").open() as file:
         return list(csv.DictReader(file))

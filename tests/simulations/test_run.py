@@ -18,9 +18,9 @@ CONF = Path(run_module.__file__).parent / "conf"
 SMALL = ["num_clients=6", "num_rounds=2", "client.epochs=1"]
 
 
-def configuration(*overrides: str):
+def configuration(*overrides: str, name: str = "config"):
     with initialize_config_dir(str(CONF.absolute()), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
+        return compose(name, overrides=list(overrides))
 
 
 def run(folder: Path, *overrides: str):
