@@ -62,6 +62,11 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
     resolved = resolve(config)
     set_up_flower_log(verbose=resolved["verbose"])
     plan = resolved["label_noise"]
+    for key in ("losses", "noises", "seeds"):
+        if not plan[key]:
+            raise ValueError(f"label_noise.{key}: expected at least one, got none")
+    if len(config.strategy) != 1:
+        raise ValueError(f"strategy: expected one, got {', '.join(config.strategy)}")
     for loss in plan["losses"]:
         make_loss(loss)
     for noise in plan["noises"]:

@@ -73,6 +73,8 @@ def test_labels_name_the_settings():
     [
         ("label_noise.losses=[hinge]", "client.loss must be one of"),
         ("label_noise.noises=[{kind:uniform,rate:0.1}]", "data.noise.kind must be one of"),
+        ("label_noise.seeds=[]", "label_noise.seeds: expected at least one"),
+        ("strategy=[fedavg,fedprox]", "strategy: expected one, got fedavg, fedprox"),
         ("data.train_samples=0", "data.train_samples must be an integer from 1 to 1437, got 0"),
         ("data.train_samples=2000", "an integer from 1 to 1437, got 2000"),
     ],
