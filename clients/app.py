@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +43,7 @@ class LocalTask:
             the Fisher information is in any case.
         seed: with the client's id and the round it decides the order of batches and all random
             numbers, whatever ran before in the process.
+        metrics: numbers that every training reply carries beside its own, by other names.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class LocalTask:
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     criterion: nn.Module | None = None
     seed: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 MakeTask = Callable[[Message, Context], LocalTask]
@@ -107,6 +109,7 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         )
     content["metrics"] = MetricRecord(
         {
+            **task.metrics,
             "num-examples": len(inputs),
             "train-loss": loss,
             # how far the local solution lies from the others' shared optimum

@@ -102,6 +102,7 @@ def make_task(message: Message, context: Context) -> LocalTask:
         settings=make_settings(config),
         criterion=make_loss(config["client"]["loss"]),
         seed=config["seed"],
+        metrics={"label-noise": noisy.rate},
     )
 
 

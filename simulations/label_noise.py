@@ -26,11 +26,21 @@ Description = str | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One training with one loss on one noise with one seed: test accuracies in [0, 1]."""
+    """One training with one loss on one noise with one seed.
+
+    Attributes:
+        loss: its name and settings.
+        noise: its kind and the rate that was asked for.
+        seed: of data, noise and training.
+        rate: the share of labels that were wrong, over all clients.
+        last: test accuracy after the last round, in [0, 1].
+        best: the highest after any round.
+    """
 
     loss: str
     noise: str
     seed: int
+    rate: float
     last: float
     best: float
 
@@ -101,7 +111,8 @@ def _outcomes(config: DictConfig, resolved: dict[str, Any], loss: Description) -
             run(server_app, one["num_clients"], one["runner"])
             accuracy = accuracies(history)
             name = "none" if noise["kind"] == "none" else f"{noise['kind']} {noise['rate']:g}"
-            yield Outcome(label_of(loss), name, seed, accuracy[-1], max(accuracy))
+            rate = float(str(history.rounds[-1].train_metrics["label-noise"]))
+            yield Outcome(label_of(loss), name, seed, rate, accuracy[-1], max(accuracy))
 
 
 def label_of(loss: Description) -> str:

@@ -224,6 +224,7 @@ def _client_rows(histories: Sequence[History]) -> list[dict[str, object]]:
                 name.replace("-", "_"): client.metrics.get(name, "")
                 for name in (
                     "num-examples",
+                    "label-noise",
                     "train-loss",
                     "penalty",
                     "train-seconds",

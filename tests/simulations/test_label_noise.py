@@ -34,6 +34,9 @@ def test_each_loss_meets_each_noise_with_each_seed(clients, tmp_path):
         for noise in ("none", "symmetric 0.4")
         for seed in ("1", "2")
     ]
+    rates = {float(r["rate"]) for r in rows if r["noise"] != "none"}
+    assert len(rates) == 2 and all(0.35 < rate < 0.45 for rate in rates)
+    assert {float(r["rate"]) for r in rows if r["noise"] == "none"} == {0}
     assert all(0.1 < float(r["last"]) <= float(r["best"]) <= 1 for r in rows)
     assert len({r["last"] for r in rows}) > 4
     text = (tmp_path / "summary.md").read_text()
@@ -53,7 +56,7 @@ def test_fewer_training_samples_may_be_used(tmp_path):
 
 
 def test_the_summary_has_means_and_deviations():
-    outcomes = [Outcome("ce", "none", seed, last, 0.9) for seed, last in ((1, 0.5), (2, 0.7))]
+    outcomes = [Outcome("ce", "none", seed, 0.0, last, 0.9) for seed, last in ((1, 0.5), (2, 0.7))]
     deviation = 100 * statistics.stdev([0.5, 0.7])
     assert summary(outcomes) == [
         ["loss", "none"],
