@@ -1,0 +1,262 @@
+"""The control plane: what the workers of a site agree on through a key-value store.
+
+A *round* r is one landing of the common model. A *generation* g is a group of members; a member's
+loss, a newcomer or a leaver starts another. An All-Reduce may succeed at some members and fail at
+others, so a round counts only by a verdict: ``commit`` once all members have its sum, or ``abort``
+by the first that gives up; whichever is written first stands.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Protocol, Self
+
+_NAP_S = 0.01
+_COMMIT, _ABORT = b"commit", b"abort"
+
+
+class Store(Protocol):
+    """What is used of ``torch.distributed.Store``: TCPStore, HashStore, PrefixStore."""
+
+    def set(self, key: str, value: str) -> None:
+        """Write a value."""
+
+    def get(self, key: str) -> bytes:
+        """Return a value, once it is there."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number, 0 at first, and return the sum."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Return whether all are there."""
+
+    def wait(self, keys: list[str], timeout: timedelta) -> None:
+        """Wait until all are there; a RuntimeError if they do not come."""
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        """Write if the value is as expected, "" for none; return what stands then."""
+
+    def delete_key(self, key: str) -> bool:
+        """Delete a value."""
+
+    def clone(self) -> Self:
+        """Return another client of the same store."""
+
+
+class WorkerLost(RuntimeError):
+    """This worker was taken for dead by the others, or has lost them."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Who takes part.
+
+    Attributes:
+        number: g, from 0.
+        members: ids, in ascending order.
+        fresh: members that do not have the anchor yet.
+        round: r of the next landing.
+        admitted: how many newcomers have been let in so far.
+    """
+
+    number: int
+    members: list[int]
+    fresh: list[int] = field(default_factory=list)
+    round: int = 0
+    admitted: int = 0
+
+    def without(self, lost: Iterable[int]) -> "Generation":
+        """Return the next generation, of those that are left."""
+        left = [m for m in self.members if m not in set(lost)]
+        fresh = [m for m in self.fresh if m in left]
+        return Generation(self.number + 1, left, fresh, self.round, self.admitted)
+
+
+class Control:
+    """One worker's view of the store.
+
+    A blocking call occupies a store's client: give each thread a view of its own (:meth:`clone`).
+
+    Args:
+        store: a client of its own, for this training alone.
+        worker: this worker's id.
+        timeout_s: for what others must do.
+    """
+
+    def __init__(self, store: Store, worker: int, timeout_s: float) -> None:
+        self.store, self.worker, self.timeout_s = store, worker, timeout_s
+        # for one sum, and then again for the survivors to meet
+        self.patience_s = timeout_s / 2
+
+    def clone(self) -> "Control":
+        """Return a view for another thread."""
+        return Control(self.store.clone(), self.worker, self.timeout_s)
+
+    # who is there
+
+    def introduce(self, signature: str) -> None:
+        """Say that this worker is there, and what its model looks like."""
+        self.store.set(f"worker/{self.worker}", signature)
+
+    def signatures(self, workers: Iterable[int]) -> dict[int, str]:
+        """Return what others said of themselves.
+
+        Raises:
+            TimeoutError: naming those who did not come.
+        """
+        found: dict[int, str] = {}
+        deadline = time.monotonic() + self.timeout_s
+        missing = list(workers)
+        while missing:
+            missing = [w for w in missing if not self.store.check([f"worker/{w}"])]
+            if missing and time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"waited {self.timeout_s:g} s for worker {', '.join(map(str, missing))}, in "
+                    "vain; are all workers started, with the same world size and master address?"
+                )
+            time.sleep(_NAP_S if missing else 0)
+        for worker in workers:
+            found[worker] = self.store.get(f"worker/{worker}").decode()
+        return found
+
+    def note_world_size(self, size: int) -> None:
+        """Note how many workers begin."""
+        self.store.set("world-size", str(size))
+
+    def world_size(self) -> int:
+        """Return how many workers have begun."""
+        return int(self.store.get("world-size"))
+
+    def flag_dead(self, worker: int) -> None:
+        """Tell the others that a worker's process has ended, so that none waits for it."""
+        self.store.set(f"dead/{worker}", "")
+
+    # rounds
+
+    def count(self, generation: int, steps: int) -> int:
+        """Add steps; return how many all members have counted in this generation."""
+        return self.store.add(f"{generation}/steps", steps)
+
+    def open(self, round_: int) -> None:
+        """Let every member contribute to a round."""
+        self.store.set(f"go/{round_}", "")
+
+    def wait_until_open(self, round_: int) -> None:
+        """Wait for a round.
+
+        Raises:
+            WorkerLost: if none opens it; every worker's counting thread would by then.
+        """
+        try:
+            self.store.wait([f"go/{round_}"], timedelta(seconds=3 * self.timeout_s))
+        except RuntimeError as error:
+            raise WorkerLost(f"worker {self.worker} has lost the store: {error}") from error
+
+    def commit(self, generation: Generation, what: str) -> bool:
+        """Say that this worker has a sum; return whether all have, and none gave up before."""
+        verdict = f"{generation.number}/{what}/verdict"
+        if self.store.add(f"{generation.number}/{what}/have", 1) == len(generation.members):
+            return self.store.compare_set(verdict, "", _COMMIT.decode()) == _COMMIT
+        try:
+            self.store.wait([verdict], timedelta(seconds=self.patience_s))
+        except RuntimeError:
+            return self.store.compare_set(verdict, "", _ABORT.decode()) == _COMMIT
+        return self.store.get(verdict) == _COMMIT
+
+    def abort(self, generation: Generation, what: str) -> None:
+        """Say that this worker gives up."""
+        self.store.compare_set(f"{generation.number}/{what}/verdict", "", _ABORT.decode())
+
+    def has_verdict(self, generation: Generation, what: str) -> bool:
+        """Whether something has been decided, which can only be an abort while one waits."""
+        return self.store.check([f"{generation.number}/{what}/verdict"])
+
+    # generations
+
+    def survivors(self, generation: Generation) -> Generation:
+        """Return the generation that follows a loss, as the first of the survivors proposes it.
+
+        Raises:
+            WorkerLost: if this worker is not in it.
+        """
+        number = generation.number + 1
+        self.store.set(f"{number}/alive/{self.worker}", "")
+        key, deadline = f"{number}/members", time.monotonic() + self.patience_s
+        while not self.store.check([key]):
+            alive = [m for m in generation.members if self._is_there(number, m)]
+            dead = [m for m in generation.members if self.store.check([f"dead/{m}"])]
+            if set(alive) | set(dead) == set(generation.members) or time.monotonic() > deadline:
+                lost = set(generation.members) - (set(alive) - set(dead))
+                return self.propose(generation.without(lost))
+            time.sleep(_NAP_S)
+        return self.agreed(number)
+
+    def _is_there(self, number: int, member: int) -> bool:
+        return self.store.check([f"{number}/alive/{member}"])
+
+    def propose(self, generation: Generation) -> Generation:
+        """Write down who the members are, unless another has; return what stands."""
+        self.store.compare_set(f"{generation.number}/members", "", json.dumps(asdict(generation)))
+        return self.agreed(generation.number)
+
+    def agreed(self, number: int) -> Generation:
+        """Return a generation that has been proposed.
+
+        Raises:
+            WorkerLost: if this worker is not in it.
+        """
+        generation = Generation(**json.loads(self.store.get(f"{number}/members")))
+        if self.worker not in generation.members:
+            raise WorkerLost(
+                f"worker {self.worker} was silent for so long that the others went on without it "
+                f"in round {generation.round}; start it anew to join them"
+            )
+        return generation
+
+    # newcomers
+
+    def ask_to_join(self) -> int:
+        """Ask the members to let a worker in; return how many have asked so far."""
+        return self.store.add("newcomers", 1)
+
+    def newcomers(self) -> int:
+        """Return how many have asked so far."""
+        return self.store.add("newcomers", 0)
+
+    def admit(self, generation: Generation) -> None:
+        """Tell the newcomers of a generation which it is."""
+        for worker in generation.fresh:
+            self.store.set(f"admitted/{worker}", str(generation.number))
+
+    def wait_to_be_admitted(self) -> Generation:
+        """Return the generation that has let this worker in.
+
+        Raises:
+            TimeoutError: if none does.
+        """
+        deadline = time.monotonic() + 3 * self.timeout_s
+        while not self.store.check([f"admitted/{self.worker}"]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"waited {3 * self.timeout_s:g} s to be let in; are the others still training?"
+                )
+            time.sleep(_NAP_S)
+        return self.agreed(int(self.store.get(f"admitted/{self.worker}")))
+
+    # data
+
+    def claim(self, epoch: int, samples: int) -> int:
+        """Take the next samples of an epoch; return where in its order they begin."""
+        return self.store.add(f"epoch/{epoch}/cursor", samples) - samples
+
+    def tell_trained(self, round_: int, claims: str) -> None:
+        """Say which samples this worker's contribution to a round has been trained on."""
+        self.store.set(f"trained/{round_}/{self.worker}", claims)
+        # all have read it before they answer the round after it
+        self.store.delete_key(f"trained/{round_ - 2}/{self.worker}")
+
+    def trained(self, round_: int, members: Iterable[int]) -> list[str]:
+        """Return what these members have said."""
+        return [self.store.get(f"trained/{round_}/{m}").decode() for m in members]

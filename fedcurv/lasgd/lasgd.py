@@ -1,0 +1,303 @@
+"""LASGD: the context manager that a training loop runs in."""
+
+import math
+import time
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from torch.utils.hooks import RemovableHandle
+
+from fedcurv.lasgd import meeting
+from fedcurv.lasgd.control import Control
+from fedcurv.lasgd.counting import Counting
+from fedcurv.lasgd.data import Claim, Deck, SharedLoader
+from fedcurv.lasgd.plane import Backend
+from fedcurv.lasgd.replica import Replica
+from fedcurv.lasgd.rounds import Plan, Rounds
+from fedcurv.lasgd.shared import Shared
+from fedcurv.lasgd.stats import Stats, stats_of
+from fedcurv.lasgd.weights import Weights
+
+Averaging = Literal["average", "local"]
+
+
+class LASGD:
+    """Lets several workers train one model, each at its own pace.
+
+    Every worker runs the same program: its own loop, optimizer, scheduler and scaler stay as they
+    are. Whenever all workers together have made ``sync_every`` optimizer steps a round opens: each
+    contributes its progress D_i since the common model z to one All-Reduce, and when the sum Δ
+    lands, z += Δ and x_i += Δ − D_i, so that steps done meanwhile are kept. All begin with the
+    model of worker 0 and end, with the ``with`` block, with the same bits.
+
+    Args:
+        model: on one device; frozen parameters are taken to be the same everywhere.
+        optimizer: over its trainable parameters. Each call of its ``step`` is a step.
+        sync_every: steps of all workers together between rounds, >= 1.
+        overlap: go on training while a round is in flight; else wait for it between two steps,
+            and a step may not take longer than half of ``timeout_s``.
+        weights: of the workers' progress: ``gradient`` counts each 1/N, so that every gradient
+            counts lr/N; ``steps`` n_i/Σn; ``worker`` the progress per step.
+        momentum: ``average`` it with the model or keep it ``local``.
+        buffers: floating-point buffers such as BatchNorm's: ``average`` them, to be handed out by
+            :meth:`synchronize` and at the end, or keep them ``local``.
+        max_in_flight: steps that a worker makes between its snapshot and the landing before it
+            waits, >= 1.
+        timeout_s: within it the others go on without a worker that is killed or hangs, > 0.
+        store: of torch.distributed, shared by the workers and for this training alone; by default
+            the one that torchrun's environment names.
+        rank: with the store.
+        world_size: with the store: how many workers begin.
+        join: enter a training that has begun; with its store, without rank and world_size.
+        backend: ``gloo``, by the host's memory; or ``nccl``, on GPUs.
+
+    Raises:
+        ValueError: for arguments that cannot work, and at every worker if models or settings
+            differ.
+        TimeoutError: naming the workers that did not come.
+        WorkerLost: out of the optimizer's ``step``, if the others went on without this worker or
+            the store is gone.
+
+    Source: arXiv 2203.13085 (asynchronous, decentralised, exact All-Reduce).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        sync_every: int = 32,
+        overlap: bool = True,
+        weights: Weights = "gradient",
+        momentum: Averaging = "average",
+        buffers: Averaging = "average",
+        max_in_flight: int = 16,
+        timeout_s: float = 60.0,
+        store: Any = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        join: bool = False,
+        backend: Backend = "gloo",
+    ) -> None:
+        _check(sync_every, weights, momentum, buffers, max_in_flight, timeout_s, backend)
+        self._optimizer, self._max_in_flight = optimizer, max_in_flight
+        replica = Replica(
+            model,
+            optimizer,
+            average_momentum=momentum == "average",
+            average_buffers=buffers == "average",
+        )
+        self._shared = Shared(replica, overlap)
+        settings: dict[str, Any] = {
+            "sync_every": sync_every,
+            "overlap": overlap,
+            "weights": weights,
+        }
+        settings |= {"momentum": momentum, "buffers": buffers, "backend": backend}
+        signature = meeting.signature(model, settings)
+        if join:
+            if store is None:
+                raise ValueError("expected the store of the training to join, got none")
+            control, generation, size = meeting.enter_later(store, timeout_s, signature)
+        else:
+            store, rank, size = meeting.meet(store, rank, world_size, timeout_s)
+            control = Control(store, rank, timeout_s)
+            generation = meeting.begin(control, size, signature)
+        replica.set_anchor()
+        # used by counts and claims, which never block
+        self._control = control.clone()
+        plan = Plan(size, sync_every, weights, backend)
+        self._rounds = Rounds(self._shared, control.clone(), plan, generation)
+        self._rounds.enter()
+        self._counting = Counting(self._shared, self._control)
+        self._deck: Deck | None = None
+        self._deck_state: dict[str, Any] | None = None
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def worker(self) -> int:
+        """This worker's id."""
+        return self._control.worker
+
+    @property
+    def stats(self) -> Stats:
+        """Figures so far."""
+        with self._shared.changed:
+            return stats_of(self._shared.counters)
+
+    def __enter__(self) -> Self:
+        """Begin to take part."""
+        optimizer = self._optimizer
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+        self._shared.counters.began = time.monotonic()
+        self._rounds.start()
+        self._counting.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish; or leave the others to themselves if the block has raised."""
+        self._shared.stepping = False
+        try:
+            if kind is None:
+                self.finish()
+            elif self._shared.error is None:
+                self.leave()
+        finally:
+            for hook in self._hooks:
+                hook.remove()
+
+    def loader(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        **options: Any,
+    ) -> SharedLoader:
+        """Return batches that no other worker gets; one pass is one epoch of all workers together.
+
+        Args:
+            dataset: the same at all workers, with a length.
+            batch_size: of this worker.
+            shuffle: deal the samples in random order.
+            seed: decides the order; the same at all workers.
+            **options: for ``torch.utils.data.DataLoader``.
+
+        Raises:
+            RuntimeError: if there is a loader already.
+        """
+        if self._deck is not None:
+            raise RuntimeError("expected one loader, which may be iterated again; got a second")
+        self._deck = Deck(
+            len(dataset),  # type: ignore[arg-type]  # torch leaves it to the data set
+            self._rounds.trained,
+            shuffle=shuffle,
+            seed=seed,
+            state=self._deck_state,
+        )
+        return SharedLoader(
+            dataset, self._deck, batch_size, self._control, self._note_batch, options
+        )
+
+    def synchronize(self) -> None:
+        """Wait for a round with all steps so far, and give the model its values, buffers too."""
+        shared = self._shared
+        with shared.changed:
+            number = shared.want_round()
+            shared.wait_in_training(lambda: shared.landed >= number)
+            shared.replica.apply()
+            shared.replica.take_anchor()
+
+    def finish(self) -> None:
+        """Answer the others' rounds until all have finished; then all have the same bits."""
+        shared = self._shared
+        with shared.changed:
+            shared.finished = True
+            shared.want_round()
+            shared.wait_in_training(lambda: shared.over)
+            shared.replica.apply()
+            shared.replica.take_anchor()
+
+    def leave(self) -> None:
+        """Contribute what has been done, and let the others go on alone."""
+        shared = self._shared
+        with shared.changed:
+            shared.leaving = True
+            shared.want_round()
+            shared.wait_in_training(lambda: shared.over)
+            shared.replica.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the common model as of the last landing, and what of each epoch is not in it.
+
+        Any worker's will do. The optimizer's state is the optimizer's own.
+        """
+        with self._shared.changed:
+            data = self._deck_state if self._deck is None else self._deck.state_dict()
+            return {"model": self._shared.replica.anchor_by_name(), "data": data}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state, the same at all workers, before the ``with`` block begins.
+
+        Raises:
+            RuntimeError: if the training has begun.
+            ValueError: if it is of another model.
+        """
+        if self._hooks or self._deck is not None:
+            raise RuntimeError("expected a state before loader() and the with block, got it later")
+        self._shared.replica.load_anchor(state["model"])
+        self._deck_state = state["data"]
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # hooks that others have added since may change the weights: this one must come last
+        self._hooks[1].remove()
+        self._hooks[1] = optimizer.register_step_post_hook(self._after_step)
+        with self._shared.changed:
+            self._shared.stepping = True
+        self._shared.replica.streams.before_training_writes()
+
+    def _after_step(self, *_: Any) -> None:
+        shared = self._shared
+        with shared.changed:
+            shared.raise_error()
+            shared.replica.streams.after_training_wrote()
+            shared.stepping = False
+            shared.replica.count_step()
+            shared.counters.steps += 1
+            shared.uncounted += 1
+            shared.trained += shared.untrained
+            shared.untrained.clear()
+            shared.changed.notify_all()
+            if not shared.overlap:
+                if shared.is_open:
+                    shared.wait_in_training(lambda: not shared.is_open)
+            elif shared.in_flight and self._is_far_ahead():
+                shared.wait_in_training(lambda: not shared.in_flight)
+            shared.replica.apply()
+
+    def _is_far_ahead(self) -> bool:
+        return self._shared.replica.steps_since_snapshot >= self._max_in_flight
+
+    def _note_batch(self, claim: Claim) -> None:
+        with self._shared.changed:
+            self._shared.untrained.append(claim)
+            self._shared.counters.samples += claim.end - claim.begin
+
+
+def _check(
+    sync_every: int,
+    weights: str,
+    momentum: str,
+    buffers: str,
+    max_in_flight: int,
+    timeout_s: float,
+    backend: str,
+) -> None:
+    rules = [
+        ("sync_every", sync_every, _is_count(sync_every), "an integer >= 1"),
+        ("max_in_flight", max_in_flight, _is_count(max_in_flight), "an integer >= 1"),
+        ("weights", weights, weights in get_args(Weights), "gradient, steps or worker"),
+        ("momentum", momentum, momentum in get_args(Averaging), "average or local"),
+        ("buffers", buffers, buffers in get_args(Averaging), "average or local"),
+        ("backend", backend, backend in get_args(Backend), "gloo or nccl"),
+        ("timeout_s", timeout_s, 0 < timeout_s < math.inf, "> 0 and finite"),
+    ]
+    faults = [f"{name} must be {want}, got {value!r}" for name, value, ok, want in rules if not ok]
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1

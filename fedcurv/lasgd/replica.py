@@ -1,0 +1,292 @@
+"""One worker's copy of the model: its progress since the common anchor, and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedcurv.lasgd.momentum import Momentum
+from fedcurv.lasgd.streams import streams_of
+from fedcurv.parameters import accumulation_dtype, listed, trainable_parameters
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many numbers the flat tensor has of each sort, in this order."""
+
+    parameters: int
+    buffers: int
+    momentum: int
+    presence: int
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return self.parameters + self.buffers + self.momentum + self.presence
+
+
+class Replica:
+    """A worker's model x, the anchor z that all share, and the correction p still to be added.
+
+    After every landing x + p = z + (the local updates since the last snapshot). Snapshots and
+    landings are taken by another thread than the one that trains; the caller's lock keeps them out
+    of optimizer steps.
+
+    Args:
+        model: on one device.
+        optimizer: over all its trainable parameters.
+        average_momentum: average the optimizer's momentum too.
+        average_buffers: average floating-point buffers, such as BatchNorm's, into the anchor.
+
+    Raises:
+        ValueError: if the optimizer does not hold the model's parameters, or devices differ.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        average_momentum: bool = True,
+        average_buffers: bool = True,
+    ) -> None:
+        named = trainable_parameters(model)
+        _require_all(named, optimizer)
+        self._parameters: list[Tensor] = list(named.values())
+        floating = [(n, b) for n, b in model.named_buffers() if b.is_floating_point()]
+        floating = floating if average_buffers else []
+        self._buffers = [b for _, b in floating]
+        self.names = [*named, *(n for n, _ in floating)]
+        self._momentum = Momentum(optimizer) if average_momentum else None
+        self.device = _one_device([*self._parameters, *self._buffers])
+        self.streams = streams_of(self.device)
+
+        shapes = [] if self._momentum is None else self._momentum.shapes
+        self.sizes = Sizes(
+            sum(p.numel() for p in self._parameters),
+            sum(b.numel() for b in self._buffers),
+            sum(shape.numel() for shape in shapes),
+            len(shapes),
+        )
+        self.dtype = max(map(accumulation_dtype, self._parameters), key=lambda d: d.itemsize)
+        sizes, make = self.sizes, partial(torch.zeros, dtype=self.dtype, device=self.device)
+        self.anchor = make(sizes.parameters + sizes.buffers)
+        self._own = make(sizes.total)
+        self._correction = make(sizes.parameters + sizes.momentum)
+
+        parts = torch.split(self._own, list(astuple(sizes)))
+        self._own_parameters, self._own_buffers, self._own_momentum, self._own_presence = parts
+        self._anchor_parameters, self._anchor_buffers = torch.split(
+            self.anchor, list(astuple(sizes)[:2])
+        )
+        self._correction_of_parameters, self._correction_of_momentum = torch.split(
+            self._correction, [sizes.parameters, sizes.momentum]
+        )
+        of_parameters = [p.shape for p in self._parameters]
+        of_buffers = [b.shape for b in self._buffers]
+        self._own_views = _views(self._own_parameters, of_parameters)
+        self._views_of_own_buffers = _views(self._own_buffers, of_buffers)
+        self._views_of_own_momentum = _views(self._own_momentum, shapes)
+        self._anchor_views = _views(self.anchor, [*of_parameters, *of_buffers])
+        self._correction_views = _views(self._correction, [*of_parameters, *shapes])
+        self._pending = self._reset = False
+        self._since_snapshot = self._since_correction = 0
+
+    @property
+    def steps_since_snapshot(self) -> int:
+        """Local steps that no contribution holds yet."""
+        return self._since_snapshot
+
+    def anchor_by_name(self) -> dict[str, Tensor]:
+        """Return a copy of the anchor, by parameters' and buffers' names."""
+        return {n: view.clone() for n, view in zip(self.names, self._anchor_views, strict=True)}
+
+    @torch.no_grad()
+    def load_anchor(self, values: dict[str, Tensor]) -> None:
+        """Set the anchor, and the live model to it.
+
+        Raises:
+            ValueError: if names or shapes are others.
+        """
+        expected = {n: view.shape for n, view in zip(self.names, self._anchor_views, strict=True)}
+        if {n: value.shape for n, value in values.items()} != expected:
+            raise ValueError(
+                f"expected the state of a model with {listed(self.names)}, got one with "
+                f"{listed(list(values))}, or with other shapes"
+            )
+        torch._foreach_copy_(self._anchor_views, [values[n] for n in self.names])
+        self.take_anchor()
+
+    @torch.no_grad()
+    def set_anchor(self) -> None:
+        """Take the live model for the anchor."""
+        torch._foreach_copy_(self._anchor_views, [*self._parameters, *self._buffers])
+
+    @torch.no_grad()
+    def take_anchor(self) -> None:
+        """Overwrite the live model with the anchor, and forget what is not in it."""
+        torch._foreach_copy_([*self._parameters, *self._buffers], self._anchor_views)
+        self._pending = self._reset = False
+        self._since_snapshot = self._since_correction = 0
+
+    def count_step(self) -> None:
+        """Note that the optimizer has made a step."""
+        self._since_snapshot += 1
+        self._since_correction += 1
+
+    @torch.no_grad()
+    def snapshot(self) -> int:
+        """Keep this worker's progress D = x + p − z for :meth:`fill`; return its steps."""
+        steps, self._since_snapshot = self._since_snapshot, 0
+        with self.streams.beside_training():
+            if self._reset:
+                self._own.zero_()
+                self._own_buffers.copy_(self._anchor_buffers)
+                return 0
+            for x, z, own in zip(
+                self._parameters, self._anchor_views, self._own_views, strict=False
+            ):
+                torch.sub(x, z, out=own)
+            if self._buffers:
+                torch._foreach_copy_(self._views_of_own_buffers, self._buffers)
+            self._snapshot_momentum()
+            if self._pending:
+                self._fade_correction()
+                self._own_parameters.add_(self._correction_of_parameters)
+                self._own_momentum.add_(self._correction_of_momentum)
+        return steps
+
+    def progress_is_finite(self) -> bool:
+        """Whether the last snapshot of parameters and momentum has neither NaN nor infinity."""
+        with self.streams.beside_training():
+            return bool(
+                torch.isfinite(self._own_parameters).all()
+                and torch.isfinite(self._own_momentum).all()
+            )
+
+    @torch.no_grad()
+    def fill(self, body: Tensor, weight: float, *, active: bool) -> None:
+        """Write the last snapshot as this worker's summand.
+
+        Args:
+            body: shape (sizes.total,); what it held does not matter.
+            weight: of D.
+            active: whether this worker counts at all.
+        """
+        with self.streams.beside_training():
+            if active:
+                body.copy_(self._own)
+                body[: self.sizes.parameters].mul_(weight)
+            else:
+                body.zero_()
+
+    @torch.no_grad()
+    def land(self, body: Tensor, factor: float, num_active: int, *, dropped: bool = False) -> None:
+        """Move the anchor by Δ and prepare the correction Δ − D of the live model.
+
+        Args:
+            body: the sum over all workers, shape (sizes.total,); overwritten.
+            factor: Δ is the sum times this.
+            num_active: over how many workers the buffers were summed.
+            dropped: this worker's progress was left out: it goes on from the anchor.
+        """
+        with self.streams.beside_training():
+            progress, buffers, momentum, presence = torch.split(body, list(astuple(self.sizes)))
+            progress.mul_(factor)
+            self._anchor_parameters.add_(progress)
+            if num_active:
+                torch.div(buffers, num_active, out=self._anchor_buffers)
+            self._reset = self._reset or dropped
+            if self._pending:
+                self._fade_correction()
+            else:
+                self._correction.zero_()
+            self._since_correction = 0
+            self._pending = True
+            self._correction_of_parameters.add_(progress).sub_(self._own_parameters)
+            if self._momentum is not None and len(presence):
+                shapes, counts = self._momentum.shapes, presence.clamp(min=1).tolist()
+                torch._foreach_div_(_views(momentum, shapes), counts)
+                self._correct_momentum(momentum)
+
+    def _correct_momentum(self, average: Tensor) -> None:
+        assert self._momentum is not None
+        if self._reset:
+            self._correction_of_momentum.copy_(average)
+            return
+        average.sub_(self._own_momentum)
+        _scale(_views(average, self._momentum.shapes), self._momentum.decays(self._since_snapshot))
+        self._correction_of_momentum.add_(average)
+
+    @torch.no_grad()
+    def apply(self) -> bool:
+        """Add a landed correction to the live model; return whether there was one."""
+        if not self._pending:
+            return False
+        n = len(self._parameters)
+        self.streams.before_training_writes()
+        if self._reset:
+            torch._foreach_copy_([*self._parameters, *self._buffers], self._anchor_views)
+            self._since_snapshot = 0
+        else:
+            self._fade_correction()
+            torch._foreach_add_(self._parameters, self._correction_views[:n])
+        if self._momentum is not None:
+            correct = self._momentum.replace if self._reset else self._momentum.correct
+            correct(self._correction_views[n:])
+        self.streams.after_training_wrote()
+        self._pending = self._reset = False
+        return True
+
+    def _snapshot_momentum(self) -> None:
+        if self._momentum is None:
+            return
+        tensors = self._momentum.tensors()
+        for tensor, own in zip(tensors, self._views_of_own_momentum, strict=True):
+            if tensor is None:
+                own.zero_()
+            else:
+                own.copy_(tensor)
+        present = [float(tensor is not None) for tensor in tensors]
+        self._own_presence.copy_(torch.tensor(present))
+
+    def _fade_correction(self) -> None:
+        """Bring the correction of the momentum, made some steps ago, to now."""
+        if self._momentum is not None and self._since_correction:
+            views = self._correction_views[len(self._parameters) :]
+            _scale(views, self._momentum.decays(self._since_correction))
+        self._since_correction = 0
+
+
+def _scale(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
+    if tensors:
+        torch._foreach_mul_(list(tensors), list(factors))
+
+
+def _views(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
+    parts = torch.split(flat, [shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _one_device(tensors: Sequence[Tensor]) -> torch.device:
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        raise ValueError(
+            f"expected a model on one device, got {', '.join(sorted(map(str, devices)))}; "
+            "give each worker one device"
+        )
+    return devices.pop()
+
+
+def _require_all(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    missing = [name for name, parameter in named.items() if id(parameter) not in held]
+    foreign = len(held - {id(parameter) for parameter in named.values()})
+    if missing or foreign:
+        raise ValueError(
+            "expected an optimizer over the model's trainable parameters, got one without "
+            f"{listed(missing) or 'none of them'} and with {foreign} that are not the model's; "
+            "build it from model.parameters()"
+        )

@@ -1,0 +1,268 @@
+"""The thread that takes part in rounds: snapshot, All-Reduce, verdict, landing, new members."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from threading import Thread
+from typing import Any
+
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+from fedcurv.lasgd import header
+from fedcurv.lasgd.control import Control, Generation, WorkerLost
+from fedcurv.lasgd.data import Claim, Trained, packed, unpacked
+from fedcurv.lasgd.header import Report
+from fedcurv.lasgd.plane import Backend, Interrupted, Plane
+from fedcurv.lasgd.shared import Loss, Shared
+from fedcurv.lasgd.weights import Weights, common_factor, own_weight
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all workers must have in common.
+
+    Attributes:
+        world_size: how many workers begin.
+        sync_every: steps of all workers between rounds.
+        weights: of their progress.
+        backend: of the All-Reduce.
+    """
+
+    world_size: int
+    sync_every: int
+    weights: Weights
+    backend: Backend
+
+
+@dataclass(frozen=True)
+class _Contribution:
+    report: Report
+    claims: list[Claim]
+    dropped: bool
+
+
+class Rounds(Thread):
+    """Answers every round until all members have finished.
+
+    Args:
+        shared: of this worker.
+        control: a view of its own.
+        plan: of all workers.
+        generation: to begin with.
+    """
+
+    def __init__(
+        self, shared: Shared, control: Control, plan: Plan, generation: Generation
+    ) -> None:
+        super().__init__(name="lasgd-rounds", daemon=True)
+        self._shared, self._control, self._plan = shared, control, plan
+        self.trained = Trained()
+        # for the groups, whose making blocks their client
+        self._groups: Any = control.store.clone()
+        self.generation = generation
+        self._plane = self._make_plane()
+        # steps that landed in this generation, and whether a snapshot of an earlier one is to
+        self._landed_steps = 0
+        self._redoes = False
+
+    def enter(self) -> None:
+        """Give the anchor to fresh members, and count this generation's steps from here.
+
+        Raises:
+            WorkerLost: if all who had the anchor are lost.
+        """
+        while self.generation.fresh:
+            if self._is_handed_out():
+                self.generation = replace(self.generation, fresh=[])
+            else:
+                self._regroup()
+        shared = self._shared
+        with shared.changed:
+            self._landed_steps = 0
+            shared.generation, shared.round = self.generation.number, self.generation.round
+            shared.threshold = self._plan.sync_every
+            shared.uncounted = shared.replica.steps_since_snapshot
+            shared.changed.notify_all()
+
+    def _is_handed_out(self) -> bool:
+        holders = [m for m in self.generation.members if m not in self.generation.fresh]
+        if not holders:
+            raise WorkerLost("all workers that had the common model are lost")
+        anchor = self._shared.replica.anchor
+        sent = self._plane.flat[: len(anchor)]
+        sent.zero_()
+        if self._control.worker == holders[0]:
+            sent.copy_(anchor)
+        if not self._is_summed("anchor"):
+            return False
+        with self._shared.changed:
+            anchor.copy_(sent)
+            if self._control.worker in self.generation.fresh:
+                self._shared.replica.take_anchor()
+        return True
+
+    def run(self) -> None:
+        """Take part until the end."""
+        shared = self._shared
+        try:
+            while not shared.over:
+                self._control.wait_until_open(self.generation.round)
+                contribution = self._contribute()
+                reports = self._sum_up(contribution)
+                self._land(contribution, reports)
+                self._change_members(reports)
+        except Exception as error:
+            logger.debug("rounds have ended", exc_info=True)
+            with shared.changed:
+                shared.error = shared.error or error
+        finally:
+            self._plane.close()
+            with shared.changed:
+                shared.over = True
+                shared.changed.notify_all()
+
+    def _contribute(self) -> _Contribution:
+        shared = self._shared
+        with shared.changed:
+            shared.is_open = True
+            shared.changed.notify_all()
+            shared.changed.wait_for(self._may_take)
+            steps = shared.replica.snapshot()
+            claims, shared.trained = shared.trained, []
+            shared.in_flight = True
+            shared.taken += 1
+            finished, leaving = shared.finished, shared.leaving
+            busy_s = time.monotonic() - shared.counters.began
+            working_s = max(busy_s - shared.counters.waited_s, 1e-9)
+            all_steps = shared.counters.steps
+        broken = not shared.replica.progress_is_finite()
+        first = self.generation.members[0] == self._control.worker
+        report = Report(
+            steps=0 if broken else steps,
+            active=steps > 0 or not finished,
+            finished=finished,
+            leaving=leaving,
+            broken=broken,
+            claims=len(claims),
+            newcomers=self._control.newcomers() if first else 0,
+            speed=all_steps / working_s,
+            pace=all_steps / max(busy_s, 1e-9),
+        )
+        return _Contribution(report, claims, dropped=broken)
+
+    def _may_take(self) -> bool:
+        shared = self._shared
+        rests = shared.at_boundary or shared.finished or shared.leaving
+        return not shared.stepping and (shared.overlap or rests)
+
+    def _sum_up(self, contribution: _Contribution) -> list[Report]:
+        """Return all members' reports; the sum stands in the plane."""
+        while True:
+            size = self._shared.replica.sizes.total
+            position = self.generation.members.index(self._control.worker)
+            weight = own_weight(self._plan.weights, contribution.report)
+            active = bool(contribution.report.active) and not contribution.report.broken
+            self._shared.replica.fill(self._plane.flat[:size], weight, active=active)
+            header.write(self._plane.flat[size:], position, contribution.report)
+            if contribution.claims:
+                self._control.tell_trained(self.generation.round, packed(contribution.claims))
+            if self._is_summed(f"round/{self.generation.round}"):
+                return header.read(self._plane.flat[size:])
+            self._regroup()
+            self.enter()
+            self._redoes = True
+
+    def _is_summed(self, what: str) -> bool:
+        generation, control = self.generation, self._control
+        try:
+            self._plane.all_reduce(lambda: control.has_verdict(generation, what))
+        except Interrupted as reason:
+            logger.info("worker %d, %s: %s", control.worker, what, reason)
+            control.abort(generation, what)
+            return False
+        return control.commit(generation, what)
+
+    def _regroup(self) -> None:
+        """Go on with those that are left."""
+        self._plane.close()
+        before = self.generation
+        self.generation = self._control.survivors(before)
+        lost = [m for m in before.members if m not in self.generation.members]
+        if lost:
+            logger.warning("lost worker %s in round %d", ", ".join(map(str, lost)), before.round)
+        with self._shared.changed:
+            counters = self._shared.counters
+            now = time.monotonic() - counters.began
+            counters.lost += [Loss(m, before.round, now) for m in lost]
+        self._plane = self._make_plane()
+
+    def _land(self, contribution: _Contribution, reports: list[Report]) -> None:
+        shared, plane = self._shared, self._plane
+        num_active = sum(bool(r.active) and not r.broken for r in reports)
+        factor = common_factor(self._plan.weights, reports)
+        tellers = [m for m, r in zip(self.generation.members, reports, strict=True) if r.claims]
+        told = self._control.trained(self.generation.round, tellers)
+        with shared.changed:
+            counters, steps = shared.counters, int(sum(r.steps for r in reports))
+            in_flight = shared.replica.steps_since_snapshot
+            body = plane.flat[: shared.replica.sizes.total]
+            shared.replica.land(body, factor, num_active, dropped=contribution.dropped)
+            self.trained.add(claim for text in told for claim in unpacked(text))
+            counters.rounds += 1
+            counters.steps_in_rounds += steps
+            counters.broken_rounds += contribution.dropped
+            counters.in_flight_sum += in_flight
+            counters.in_flight_max = max(counters.in_flight_max, in_flight)
+            counters.speed_of_all = sum(r.speed for r in reports)
+            counters.pace_of_all = sum(r.pace for r in reports)
+            # a snapshot of an earlier generation was counted there
+            self._landed_steps += 0 if self._redoes else steps
+            self._redoes = False
+            self.generation = replace(self.generation, round=self.generation.round + 1)
+            shared.round = self.generation.round
+            shared.threshold = self._landed_steps + self._plan.sync_every
+            shared.is_open = shared.in_flight = False
+            shared.landed += 1
+            shared.landed_at = time.monotonic()
+            # the round that was open when one was asked for did not hold all that it should
+            shared.urgent = shared.urgent or shared.wanted > shared.taken
+            shared.changed.notify_all()
+
+    def _change_members(self, reports: list[Report]) -> None:
+        members = self.generation.members
+        leavers = [m for m, r in zip(members, reports, strict=True) if r.leaving]
+        stay = [m for m in members if m not in leavers]
+        first = self._plan.world_size + self.generation.admitted
+        newcomers = list(range(first, self._plan.world_size + int(reports[0].newcomers)))
+        if self._control.worker in leavers or all(r.finished or r.leaving for r in reports):
+            self._shared.over = True
+            return
+        if leavers or newcomers:
+            self._plane.close()
+            following = Generation(
+                self.generation.number + 1,
+                stay + newcomers,
+                newcomers,
+                self.generation.round,
+                self.generation.admitted + len(newcomers),
+            )
+            self.generation = self._control.propose(following)
+            self._control.admit(self.generation)
+            self._plane = self._make_plane()
+            self.enter()
+
+    def _make_plane(self) -> Plane:
+        replica, generation = self._shared.replica, self.generation
+        return Plane(
+            PrefixStore(f"group/{generation.number}", self._groups),
+            generation.members.index(self._control.worker),
+            len(generation.members),
+            numel=replica.sizes.total + header.LINES * len(generation.members),
+            dtype=replica.dtype,
+            device=replica.device,
+            streams=replica.streams,
+            backend=self._plan.backend,
+            timeout_s=self._control.patience_s,
+        )

@@ -1,0 +1,122 @@
+"""What a worker's threads share: one trains, one counts steps, one takes part in rounds."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Condition
+
+from fedcurv.lasgd.control import WorkerLost
+from fedcurv.lasgd.data import Claim
+from fedcurv.lasgd.replica import Replica
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A worker that was lost.
+
+    Attributes:
+        worker: its id.
+        round: in which the others noticed.
+        seconds: since this worker began.
+    """
+
+    worker: int
+    round: int
+    seconds: float
+
+
+@dataclass
+class Counters:
+    """What a worker has seen so far."""
+
+    began: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    samples: int = 0
+    waited_s: float = 0.0
+    rounds: int = 0
+    steps_in_rounds: int = 0
+    broken_rounds: int = 0
+    in_flight_sum: int = 0
+    in_flight_max: int = 0
+    speed_of_all: float = 0.0
+    pace_of_all: float = 0.0
+    lost: list[Loss] = field(default_factory=list)
+
+
+@dataclass
+class Shared:
+    """The replica and the flags beside it; touched only while ``changed`` is held.
+
+    Attributes:
+        replica: of this worker.
+        overlap: rounds run beside the training; else training waits for them.
+        generation: g, as the counting thread needs it.
+        round: r of the next landing.
+        threshold: steps, counted by all in this generation, that open it.
+        uncounted: steps that the store has not been told of.
+        urgent: the next round is to open at once.
+        stepping: inside of an optimizer step, where no snapshot may be taken.
+        at_boundary: the training thread waits between two steps.
+        is_open: a round has been opened, and has not landed.
+        in_flight: a snapshot has been taken, and has not landed.
+        taken: how many snapshots have been taken.
+        landed: how many of them have landed.
+        landed_at: when the last did.
+        wanted: how many snapshots must be taken, for the training thread's sake.
+        finished: this worker makes no further step.
+        leaving: and wants out.
+        over: the rounds have ended.
+        error: why they ended, if they should not have.
+        untrained: claims that were handed out since the last step.
+        trained: claims that the steps since the last snapshot hold.
+    """
+
+    replica: Replica
+    overlap: bool
+    changed: Condition = field(default_factory=Condition)
+    counters: Counters = field(default_factory=Counters)
+    generation: int = 0
+    round: int = 0
+    threshold: int = 0
+    uncounted: int = 0
+    urgent: bool = False
+    stepping: bool = False
+    at_boundary: bool = False
+    is_open: bool = False
+    in_flight: bool = False
+    taken: int = 0
+    landed: int = 0
+    landed_at: float = field(default_factory=time.monotonic)
+    wanted: int = 0
+    finished: bool = False
+    leaving: bool = False
+    over: bool = False
+    error: Exception | None = None
+    untrained: list[Claim] = field(default_factory=list)
+    trained: list[Claim] = field(default_factory=list)
+
+    def wait_in_training(self, until: Callable[[], bool]) -> None:
+        """Let the training thread wait between two steps, and count the time.
+
+        Raises:
+            WorkerLost: if the rounds have failed.
+        """
+        began = time.monotonic()
+        self.at_boundary = True
+        self.changed.notify_all()
+        self.changed.wait_for(lambda: until() or self.over or self.error is not None)
+        self.at_boundary = False
+        self.counters.waited_s += time.monotonic() - began
+        self.raise_error()
+
+    def want_round(self) -> int:
+        """Ask for a round that holds all steps so far; return its number among the snapshots."""
+        self.wanted = self.taken + 1
+        self.urgent = True
+        self.changed.notify_all()
+        return self.wanted
+
+    def raise_error(self) -> None:
+        """Raise what has ended the rounds, in the thread that trains."""
+        if self.error is not None:
+            raise WorkerLost(str(self.error)) from self.error
