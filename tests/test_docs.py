@@ -3,6 +3,9 @@
 import contextlib
 import io
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,8 +20,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+def alone_under_torchrun() -> dict[str, str]:
+    """Return the environment of the only worker."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_and_prints_what_it_says(page):
+def test_the_code_of_a_page_runs_and_prints_what_it_says(page, monkeypatch):
+    for name, value in alone_under_torchrun().items():
+        monkeypatch.setenv(name, value)
     printed, namespace = io.StringIO(), {"__name__": page.stem}
     with contextlib.redirect_stdout(printed):
         for code in blocks(page, "python"):
@@ -30,5 +43,22 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page):
 def test_the_commands_of_a_page_are_valid_configurations(page):
     for line in "".join(blocks(page, "console")).splitlines():
         program, *_ = line.split()
+        if program == "torchrun":
+            continue
         config = {"fedcurv-simulate": "config", "fedcurv-label-noise": "label_noise"}[program]
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
+
+
+@pytest.mark.slow
+def test_the_lasgd_page_runs_under_torchrun(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "lasgd.md"
+    (tmp_path / "train.py").write_text("".join(blocks(page, "python")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "train.py"]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    accuracy, steps = re.findall(r"(\d+)% after (\d+) steps", result.stdout)[0]
+    assert int(accuracy) >= 97
+    assert int(steps) == 570

@@ -133,6 +133,16 @@ class Control:
         """Tell the others that a worker's process has ended, so that none waits for it."""
         self.store.set(f"dead/{worker}", "")
 
+    def say_goodbye(self) -> None:
+        """Say that this worker needs the store no more."""
+        self.store.add("goodbyes", 1)
+
+    def wait_for_goodbyes(self, number: int) -> None:
+        """Wait for the others before the store may end with this process, but not for ever."""
+        deadline = time.monotonic() + self.patience_s
+        while self.store.add("goodbyes", 0) < number and time.monotonic() < deadline:
+            time.sleep(_NAP_S)
+
     # rounds
 
     def count(self, generation: int, steps: int) -> int:

@@ -107,6 +107,8 @@ class LASGD:
             control = Control(store, rank, timeout_s)
             generation = meeting.begin(control, size, signature)
         replica.set_anchor()
+        # this process may host the store: it lives as long as its first client
+        self._first_client = control
         # used by counts and claims, which never block
         self._control = control.clone()
         plan = Plan(size, sync_every, weights, backend)
@@ -156,6 +158,9 @@ class LASGD:
         finally:
             for hook in self._hooks:
                 hook.remove()
+            # a process that ends in the middle of closing its group is terminated by torch
+            self._rounds.join(self._control.patience_s)
+            self._counting.join(self._control.patience_s)
 
     def loader(
         self,
@@ -209,6 +214,9 @@ class LASGD:
             shared.wait_in_training(lambda: shared.over)
             shared.replica.apply()
             shared.replica.take_anchor()
+        self._control.say_goodbye()
+        if self.worker == 0:
+            self._control.wait_for_goodbyes(len(self._rounds.generation.members))
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
