@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: simulate test test-fast check bench clean
+.PHONY: simulate test test-fast check bench bench-lasgd clean
 
 simulate: $(INSTALLED)
 	$(BIN)/fedcurv-simulate $(ARGS)
@@ -21,6 +21,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark_suite $(ARGS)
+
+bench-lasgd: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks.lasgd $(ARGS)
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,5 +1,6 @@
 """The ready-made ClientApp: local training with FedCurv, FedProx or neither, as the server asks."""
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedcurv.clients.curvature import ClientCurvature
+from fedcurv.clients.site_training import Share, fisher_on_site, pool_for, train_on_site
 from fedcurv.clients.training import (
     InMemoryBatches,
     TrainingSettings,
@@ -26,8 +28,6 @@ from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, client_id_of, p
 Samples = tuple[Tensor, Tensor]
 
 _EVALUATION_BATCH_SIZE = 512
-# small batches only make an estimate slow; larger ones than in training would take more memory
-_SMALLEST_FISHER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class LocalTask:
 
 
 MakeTask = Callable[[Message, Context], LocalTask]
+# trains and returns the loss; adds FedCurv's report to a reply
+_Trainer = tuple[Callable[[], float], Callable[[RecordDict], None]]
 
 
 def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
@@ -88,25 +90,17 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         model = task.model.to(device)
         inputs, targets = inputs.to(device), targets.to(device)
         model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        optimizer = settings.make_optimizer(model)
-        if mu := _number(config, "proximal-mu"):
-            attach_proximal_term(optimizer, model, mu)
         curvature = ClientCurvature(message, context, model)
-        curvature.attach(optimizer, mode=settings.penalty_mode)
-
-        batches = InMemoryBatches(inputs, targets, settings.batch_size, generator)
-        criterion = None if task.criterion is None else task.criterion.to(device)
-        loss = train(model, batches, optimizer, epochs=settings.epochs, criterion=criterion)
+        mu = _number(config, "proximal-mu")
+        if settings.trainer == "lasgd":
+            train_it, report = _by_site(task, curvature, mu, seed=generator.initial_seed())
+        else:
+            train_it, report = _in_this_process(task, curvature, mu, (inputs, targets), generator)
+        loss = train_it()
         trained = time.perf_counter()
         penalty = 0.0 if curvature.penalty is None else float(curvature.penalty.value().detach())
-
         content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
-        curvature.report(
-            content,
-            model,
-            InMemoryBatches(inputs, targets, max(settings.batch_size, _SMALLEST_FISHER_BATCH)),
-            kind=settings.fisher_kind,
-        )
+        report(content)
     content["metrics"] = MetricRecord(
         {
             **task.metrics,
@@ -119,6 +113,52 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         }
     )
     return Message(content, reply_to=message)
+
+
+def _in_this_process(
+    task: LocalTask,
+    curvature: ClientCurvature,
+    mu: float,
+    samples: Samples,
+    generator: torch.Generator,
+) -> _Trainer:
+    """Return what trains the task's model, and what then adds FedCurv's report to a reply."""
+    model, settings = task.model, task.settings
+
+    def train_it() -> float:
+        optimizer = settings.make_optimizer(model)
+        if mu:
+            attach_proximal_term(optimizer, model, mu)
+        curvature.attach(optimizer, mode=settings.penalty_mode)
+        batches = InMemoryBatches(*samples, settings.batch_size, generator)
+        criterion = None if task.criterion is None else task.criterion.to(samples[0].device)
+        return train(model, batches, optimizer, epochs=settings.epochs, criterion=criterion)
+
+    def report(content: RecordDict) -> None:
+        batches = InMemoryBatches(*samples, settings.fisher_batch_size)
+        curvature.report(content, model, batches, kind=settings.fisher_kind)
+
+    return train_it, report
+
+
+def _by_site(task: LocalTask, curvature: ClientCurvature, mu: float, *, seed: int) -> _Trainer:
+    """Return the same for the workers of a site."""
+    pool, penalty = pool_for(task.settings), curvature.penalty
+    pull = None if penalty is None else (penalty.curvature, penalty.strength)
+    model = task.model.cpu()
+    share = Share(model, task.train_samples, task.settings, task.criterion, mu, pull, seed % 2**31)
+
+    def train_it() -> float:
+        done = train_on_site(pool, share)
+        model.load_state_dict(done.weights)
+        return done.loss_sum / done.num_samples
+
+    def report(content: RecordDict) -> None:
+        if curvature.active:
+            fisher = fisher_on_site(pool, dataclasses.replace(share, penalty=None))
+            curvature.report_fisher(content, model, fisher)
+
+    return train_it, report
 
 
 def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Message:

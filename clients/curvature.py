@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -121,12 +121,31 @@ class ClientCurvature:
         """
         if not self.active:
             return content
-        while self._handles:
-            self._handles.pop().remove()
-        self.penalty = None
+        self._end_penalty()
         fisher = fisher_diagonal(
             model, batches, kind=kind, likelihood=likelihood, generator=generator
         )
+        return self.report_fisher(content, model, fisher)
+
+    def report_fisher(
+        self, content: RecordDict, model: nn.Module, fisher: Mapping[str, Tensor]
+    ) -> RecordDict:
+        """Remember a Fisher diagonal that has been estimated elsewhere, and add it to the reply.
+
+        Args:
+            content: see :meth:`report`.
+            model: the trained model.
+            fisher: at the model's parameters, the mean over the node's samples.
+
+        Returns:
+            ``content``, with FedCurv's records added if the server asked for them.
+
+        Raises:
+            ValueError: if it is not of the model's parameters, or not valid.
+        """
+        if not self.active:
+            return content
+        self._end_penalty()
         # what is remembered must be what is sent: else a difference of sums could become negative
         curvature = Curvature.at(model, fisher).to(torch.float32)
         instruction = self._active_instruction
@@ -140,6 +159,11 @@ class ClientCurvature:
         )
         self._store.save(Contribution(instruction.server_round, self._message_id, curvature))
         return content
+
+    def _end_penalty(self) -> None:
+        while self._handles:
+            self._handles.pop().remove()
+        self.penalty = None
 
     @property
     def _active_instruction(self) -> Instruction:

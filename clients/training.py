@@ -14,6 +14,10 @@ from fedcurv.parameters import gradients_of, trainable_parameters
 from fedcurv.penalty import PenaltyMode
 
 OptimizerName = Literal["sgd", "adam"]
+Trainer = Literal["local", "lasgd"]
+
+# small batches only make an estimate slow; larger ones than in training would take more memory
+_SMALLEST_FISHER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class TrainingSettings:
         fisher_kind: see ``fisher_diagonal``.
         device: ``auto`` takes CUDA where there is one; else a name that torch knows.
         num_threads: CPU threads of torch's operations; the bits of a sum depend on it.
+        trainer: ``local`` trains in this process; ``lasgd`` by several workers of the site, each
+            on a GPU where there are any; then the bits depend on their speeds.
+        workers: of ``lasgd``, >= 1.
+        sync_every: of ``lasgd``, see there.
 
     Raises:
         ValueError: naming every setting out of range.
@@ -46,6 +54,14 @@ class TrainingSettings:
     fisher_kind: FisherKind = "empirical"
     device: str = "auto"
     num_threads: int = 1
+    trainer: Trainer = "local"
+    workers: int = 2
+    sync_every: int = 8
+
+    @property
+    def fisher_batch_size(self) -> int:
+        """How many samples an estimate takes at once."""
+        return max(self.batch_size, _SMALLEST_FISHER_BATCH)
 
     def __post_init__(self) -> None:
         """Collect everything that is out of range and raise once."""
@@ -88,6 +104,9 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "fisher_kind": (lambda v: v in get_args(FisherKind), "empirical, exact or sampled"),
     "device": (lambda v: v == "auto" or torch.device(v), "auto or a device that torch knows"),
     "num_threads": (_positive_integer, "an integer >= 1"),
+    "trainer": (lambda v: v in get_args(Trainer), "local or lasgd"),
+    "workers": (_positive_integer, "an integer >= 1"),
+    "sync_every": (_positive_integer, "an integer >= 1"),
 }
 
 
@@ -148,23 +167,33 @@ def train(
     Raises:
         ValueError: if there are no samples.
     """
+    for _ in range(epochs):
+        total, num_samples = train_epoch(model, batches, optimizer, criterion)
+        if num_samples == 0:
+            raise ValueError("expected training samples, got none")
+    return total / num_samples
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    criterion: nn.Module | None = None,
+) -> tuple[float, int]:
+    """Train in place for one pass; return the sum of the losses per sample, and their number."""
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
     device = next(model.parameters()).device
     model.train()
-    for _ in range(epochs):
-        total = torch.zeros((), device=device)
-        num_samples = 0
-        for inputs, targets in batches:
-            inputs, targets = inputs.to(device), targets.to(device)
-            optimizer.zero_grad()
-            loss = criterion(model(inputs), targets)
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(targets)
-            num_samples += len(targets)
-        if num_samples == 0:
-            raise ValueError("expected training samples, got none")
-    return float(total) / num_samples
+    total, num_samples = torch.zeros((), device=device), 0
+    for inputs, targets in batches:
+        inputs, targets = inputs.to(device), targets.to(device)
+        optimizer.zero_grad()
+        loss = criterion(model(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach() * len(targets)
+        num_samples += len(targets)
+    return float(total), num_samples
 
 
 @torch.no_grad()

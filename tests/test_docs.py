@@ -52,7 +52,7 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
 @pytest.mark.slow
 def test_the_lasgd_page_runs_under_torchrun(tmp_path):
     page = Path(__file__).parents[1] / "docs" / "lasgd.md"
-    (tmp_path / "train.py").write_text("".join(blocks(page, "python")))
+    (tmp_path / "train.py").write_text(blocks(page, "python")[0])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "train.py"]
     result = subprocess.run(
