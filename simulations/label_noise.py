@@ -168,7 +168,7 @@ def accuracy_figure(outcomes: Sequence[Outcome]) -> Figure:
     noises = list(dict.fromkeys(o.noise for o in outcomes))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for loss in dict.fromkeys(o.loss for o in outcomes):
+    for index, loss in enumerate(dict.fromkeys(o.loss for o in outcomes)):
         cells = [[o.last for o in outcomes if (o.loss, o.noise) == (loss, n)] for n in noises]
         axes.errorbar(
             noises,
@@ -177,9 +177,12 @@ def accuracy_figure(outcomes: Sequence[Outcome]) -> Figure:
             label=loss,
             capsize=3,
             marker="o",
+            color=f"C{index % 10}",
+            linestyle=("-", "--", ":")[index // 10 % 3],
         )
     axes.set(xlabel="label noise", ylabel="test accuracy after the last round (%)")
     axes.grid(alpha=0.3)
+    axes.tick_params(axis="x", rotation=15)
     figure.legend(loc="outside right upper")
     return figure
 

@@ -39,9 +39,14 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page, monkeypatch):
     assert printed.getvalue() == "".join(blocks(page, "text"))
 
 
+def unwrapped(command: str) -> str:
+    return " ".join(command.split())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_valid_configurations(page):
-    for line in "".join(blocks(page, "console")).splitlines():
+    inline = re.findall(r"`(fedcurv-\S+\s[^`]+)`", page.read_text(encoding="utf-8"))
+    for line in [*"".join(blocks(page, "console")).splitlines(), *map(unwrapped, inline)]:
         program, *_ = line.split()
         if program == "torchrun":
             continue

@@ -15,6 +15,7 @@ from fedcurv.losses import (
     RobustLoss,
     symmetry_gap,
 )
+from fedcurv.losses.regularizers import REGULARIZERS
 
 CLASSES, RATE = 3, 0.5
 # uniform noise leaves the clean risk, times this, and a constant
@@ -113,3 +114,19 @@ def test_the_gap_of_torchs_losses():
 def test_bad_input(loss, logits, message):
     with pytest.raises(ValueError, match=message):
         symmetry_gap(loss, logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "curvature"),
+    [
+        ("label_smoothing", 1 / CLASSES),
+        ("entropy", 1 / CLASSES),
+        ("squared_output", 1 / CLASSES**2),
+        ("logit", 1.0),
+    ],
+)
+def test_curvatures_at_zero_are_those_that_limit_the_learning_rate(name, curvature):
+    logits = torch.zeros(CLASSES, dtype=torch.double)
+    hessian = torch.autograd.functional.hessian(lambda z: REGULARIZERS[name](z[None])[0], logits)
+    centred = torch.eye(CLASSES).double() - 1 / CLASSES
+    torch.testing.assert_close(hessian, curvature * centred)
