@@ -207,22 +207,21 @@ class LASGD:
 
     def finish(self) -> None:
         """Answer the others' rounds until all have finished; then all have the same bits."""
-        shared = self._shared
-        with shared.changed:
-            shared.finished = True
-            shared.want_round()
-            shared.wait_in_training(lambda: shared.over)
-            shared.replica.apply()
-            shared.replica.take_anchor()
+        self._answer_to_the_end(leaving=False)
+        with self._shared.changed:
+            self._shared.replica.take_anchor()
         self._control.say_goodbye()
         if self.worker == 0:
             self._control.wait_for_goodbyes(len(self._rounds.generation.members))
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
+        self._answer_to_the_end(leaving=True)
+
+    def _answer_to_the_end(self, *, leaving: bool) -> None:
         shared = self._shared
         with shared.changed:
-            shared.leaving = True
+            shared.finished, shared.leaving = not leaving, leaving
             shared.want_round()
             shared.wait_in_training(lambda: shared.over)
             shared.replica.apply()

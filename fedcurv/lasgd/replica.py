@@ -101,6 +101,7 @@ class Replica:
 
     def anchor_by_name(self) -> dict[str, Tensor]:
         """Return a copy of the anchor, by parameters' and buffers' names."""
+        self.streams.before_training_writes()
         return {n: view.clone() for n, view in zip(self.names, self._anchor_views, strict=True)}
 
     @torch.no_grad()
@@ -127,7 +128,9 @@ class Replica:
     @torch.no_grad()
     def take_anchor(self) -> None:
         """Overwrite the live model with the anchor, and forget what is not in it."""
+        self.streams.before_training_writes()
         torch._foreach_copy_([*self._parameters, *self._buffers], self._anchor_views)
+        self.streams.after_training_wrote()
         self._pending = self._reset = False
         self._since_snapshot = self._since_correction = 0
 
@@ -182,18 +185,37 @@ class Replica:
             else:
                 body.zero_()
 
+    def counts(self, body: Tensor) -> list[float]:
+        """Return over how many workers each tensor of the momentum was summed.
+
+        It waits for the device, so that :meth:`land`, under the caller's lock, need not.
+        """
+        with self.streams.beside_training():
+            presence = body[self.sizes.total - self.sizes.presence :]
+            numbers: list[float] = presence.tolist()
+            return numbers
+
     @torch.no_grad()
-    def land(self, body: Tensor, factor: float, num_active: int, *, dropped: bool = False) -> None:
+    def land(
+        self,
+        body: Tensor,
+        factor: float,
+        num_active: int,
+        counts: Sequence[float],
+        *,
+        dropped: bool = False,
+    ) -> None:
         """Move the anchor by Δ and prepare the correction Δ − D of the live model.
 
         Args:
             body: the sum over all workers, shape (sizes.total,); overwritten.
             factor: Δ is the sum times this.
             num_active: over how many workers the buffers were summed.
+            counts: of :meth:`counts`.
             dropped: this worker's progress was left out: it goes on from the anchor.
         """
         with self.streams.beside_training():
-            progress, buffers, momentum, presence = torch.split(body, list(astuple(self.sizes)))
+            progress, buffers, momentum, _ = torch.split(body, list(astuple(self.sizes)))
             progress.mul_(factor)
             self._anchor_parameters.add_(progress)
             if num_active:
@@ -206,9 +228,9 @@ class Replica:
             self._since_correction = 0
             self._pending = True
             self._correction_of_parameters.add_(progress).sub_(self._own_parameters)
-            if self._momentum is not None and len(presence):
-                shapes, counts = self._momentum.shapes, presence.clamp(min=1).tolist()
-                torch._foreach_div_(_views(momentum, shapes), counts)
+            if self._momentum is not None and counts:
+                views = _views(momentum, self._momentum.shapes)
+                torch._foreach_div_(views, [max(1.0, count) for count in counts])
                 self._correct_momentum(momentum)
 
     def _correct_momentum(self, average: Tensor) -> None:

@@ -91,14 +91,16 @@ class Rounds(Thread):
         if not holders:
             raise WorkerLost("all workers that had the common model are lost")
         anchor = self._shared.replica.anchor
-        sent = self._plane.flat[: len(anchor)]
-        sent.zero_()
-        if self._control.worker == holders[0]:
-            sent.copy_(anchor)
+        sent, streams = self._plane.flat[: len(anchor)], self._shared.replica.streams
+        with streams.beside_training():
+            sent.zero_()
+            if self._control.worker == holders[0]:
+                sent.copy_(anchor)
         if not self._is_summed("anchor"):
             return False
         with self._shared.changed:
-            anchor.copy_(sent)
+            with streams.beside_training():
+                anchor.copy_(sent)
             if self._control.worker in self.generation.fresh:
                 self._shared.replica.take_anchor()
         return True
@@ -165,11 +167,13 @@ class Rounds(Thread):
             weight = own_weight(self._plan.weights, contribution.report)
             active = bool(contribution.report.active) and not contribution.report.broken
             self._shared.replica.fill(self._plane.flat[:size], weight, active=active)
-            header.write(self._plane.flat[size:], position, contribution.report)
+            with self._shared.replica.streams.beside_training():
+                header.write(self._plane.flat[size:], position, contribution.report)
             if contribution.claims:
                 self._control.tell_trained(self.generation.round, packed(contribution.claims))
             if self._is_summed(f"round/{self.generation.round}"):
-                return header.read(self._plane.flat[size:])
+                with self._shared.replica.streams.beside_training():
+                    return header.read(self._plane.flat[size:])
             self._regroup()
             self.enter()
             self._redoes = True
@@ -204,11 +208,12 @@ class Rounds(Thread):
         factor = common_factor(self._plan.weights, reports)
         tellers = [m for m, r in zip(self.generation.members, reports, strict=True) if r.claims]
         told = self._control.trained(self.generation.round, tellers)
+        body = plane.flat[: shared.replica.sizes.total]
+        counts = shared.replica.counts(body)
         with shared.changed:
             counters, steps = shared.counters, int(sum(r.steps for r in reports))
             in_flight = shared.replica.steps_since_snapshot
-            body = plane.flat[: shared.replica.sizes.total]
-            shared.replica.land(body, factor, num_active, dropped=contribution.dropped)
+            shared.replica.land(body, factor, num_active, counts, dropped=contribution.dropped)
             self.trained.add(claim for text in told for claim in unpacked(text))
             counters.rounds += 1
             counters.steps_in_rounds += steps

@@ -336,6 +336,26 @@ def test_synchronize_gives_the_common_model_in_the_middle():
     assert torch.equal(one[1], one[0])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+def test_on_a_gpu(backend):
+    """NCCL wants a GPU for each worker."""
+    number = 2 if backend == "gloo" else 1
+
+    def work(rank, store, size):
+        model = make_model(seed=rank).to("cuda")
+        optimizer = sgd(model, momentum=0.9)
+        options = {"store": store, "rank": rank, "world_size": size, "backend": backend}
+        with LASGD(model, optimizer, sync_every=4, **options) as lasgd:
+            for inputs, labels in lasgd.loader(DATA, 8):
+                step(model, optimizer, inputs.cuda(), labels.cuda())
+        return values(model).cpu(), lasgd.stats
+
+    results = in_threads(work, number)
+    assert all(torch.equal(model, results[0][0]) for model, _ in results)
+    assert results[0][1].steps_in_rounds == 15
+
+
 def error_of(result):
     assert isinstance(result, Exception), result
     return f"{type(result).__name__}: {result}"

@@ -59,7 +59,8 @@ class Site:
         total = torch.stack(bodies).sum(0)
         factor = common_factor(self.weights, reports)
         for replica, bad in zip(self.replicas, broken, strict=True):
-            replica.land(total.clone(), factor, len(reports) - sum(broken), dropped=bad)
+            number, counts = len(reports) - sum(broken), replica.counts(total)
+            replica.land(total.clone(), factor, number, counts, dropped=bad)
 
     def weights_of(self, worker):
         return flat(self.models[worker])
@@ -319,7 +320,7 @@ def test_tied_frozen_and_strided_parameters():
     replica.snapshot()
     body = torch.zeros(replica.sizes.total, dtype=torch.double)
     replica.fill(body, 1.0, active=True)
-    replica.land(body, 0.5, 1)
+    replica.land(body, 0.5, 1, replica.counts(body))
     replica.apply()
     for old, new in zip(before, trainable, strict=True):
         torch.testing.assert_close(new.detach(), old + 0.5)
