@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -55,6 +56,9 @@ class FedCurv(Strategy):
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
+        max_precision: the largest precision that a client may contribute, > 0: a reply above it is
+            refused like one with NaN, for it would outweigh all others. It bites in the log and in
+            ``refused``; by default only what float32 sums could not hold is refused.
         **fedavg_options: ``FedAvg``'s own, only without ``strategy``.
 
     Attributes:
@@ -62,7 +66,7 @@ class FedCurv(Strategy):
         refused: reason by message id for the replies that the last round refused.
 
     Raises:
-        ValueError: if strength is negative or not finite.
+        ValueError: if strength is negative or not finite, or max_precision not above 0.
         TypeError: for differential-privacy wrappers, which treat every array as a weight, and for
             options beside a strategy.
 
@@ -76,9 +80,12 @@ class FedCurv(Strategy):
         *,
         strength: float,
         secure_sums: bool = False,
+        max_precision: float = math.inf,
         **fedavg_options: Any,
     ) -> None:
         self.strength = checked_strength(strength)
+        if not max_precision > 0.0:
+            raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
         if isinstance(strategy, DP_WRAPPERS):
             raise TypeError(
                 f"expected a strategy without differential privacy, got {type(strategy).__name__}, "
@@ -91,6 +98,7 @@ class FedCurv(Strategy):
             )
         self.strategy = FedAvg(**fedavg_options) if strategy is None else strategy
         self.secure_sums = secure_sums
+        self._max_precision = max_precision
         self.refused: Mapping[str, str] = {}
         self._at_first = plain_values(self.strategy)
         self._federation = uuid4().hex
@@ -132,7 +140,7 @@ class FedCurv(Strategy):
         """
         if isinstance(replies, Sequence):
             replies = _in_order_of_clients(replies)
-        sums = RoundSums()
+        sums = RoundSums(self._max_precision)
         received: list[Message] = []
         refused: dict[str, str] = {}
         clients: dict[str, str] = {}

@@ -1,10 +1,12 @@
 """A round's sums of statistics, formed reply by reply: no two replies' need be held at once."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from flwr.app import RecordDict
+from torch import Tensor
 
 from fedcurv.curvature import Curvature, CurvatureSum, precision_faults
 from fedcurv.strategies.records import Report, unpack_tensors
@@ -46,9 +48,13 @@ class RoundSums:
 
     Names of metrics and of statistics must be the same in all replies of a round. Which are right
     shows when the last has come, so there is a sum for each kind that comes: one, as a rule.
+
+    Args:
+        max_precision: the largest precision that a reply may hold.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_precision: float = math.inf) -> None:
+        self._max_precision = min(max_precision, _LARGEST_TERM)
         self._metrics: dict[str, Names] = {}
         self._statistics: dict[str, Names] = {}
         self._groups: dict[tuple[Names, Names], _Group] = {}
@@ -71,7 +77,7 @@ class RoundSums:
         if report is not None:
             names = frozenset(report.precision)
             group = self._groups.get((metrics, names), _Group())
-            _add_checked(group.sums, report, arrays)
+            _add_checked(group.sums, report, arrays, self._max_precision)
             group.contributors.append(message_id)
             self._groups[metrics, names] = group
             self._statistics[message_id] = names
@@ -97,10 +103,11 @@ class RoundSums:
         return Agreed(refused, names, group.contributors, group.sums.total(torch.float32))
 
 
-def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays) -> None:
+def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays, max_precision: float) -> None:
     """Add a client's terms: P = F, and Q as sent or else F·θ̂."""
     precision = unpack_tensors(report.precision)
     if report.information is not None:
+        _check_precision(precision, dict.fromkeys(precision, max_precision))
         information = unpack_tensors(report.information)
         sums.add(Curvature(precision, information).check(_LARGEST_TERM))
         return
@@ -110,7 +117,14 @@ def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays) -> None:
             f"statistics of {unknown[0]!r}, which is not among the arrays of the reply"
         )
     # a bound on the products spares a look at them
-    largest = {name: _LARGEST_TERM / max(1.0, arrays.largest[name]) for name in precision}
+    largest = {
+        name: min(max_precision, _LARGEST_TERM / max(1.0, arrays.largest[name]))
+        for name in precision
+    }
+    _check_precision(precision, largest)
+    sums.add_at(arrays.tensors, precision)
+
+
+def _check_precision(precision: Mapping[str, Tensor], largest: Mapping[str, float]) -> None:
     if faults := precision_faults(precision, largest):
         raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
-    sums.add_at(arrays.tensors, precision)

@@ -290,6 +290,22 @@ def test_a_spoilt_reply_is_refused_by_name_and_the_round_goes_on_without_it(name
     assert_as_defined(federation, result, 3, participants={1: range(4), 2: [0, 1, 3], 3: range(4)})
 
 
+@pytest.mark.parametrize("secure_sums", [False, True])
+def test_a_precision_above_the_bound_is_refused_by_name(secure_sums):
+    federation = Federation(num_nodes=4, spoil={(2, 2): in_precision(fill("bias", 77.0))})
+    strategy = FedCurv(strength=STRENGTH, max_precision=50.0, secure_sums=secure_sums, **options())
+    result = federation.run(strategy, num_rounds=3)
+    assert federation.statuses(2) == {"0": "ok", "1": "ok", "2": "refused", "3": "ok"}
+    assert "'bias' is 77, above 50" in federation.reasons(2)["2"]
+    assert_as_defined(federation, result, 3, participants={1: range(4), 2: [0, 1, 3], 3: range(4)})
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan])
+def test_the_bound_must_be_positive(bound):
+    with pytest.raises(ValueError, match=r"max_precision must be > 0, got"):
+        FedCurv(strength=1.0, max_precision=bound)
+
+
 def test_the_names_of_the_first_sums_hold_for_the_whole_run():
     """One node that is alone in a round cannot redefine which parameters there are."""
     drop = in_precision(lambda t: t.pop("bias"))
