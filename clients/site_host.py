@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -17,10 +18,11 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from fedcurv.clients.site import ADDRESS_FILE, Place
 from fedcurv.lasgd.control import Control
+from fedcurv.lasgd.hosting import host_store
 
 _START_S = 120.0
 
@@ -61,7 +63,9 @@ class Host:
     def __init__(self, devices: list[str], patience_s: float) -> None:
         self._devices, self._patience_s = devices, patience_s
         self._context = multiprocessing.get_context("spawn")
-        self._server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self._server = host_store()
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
         self._workers: list[_Worker | None] = [None] * len(devices)
         self._jobs = 0
 

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
@@ -51,6 +52,8 @@ class LASGD:
             the one that torchrun's environment names.
         rank: with the store.
         world_size: with the store: how many workers begin.
+        process_group: of torch.distributed, in the store's place: its members are the workers. It
+            is used to meet only.
         join: enter a training that has begun; with its store, without rank and world_size.
         backend: ``gloo``, by the host's memory; or ``nccl``, on GPUs.
 
@@ -79,6 +82,7 @@ class LASGD:
         store: Any = None,
         rank: int | None = None,
         world_size: int | None = None,
+        process_group: dist.ProcessGroup | None = None,
         join: bool = False,
         backend: Backend = "gloo",
     ) -> None:
@@ -103,7 +107,11 @@ class LASGD:
                 raise ValueError("expected the store of the training to join, got none")
             control, generation, size = meeting.enter_later(store, timeout_s, signature)
         else:
-            store, rank, size = meeting.meet(store, rank, world_size, timeout_s)
+            store, rank, size = (
+                meeting.meet(store, rank, world_size, timeout_s)
+                if process_group is None
+                else meeting.meet_in_group(process_group, timeout_s)
+            )
             control = Control(store, rank, timeout_s)
             generation = meeting.begin(control, size, signature)
         replica.set_anchor()

@@ -3,15 +3,17 @@
 import itertools
 import json
 import os
+import socket
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from fedcurv.lasgd.control import Control, Generation
+from fedcurv.lasgd.hosting import host_store
 
 # trainings of one process, in order: workers that run the same program count alike
 _numbers = itertools.count()
@@ -55,6 +57,21 @@ def meet(
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise TimeoutError(f"found no store at {address} within {timeout_s:g} s") from error
     return PrefixStore(f"lasgd/{next(_numbers)}", found), rank, world_size
+
+
+def meet_in_group(group: dist.ProcessGroup, timeout_s: float) -> tuple[Any, int, int]:
+    """Return the same for the members of a process group; its first member hosts the store."""
+    rank, size, first = dist.get_rank(group), dist.get_world_size(group), 0
+    timeout = timedelta(seconds=timeout_s)
+    hosted, address = None, [("", 0)]
+    if rank == first:
+        named = os.environ.get("MASTER_ADDR") if dist.get_rank() == 0 else None
+        host = named or socket.gethostname()
+        hosted = host_store(host, timeout_s=timeout_s)
+        address = [(host, hosted.port)]
+    dist.broadcast_object_list(address, src=dist.get_global_rank(group, first), group=group)
+    (host, port) = address[0]
+    return hosted or TCPStore(host, port, is_master=False, timeout=timeout), rank, size
 
 
 def begin(control: Control, world_size: int, description: str) -> Generation:

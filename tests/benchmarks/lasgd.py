@@ -29,16 +29,18 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.utils.data import TensorDataset
 
-from fedcurv.lasgd import LASGD
+from fedcurv.lasgd import LASGD, host_store
 from fedcurv.lasgd.plane import Plane
 
 WORKERS, BATCH, STEP_S = 4, 32, 0.1
 TARGET_LOSS = 0.5
 # torch asks a name server for each connection's peer; where none answers, do not wait for it long
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 FOLDER = Path("outputs/benchmarks")
 PATTERNS = ("fixed", "equal", "rotating", "heavy-tailed")
 COSTS_S = (0.0, 0.2, 0.8)
+SYNC_EVERY = {0.0: 8, 0.2: 13, 0.8: 52}
 METHODS = ("ddp", "averager", "lasgd-blocking", "lasgd")
 
 
@@ -194,7 +196,8 @@ def run_lasgd(worker: Worker, store: Any) -> None:
     lasgd = LASGD(
         worker.model,
         worker.optimizer,
-        sync_every=8 if case.method == "lasgd" else 52,
+        # overlapped: as often as the network gives for free, a round at most every 2 costs
+        sync_every=SYNC_EVERY[case.cost_s] if case.method == "lasgd" else 52,
         overlap=case.method == "lasgd",
         store=store,
         rank=rank,
@@ -239,7 +242,7 @@ def run(case: Case) -> list[Trace]:
     """Return the workers' traces."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fedcurv.lasgd", "sklearn.datasets", "torch.optim"])
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    server = host_store()
     queue = context.Queue()
     processes = [
         context.Process(target=work, args=(rank, server.port, case, queue))
@@ -287,9 +290,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="LASGD with stragglers")
     parser.add_argument("--quick", action="store_true", help="one repeat, fixed straggler only")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--patterns", nargs="+", default=PATTERNS, choices=PATTERNS)
     options = parser.parse_args()
     results, timelines = [], {}
-    for pattern in PATTERNS[:1] if options.quick else PATTERNS:
+    for pattern in PATTERNS[:1] if options.quick else options.patterns:
         for cost_s in COSTS_S:
             # only the fixed straggler is trained to the target, three times
             repeats = 3 if pattern == "fixed" and not options.quick else 1

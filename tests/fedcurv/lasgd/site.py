@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from fedcurv.lasgd import host_store
+
 LIMIT_S = 90
 
 
@@ -22,7 +24,7 @@ class Host:
     """Holds the store, as a launcher does: outside of every worker."""
 
     def __init__(self) -> None:
-        self.server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.server = host_store()
 
     @property
     def port(self) -> int:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from fedcurv.lasgd import LASGD, WorkerLost
@@ -145,6 +146,34 @@ def test_survivors_go_on(phase, how, overlap, processes):
         error = processes.result(victim)
         assert isinstance(error, WorkerLost)
         assert "worker 1 was silent for so long" in str(error)
+
+
+@pytest.mark.slow
+def test_a_process_group_is_met_in_and_left_alone(processes):
+    """Only two of its three members take part; it works afterwards."""
+    for _ in range(3):
+        processes.start(train_in_a_group)
+    one, third, other = (processes.result(rank) for rank in range(3))
+    assert one[0] == other[0] == 2 * 20
+    assert (one[1] == other[1]).all()
+    assert one[2] == other[2] == third == 3
+
+
+def train_in_a_group(rank, port, folder):
+    dist.init_process_group("gloo", store=client(port), rank=rank, world_size=3)
+    group = dist.new_group([0, 2])
+    total = torch.ones(1)
+    if rank != 1:
+        model = nn.Linear(4, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        with LASGD(model, optimizer, sync_every=4, process_group=group, timeout_s=30) as lasgd:
+            for _ in range(20):
+                model(torch.randn(8, 4)).square().mean().backward()
+                optimizer.step()
+        result = lasgd.stats.steps_in_rounds, model.weight.detach().numpy()
+    dist.all_reduce(total)
+    dist.destroy_process_group()
+    return int(total) if rank == 1 else (*result, int(total))
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from fedcurv import Curvature, CurvaturePenalty
-from fedcurv.lasgd import LASGD, WorkerLost
+from fedcurv.lasgd import LASGD, WorkerLost, host_store
 from fedcurv.parameters import trainable_parameters
 from tests.fedcurv.lasgd.site import Host, client, in_threads
 
@@ -334,6 +335,18 @@ def test_synchronize_gives_the_common_model_in_the_middle():
     one, other = in_threads(work, 2)
     assert torch.equal(one[0], other[0])
     assert torch.equal(one[1], one[0])
+
+
+def test_a_hosted_store_listens_on_its_own_address_only():
+    store = host_store()
+    listening = [
+        line.split()[1]
+        for table in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        if line.split()[3] == "0A"
+    ]
+    mine = [address for address in listening if int(address.rpartition(":")[2], 16) == store.port]
+    assert [address.partition(":")[0] for address in mine] == ["0100007F"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
