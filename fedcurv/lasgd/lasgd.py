@@ -275,15 +275,17 @@ class LASGD:
             shared.trained += shared.untrained
             shared.untrained.clear()
             shared.changed.notify_all()
-            if not shared.overlap:
-                if shared.is_open:
-                    shared.wait_in_training(lambda: not shared.is_open)
-            elif shared.in_flight and self._is_far_ahead():
-                shared.wait_in_training(lambda: not shared.in_flight)
+            if self._must_wait():
+                landed = shared.landed
+                shared.wait_in_training(lambda: shared.landed > landed)
             shared.replica.apply()
 
-    def _is_far_ahead(self) -> bool:
-        return self._shared.replica.steps_since_snapshot >= self._max_in_flight
+    def _must_wait(self) -> bool:
+        shared = self._shared
+        if not shared.overlap:
+            return shared.is_open
+        ahead = shared.replica.steps_since_snapshot
+        return shared.in_flight and ahead >= self._max_in_flight
 
     def _note_batch(self, claim: Claim) -> None:
         with self._shared.changed:

@@ -140,6 +140,7 @@ class Rounds(Thread):
             working_s = max(busy_s - shared.counters.waited_s, 1e-9)
             all_steps = shared.counters.steps
         broken = not shared.replica.progress_is_finite()
+        claims = [] if broken else claims
         first = self.generation.members[0] == self._control.worker
         report = Report(
             steps=0 if broken else steps,
@@ -242,7 +243,8 @@ class Rounds(Thread):
         first = self._plan.world_size + self.generation.admitted
         newcomers = list(range(first, self._plan.world_size + int(reports[0].newcomers)))
         if self._control.worker in leavers or all(r.finished or r.leaving for r in reports):
-            self._shared.over = True
+            with self._shared.changed:
+                self._shared.over = True
             return
         if leavers or newcomers:
             self._plane.close()

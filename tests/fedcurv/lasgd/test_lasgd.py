@@ -309,6 +309,33 @@ def test_a_penalty_attached_within_is_felt_before_the_snapshot(mode):
     assert away < 0.1
 
 
+def test_a_worker_whose_progress_is_not_finite_is_reported_and_goes_on_from_the_common_model():
+    """What it was trained on in vain is not taken for trained."""
+
+    def work(rank, store, size):
+        model = make_model()
+        optimizer = sgd(model, momentum=0.9)
+        options = {"store": store, "rank": rank, "world_size": size}
+        with LASGD(model, optimizer, sync_every=10**6, **options) as lasgd:
+            for index, batch in enumerate(lasgd.loader(DATA, 8)):
+                step(model, optimizer, *batch)
+                if rank == 1 and index == 1:
+                    with torch.no_grad():
+                        model[0].weight.fill_(float("nan"))
+                    break
+                time.sleep(0.02)
+            lasgd.synchronize()
+            step(model, optimizer, *DATA[:16])
+        return values(model), lasgd.stats, lasgd.state_dict()["data"]
+
+    (one, stats, data), (other, broken, _) = in_threads(work, 2)
+    assert torch.equal(one, other) and torch.isfinite(one).all()
+    assert (stats.broken_rounds, broken.broken_rounds) == (0, 1)
+    assert stats.steps_in_rounds == stats.steps + 1
+    # two batches in vain, and one that was claimed ahead and never used
+    assert len(data["rests"][0]) == 3 * 8
+
+
 def test_steps_in_flight_are_bounded():
     results = in_threads(lambda *a: train(*a, pause_s=0.002, max_in_flight=1, sync_every=2), 2)
     assert all(stats.most_steps_in_flight <= 1 for _, stats, _ in results)
