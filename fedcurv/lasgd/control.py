@@ -135,12 +135,13 @@ class Control:
 
     def say_goodbye(self) -> None:
         """Say that this worker needs the store no more."""
-        self.store.add("goodbyes", 1)
+        self.store.set(f"goodbye/{self.worker}", "")
 
-    def wait_for_goodbyes(self, number: int) -> None:
-        """Wait for the others before the store may end with this process, but not for ever."""
+    def wait_for_goodbyes(self, members: Iterable[int]) -> None:
+        """Wait for these before the store may end with this process, but not for ever."""
+        keys = [f"goodbye/{member}" for member in members]
         deadline = time.monotonic() + self.patience_s
-        while self.store.add("goodbyes", 0) < number and time.monotonic() < deadline:
+        while not self.store.check(keys) and time.monotonic() < deadline:
             time.sleep(_NAP_S)
 
     # rounds

@@ -218,9 +218,8 @@ class LASGD:
         self._answer_to_the_end(leaving=False)
         with self._shared.changed:
             self._shared.replica.take_anchor()
-        self._control.say_goodbye()
         if self.worker == 0:
-            self._control.wait_for_goodbyes(len(self._rounds.generation.members))
+            self._control.wait_for_goodbyes(self._rounds.generation.members)
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
@@ -233,6 +232,7 @@ class LASGD:
             shared.want_round()
             shared.wait_in_training(lambda: shared.over)
             shared.replica.apply()
+        self._control.say_goodbye()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the common model as of the last landing, and what of each epoch is not in it.
