@@ -1,134 +1,116 @@
 """SuperLink and SuperNodes on loopback: processes, as on real devices."""
 
 import csv
-import os
-import socket
+import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from fedcurv.clients.site import SitePool
+from fedcurv.simulations.deployment import Deployment, DeploymentFailed
+from fedcurv.simulations.keys import write_certificates, write_node_key
 
-APP = Path(__file__).parents[1] / "simulations" / "app"
-BIN = Path(sys.executable).parent
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+COMMAND = Path(sys.executable).with_name("fedcurv-site")
 
 
-class Deployment:
-    """A SuperLink and its SuperNodes, ended with the block."""
-
-    def __init__(self, folder: Path, num_nodes: int) -> None:
-        self.folder, self.processes = folder, []
-        self.address = f"127.0.0.1:{free_port()}"
-        self.environment = {
-            **os.environ,
-            "FLWR_HOME": str(folder / "flwr"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-            "TMPDIR": str(folder / "temporary"),
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
-        for name in ("flwr", "temporary"):
-            (folder / name).mkdir()
-        (folder / "flwr" / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{self.address}"\n'
-            "insecure = true\n"
-        )
-        port = self.address.rpartition(":")[2]
-        self.start(
-            "flower-superlink",
-            "--insecure",
-            *("--host", "127.0.0.1", "--port", port),
-            "--disable-runtime-dependency-installation",
-            *("--database", str(folder / "superlink.db")),
-        )
-        self.wait_for_port()
-        for node in range(num_nodes):
-            self.start(
-                "flower-supernode",
-                "--insecure",
-                *("--superlink", self.address),
-                *("--host", "127.0.0.1", "--port", str(free_port())),
-                *("--node-config", f"partition-id={node} num-partitions={num_nodes}"),
-            )
-
-    def start(self, program: str, *arguments: str) -> None:
-        log = (self.folder / f"{program}-{len(self.processes)}.log").open("w")
-        command = [str(BIN / program), *arguments]
-        self.processes.append(
-            subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        )
-
-    def wait_for_port(self) -> None:
-        host, _, port = self.address.rpartition(":")
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection((host, int(port)), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < deadline, self.logs()
-                time.sleep(0.2)
-
-    def run(self, overrides: str, output: Path) -> str:
-        result = subprocess.run(
-            [
-                *(str(BIN / "flwr"), "run", str(APP), "here", "--stream"),
-                *("--run-config", f'overrides="{overrides}" output="{output}"'),
-            ],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        return result.stdout + result.stderr
-
-    def logs(self) -> str:
-        return "\n".join(p.read_text()[-3000:] for p in sorted(self.folder.glob("*.log")))
-
-    def close(self) -> None:
-        for process in reversed(self.processes):
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@pytest.fixture
-def deployment(tmp_path):
-    running = Deployment(tmp_path, 2)
-    yield running
-    running.close()
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
 
 
 @pytest.mark.slow
-def test_fedcurv_on_real_nodes_whose_sites_train_by_lasgd(deployment, tmp_path):
+def test_fedcurv_on_real_nodes_whose_sites_train_by_lasgd(tmp_path):
     """Each message is a new process; the sites' workers stay."""
     overrides = (
         "strategy=[fedcurv] num_clients=2 num_rounds=3 client.epochs=2 "
         "client.trainer=lasgd client.workers=2"
     )
-    printed = deployment.run(overrides, tmp_path / "report")
-    for folder in (tmp_path / "temporary").glob("fedcurv-*"):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    report = tmp_path / "report"
+    environment = {"TMPDIR": str(temporary)}
+    with Deployment(tmp_path / "site", 2, secure=False, environment=environment) as deployment:
+        deployment.run(overrides, report)
+    for folder in temporary.glob("fedcurv-*"):
         SitePool(folder, ["cpu", "cpu"]).close()
-    assert (tmp_path / "report" / "clients.csv").exists(), printed + deployment.logs()
-    with (tmp_path / "report" / "clients.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["status"] for row in rows] == ["ok"] * 6, rows
-    assert sum(int(row["num_examples"]) for row in rows[:2]) == 1437
-    assert all(float(row["penalty"]) > 0 for row in rows[2:])
-    with (tmp_path / "report" / "metrics.csv").open() as file:
-        accuracies = [float(row["accuracy"]) for row in csv.DictReader(file)]
-    assert accuracies[-1] > 0.7
+    clients = rows_of(report / "clients.csv")
+    assert [row["status"] for row in clients] == ["ok"] * 6, clients
+    assert sum(int(row["num_examples"]) for row in clients[:2]) == 1437
+    assert all(float(row["penalty"]) > 0 for row in clients[2:])
+    assert float(rows_of(report / "metrics.csv")[-1]["accuracy"]) > 0.7
+
+
+@pytest.mark.slow
+def test_the_command_runs_a_secure_federation_and_shows_the_result(tmp_path):
+    done = subprocess.run(
+        [str(COMMAND), "--folder", str(tmp_path / "site"), "num_rounds=2", "client.epochs=1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"fedcurv +\d\d\.\d\d +\d\d\.\d\d", done.stdout)
+    rows = rows_of(tmp_path / "site" / "report" / "metrics.csv")
+    assert [row["clients_ok"] for row in rows] == ["0", "2", "2"]
+    assert (tmp_path / "site" / "node-0").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_a_code_where_flowers_own_does_not(tmp_path):
+    done = subprocess.run(
+        [str(COMMAND), "--insecure", "--folder", str(tmp_path / "site"), "client.lr=-1"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "fedcurv-site: the run has failed" in done.stderr
+    assert "lr must be > 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_node_whose_key_is_not_registered_is_refused(tmp_path):
+    with Deployment(tmp_path, 1) as deployment:
+        write_node_key(tmp_path, "node-7")
+        stranger = deployment.start_node(7)
+        assert stranger.wait(120) != 0
+        assert "failed to activate supernode" in deployment.logs().lower()
+
+
+@pytest.mark.slow
+def test_a_node_does_not_trust_another_certificate(tmp_path):
+    with Deployment(tmp_path / "site", 0) as deployment:
+        other = tmp_path / "other"
+        other.mkdir()
+        write_certificates(other)
+        deployment.register("node-0")
+        (other / "ca.crt").replace(tmp_path / "site" / "ca.crt")
+        node = deployment.start_node(0)
+        assert node.wait(120) != 0
+        assert "certificate" in deployment.logs().lower()
+
+
+def test_a_folder_that_is_in_use_is_left_alone(tmp_path):
+    (tmp_path / "mine").touch()
+    done = subprocess.run(
+        [str(COMMAND), "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--folder must be empty or missing" in done.stderr
+
+
+def test_a_superlink_that_does_not_start_is_told(tmp_path, monkeypatch):
+    deployment = Deployment(tmp_path / "site", 1, environment={"PATH": str(tmp_path)})
+    program = tmp_path / "flower-superlink"
+    program.write_text("#!/bin/sh\necho no such luck\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(DeploymentFailed, match=r"(?s)the SuperLink did not start.*no such luck"):
+        deployment.__enter__()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedcurv.simulations.trial import argument_parser
 from tests.simulations.test_run import configuration
 from tests.test_readme import first_of_each_sweep
 
@@ -39,6 +40,13 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page, monkeypatch):
     assert printed.getvalue() == "".join(blocks(page, "text"))
 
 
+def without_options(command: str) -> str:
+    """Return a trial's overrides as a simulation's."""
+    parser = argument_parser()
+    overrides = parser.parse_args(command.split()[1:]).overrides
+    return " ".join(["fedcurv-simulate", *overrides])
+
+
 def unwrapped(command: str) -> str:
     return " ".join(command.split())
 
@@ -50,6 +58,8 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         program, *_ = line.split()
         if program == "torchrun":
             continue
+        if program == "fedcurv-site":
+            line, program = without_options(line), "fedcurv-simulate"
         config = {"fedcurv-simulate": "config", "fedcurv-label-noise": "label_noise"}[program]
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
 

@@ -1,0 +1,213 @@
+"""A SuperLink and its SuperNodes on this machine's loopback, as processes of their own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from fedcurv.simulations.keys import write_certificates, write_node_key
+
+APP = Path(__file__).parent / "app"
+
+_START_S = 60.0
+_END_S = 20.0
+_CONNECTION = "here"
+
+
+class DeploymentFailed(RuntimeError):
+    """A process of the deployment or the run has failed."""
+
+
+class Deployment:
+    """Starts a SuperLink and SuperNodes, ends them with the block.
+
+    Args:
+        folder: for keys, logs, Flower's own files; empty or missing.
+        num_nodes: SuperNodes, with the node configuration ``partition-id`` and ``num-partitions``.
+        secure: TLS, and nodes that are registered by their keys.
+        environment: variables beside those of this process.
+
+    Raises:
+        DeploymentFailed: if a process does not start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        num_nodes: int,
+        *,
+        secure: bool = True,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        self.folder, self.num_nodes, self.secure = folder, num_nodes, secure
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._port = _free_port()
+        self._programs = Path(sys.executable).parent
+        self._environment = {
+            **os.environ,
+            "FLWR_HOME": str(folder / "flwr"),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "PATH": f"{self._programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            **(environment or {}),
+        }
+
+    def __enter__(self) -> Self:
+        """Start all processes."""
+        try:
+            self._start_all()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End them."""
+        self.close()
+
+    def _start_all(self) -> None:
+        flower = self.folder / "flwr"
+        flower.mkdir(parents=True)
+        security = "insecure = true"
+        if self.secure:
+            write_certificates(self.folder)
+            security = f'root-certificates = "{(self.folder / "ca.crt").absolute()}"'
+        (flower / "config.toml").write_text(
+            f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
+            f'address = "127.0.0.1:{self._port}"\n{security}\n'
+        )
+        self._start(
+            "flower-superlink",
+            *("--host", "127.0.0.1", "--port", str(self._port)),
+            "--disable-runtime-dependency-installation",
+            *("--database", str(self.folder / "superlink.db")),
+            *self._security_of_superlink(),
+        )
+        self._wait_for_port()
+        for node in range(self.num_nodes):
+            if self.secure:
+                self.register(f"node-{node}")
+            self.start_node(node)
+
+    def _security_of_superlink(self) -> list[str]:
+        if not self.secure:
+            return ["--insecure"]
+        files = {"ca-certfile": "ca.crt", "certfile": "server.pem", "keyfile": "server.key"}
+        named = [(f"--ssl-{name}", str(self.folder / file)) for name, file in files.items()]
+        return ["--enable-supernode-auth", *(part for pair in named for part in pair)]
+
+    def register(self, name: str) -> None:
+        """Make a node's key and register it.
+
+        Raises:
+            DeploymentFailed: if the SuperLink refuses.
+        """
+        write_node_key(self.folder, name)
+        key = str(self.folder / f"{name}.pub")
+        done = self._flwr("supernode", "register", key, _CONNECTION, "--name", name)
+        if done.returncode:
+            raise DeploymentFailed(f"{name} was not registered: {done.stdout[-1000:]}")
+
+    def start_node(self, node: int) -> "subprocess.Popen[bytes]":
+        """Start a SuperNode."""
+        security = ["--insecure"]
+        if self.secure:
+            security = ["--root-certificates", str(self.folder / "ca.crt")]
+            security += ["--auth-supernode-private-key", str(self.folder / f"node-{node}")]
+        return self._start(
+            "flower-supernode",
+            *("--superlink", f"127.0.0.1:{self._port}"),
+            *("--host", "127.0.0.1", "--port", str(_free_port())),
+            *("--node-config", f"partition-id={node} num-partitions={self.num_nodes}"),
+            *security,
+        )
+
+    def run(self, overrides: str, output: Path, *, timeout_s: float = 600.0) -> None:
+        """Run the app to its end.
+
+        Args:
+            overrides: as on ``fedcurv-simulate``'s command line.
+            output: folder for the report.
+            timeout_s: after which the run counts as failed.
+
+        Raises:
+            DeploymentFailed: if there is no report afterwards: ``flwr run`` ends with 0 all the
+                same. With the last lines that it printed.
+        """
+        settings = f'overrides="{overrides}" output="{output.absolute()}"'
+        try:
+            done = self._flwr(
+                *("run", str(APP), _CONNECTION, "--stream", "--run-config", settings),
+                timeout_s=timeout_s,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeploymentFailed(f"the run did not end within {timeout_s:g} s") from error
+        if not (output / "summary.md").exists():
+            raise DeploymentFailed(f"the run has failed:\n{done.stdout[-3000:]}")
+
+    def logs(self) -> str:
+        """Return the ends of all processes' logs."""
+        files = sorted(self.folder.glob("*.log"))
+        return "\n".join(f"{file.name}:\n{file.read_text()[-2000:]}" for file in files)
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._processes.clear()
+
+    def _start(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
+        command = shutil.which(program, path=self._environment["PATH"]) or program
+        with (self.folder / f"{program}-{len(self._processes)}.log").open("w") as log:
+            process = subprocess.Popen(
+                [command, *arguments], env=self._environment, stdout=log, stderr=log
+            )
+        self._processes.append(process)
+        return process
+
+    def _flwr(self, *arguments: str, timeout_s: float = 120.0) -> Any:
+        command = shutil.which("flwr", path=self._environment["PATH"]) or "flwr"
+        return subprocess.run(
+            [command, *arguments],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def _wait_for_port(self) -> None:
+        deadline = time.monotonic() + _START_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self._port), 1).close()
+                return
+            except OSError as error:
+                ended = self._processes[0].poll() is not None
+                if ended or time.monotonic() > deadline:
+                    raise DeploymentFailed(f"the SuperLink did not start\n{self.logs()}") from error
+                time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
