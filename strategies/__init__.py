@@ -4,5 +4,6 @@ from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.loop import start
 from fedcurv.strategies.replies import RoundFailed
 from fedcurv.strategies.stopping import EarlyStopping
+from fedcurv.strategies.watchers import JsonLines
 
-__all__ = ["EarlyStopping", "FedCurv", "RoundFailed", "start"]
+__all__ = ["EarlyStopping", "FedCurv", "JsonLines", "RoundFailed", "start"]

@@ -66,7 +66,8 @@ def start(
         resume: go on after the last round in that file, in place of ``arrays``; without it, an
             earlier run's file is refused. Where there is none, the run starts at the beginning.
         early_stopping: end before ``num_rounds``.
-        on_round: called with every round's record, after it has been saved.
+        on_round: called with every round's record, after it has been saved; ``JsonLines`` writes
+            them to a file.
 
     Raises:
         TimeoutError: if too few nodes connect in time.
