@@ -86,13 +86,14 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
     config = message.content.config_records["config"]
     began = time.perf_counter()
     with _reproducible(task, context, int(_number(config, "server-round"))) as generator:
-        device = settings.make_device()
+        by_site = settings.trainer == "lasgd"
+        device = torch.device("cpu") if by_site else settings.make_device()
         model = task.model.to(device)
         inputs, targets = inputs.to(device), targets.to(device)
         model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         curvature = ClientCurvature(message, context, model)
         mu = _number(config, "proximal-mu")
-        if settings.trainer == "lasgd":
+        if by_site:
             train_it, report = _by_site(task, curvature, mu, seed=generator.initial_seed())
         else:
             train_it, report = _in_this_process(task, curvature, mu, (inputs, targets), generator)
@@ -145,8 +146,8 @@ def _by_site(task: LocalTask, curvature: ClientCurvature, mu: float, *, seed: in
     """Return the same for the workers of a site."""
     pool, penalty = pool_for(task.settings), curvature.penalty
     pull = None if penalty is None else (penalty.curvature, penalty.strength)
-    model = task.model.cpu()
-    share = Share(model, task.train_samples, task.settings, task.criterion, mu, pull, seed % 2**31)
+    model, settings = task.model, task.settings
+    share = Share(model, task.train_samples, settings, task.criterion, mu, pull, seed % 2**31)
 
     def train_it() -> float:
         done = train_on_site(pool, share)

@@ -23,7 +23,7 @@ from typing import Any
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 _NAP_S = 0.05
-_START_S = 120.0
+START_S = 120.0
 ADDRESS_FILE = "address.json"
 
 
@@ -48,7 +48,12 @@ class Place:
     def store(self) -> Any:
         """Return a client of the job's store."""
         server = TCPStore("127.0.0.1", self.port, is_master=False, timeout=timedelta(seconds=60))
-        return PrefixStore(f"job/{self.job}", server)
+        return store_of_job(server, self.job)
+
+
+def store_of_job(server: Any, job: int) -> Any:
+    """Return a job's part of the site's store."""
+    return PrefixStore(f"job/{job}", server)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ class SitePool:
             return
         with self._connection() as connection:
             connection.send_bytes(b"end")
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + START_S
         while _is_alive(address["pid"]) and time.monotonic() < deadline:
             time.sleep(_NAP_S)
 
@@ -173,7 +178,7 @@ class SitePool:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + START_S
         while self._address() is None:
             if host.poll() is not None or time.monotonic() > deadline:
                 raise SiteFailed(f"the workers' host did not start; see {self._log}")

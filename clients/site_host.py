@@ -18,13 +18,9 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-
-from fedcurv.clients.site import ADDRESS_FILE, Place
+from fedcurv.clients.site import ADDRESS_FILE, START_S, Place, store_of_job
 from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.hosting import host_store
-
-_START_S = 120.0
 
 # of a worker: what its job returned, pickled, and what went wrong
 _Answer = tuple[bytes, str | None]
@@ -98,7 +94,7 @@ class Host:
         self._workers = list(workers)
         for rank in new:
             # a job's patience is not for what a process needs to begin
-            if workers[rank].connection.poll(_START_S):
+            if workers[rank].connection.poll(START_S):
                 workers[rank].connection.recv_bytes()
         return workers
 
@@ -121,8 +117,8 @@ class Host:
         except (EOFError, ConnectionError):
             worker.process.join(5)
             # so that the others do not wait for it
-            store: Any = PrefixStore("lasgd", PrefixStore(f"job/{self._jobs}", self._server))
-            Control(store, rank, 1.0).flag_dead(rank)
+            store: Any = store_of_job(self._server, self._jobs)
+            Control(store, rank, self._patience_s).flag_dead(rank)
             return self._end(rank, f"the process has ended, exit code {worker.process.exitcode}")
         return answer
 

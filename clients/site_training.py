@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.utils.data import Dataset
 
 from fedcurv.clients.site import Outcome, Place, SitePool
@@ -104,7 +103,7 @@ def train_share(place: Place, share: Share) -> Trained:
         model,
         optimizer,
         sync_every=settings.sync_every,
-        store=PrefixStore("lasgd", place.store()),
+        store=place.store(),
         rank=place.rank,
         world_size=place.size,
     )

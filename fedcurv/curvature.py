@@ -87,16 +87,20 @@ class Curvature:
         }
         return Curvature(rest.precision, information)
 
-    def check(self, largest: float = math.inf) -> Curvature:
+    def check(
+        self, largest: float = math.inf, *, largest_precision: float | None = None
+    ) -> Curvature:
         """Return self if every entry is finite and no precision is negative.
 
         Args:
             largest: what no entry may exceed in magnitude.
+            largest_precision: what no precision may exceed, if that is another bound.
 
         Raises:
             ValueError: naming every parameter at fault.
         """
-        faults = precision_faults(self.precision, dict.fromkeys(self.precision, largest))
+        bound = largest if largest_precision is None else largest_precision
+        faults = precision_faults(self.precision, dict.fromkeys(self.precision, bound))
         for name, information in self.information.items():
             low, high = extremes(information)
             if not -math.inf < low <= high < math.inf:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from fedcurv.simulations.report import summarise, write_report
-from fedcurv.simulations.run import resolve
+from fedcurv.simulations.run import CONF, only_strategy, resolve
 from fedcurv.simulations.server import History, make_server_app
 from fedcurv.strategies.rounds import RoundRecord
 
@@ -28,13 +28,11 @@ def main(grid: Grid, context: Context) -> None:
         RoundFailed: if all clients of a round fail.
     """
     overrides = str(context.run_config["overrides"])
-    with initialize_config_dir(str(Path(__file__).parent / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", shlex.split(overrides))
     resolved = resolve(config)
-    if len(config.strategy) != 1:
-        raise ValueError(f"strategy: expected one, got {', '.join(config.strategy)}")
-    ((name, node),) = config.strategy.items()
-    history = History(str(name))
+    name, node = only_strategy(config)
+    history = History(name)
     make_server_app(resolved, instantiate(node), history, _log)(grid, context)
     if output := str(context.run_config.get("output", "")):
         Path(output).mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from fedcurv.simulations.keys import write_certificates, write_node_key
@@ -46,15 +45,15 @@ class Deployment:
     ) -> None:
         self.folder, self.num_nodes, self.secure = folder, num_nodes, secure
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._port = _free_port()
-        self._programs = Path(sys.executable).parent
+        self._port = free_port()
+        programs = Path(sys.executable).parent
         self._environment = {
             **os.environ,
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-            "PATH": f"{self._programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }
 
@@ -67,12 +66,7 @@ class Deployment:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End them."""
         self.close()
 
@@ -128,7 +122,7 @@ class Deployment:
         return self._start(
             "flower-supernode",
             *("--superlink", f"127.0.0.1:{self._port}"),
-            *("--host", "127.0.0.1", "--port", str(_free_port())),
+            *("--host", "127.0.0.1", "--port", str(free_port())),
             *("--node-config", f"partition-id={node} num-partitions={self.num_nodes}"),
             *security,
         )
@@ -174,18 +168,16 @@ class Deployment:
         self._processes.clear()
 
     def _start(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        command = shutil.which(program, path=self._environment["PATH"]) or program
         with (self.folder / f"{program}-{len(self._processes)}.log").open("w") as log:
             process = subprocess.Popen(
-                [command, *arguments], env=self._environment, stdout=log, stderr=log
+                [self._found(program), *arguments], env=self._environment, stdout=log, stderr=log
             )
         self._processes.append(process)
         return process
 
     def _flwr(self, *arguments: str, timeout_s: float = 120.0) -> Any:
-        command = shutil.which("flwr", path=self._environment["PATH"]) or "flwr"
         return subprocess.run(
-            [command, *arguments],
+            [self._found("flwr"), *arguments],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -193,6 +185,9 @@ class Deployment:
             timeout=timeout_s,
             check=False,
         )
+
+    def _found(self, program: str) -> str:
+        return shutil.which(program, path=self._environment["PATH"]) or program
 
     def _wait_for_port(self) -> None:
         deadline = time.monotonic() + _START_S
@@ -207,7 +202,8 @@ class Deployment:
                 time.sleep(0.2)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -1,6 +1,5 @@
 """``fedcurv-label-noise``: which loss stands which label noise, over several seeds."""
 
-import csv
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,15 +8,21 @@ from typing import Any
 
 from hydra.utils import instantiate
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich import box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.noise import check_noise
-from fedcurv.simulations.report import accuracies, circumstances, markdown_table
-from fedcurv.simulations.run import console, resolve, run_command, set_up_flower_log
+from fedcurv.simulations.report import accuracies, write_csv, write_summary
+from fedcurv.simulations.run import (
+    console,
+    only_strategy,
+    resolve,
+    run_command,
+    set_up_flower_log,
+)
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.server import History, make_server_app
 
@@ -75,8 +80,7 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
     for key in ("losses", "noises", "seeds"):
         if not plan[key]:
             raise ValueError(f"label_noise.{key}: expected at least one, got none")
-    if len(config.strategy) != 1:
-        raise ValueError(f"strategy: expected one, got {', '.join(config.strategy)}")
+    _, strategy = only_strategy(config)
     for loss in plan["losses"]:
         make_loss(loss)
     for noise in plan["noises"]:
@@ -88,7 +92,7 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
         task = progress.add_task("", total=number)
         for loss in plan["losses"]:
             progress.update(task, description=label_of(loss))
-            for outcome in _outcomes(config, resolved, loss):
+            for outcome in _outcomes(strategy, resolved, loss):
                 outcomes.append(outcome)
                 progress.advance(task)
             rows = summary(outcomes)
@@ -96,7 +100,7 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
     return _view(rows)
 
 
-def _outcomes(config: DictConfig, resolved: dict[str, Any], loss: Description) -> Iterator[Outcome]:
+def _outcomes(strategy: Any, resolved: dict[str, Any], loss: Description) -> Iterator[Outcome]:
     for noise in resolved["label_noise"]["noises"]:
         for seed in resolved["label_noise"]["seeds"]:
             one = {
@@ -105,9 +109,8 @@ def _outcomes(config: DictConfig, resolved: dict[str, Any], loss: Description) -
                 "client": {**resolved["client"], "loss": loss},
                 "data": {**resolved["data"], "noise": {**resolved["data"]["noise"], **noise}},
             }
-            (strategy,) = (instantiate(node) for node in config.strategy.values())
             history = History("")
-            server_app = make_server_app(one, strategy, history, lambda record: None)
+            server_app = make_server_app(one, instantiate(strategy), history, lambda record: None)
             run(server_app, one["num_clients"], one["runner"])
             accuracy = accuracies(history)
             name = "none" if noise["kind"] == "none" else f"{noise['kind']} {noise['rate']:g}"
@@ -150,13 +153,8 @@ def write_report(
     command: str,
 ) -> None:
     """Write all files into an existing folder."""
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(outcomes[0])))
-        writer.writeheader()
-        writer.writerows(asdict(outcome) for outcome in outcomes)
-    lines = [*markdown_table(rows), "", _CAPTION, "", *circumstances(command), ""]
-    (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
+    write_summary(folder, rows, _CAPTION, config, command)
+    write_csv(folder / "results.csv", [asdict(outcome) for outcome in outcomes])
     accuracy_figure(outcomes).savefig(folder / "accuracy.png", dpi=150)
 
 

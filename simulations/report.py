@@ -90,11 +90,10 @@ def write_report(
         command: by which the run was started.
     """
     summaries = [summarise(history, config["target_accuracies"]) for history in histories]
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    _write_csv(folder / "metrics.csv", _round_rows(histories))
-    _write_csv(folder / "clients.csv", _client_rows(histories))
-    _write_csv(folder / "traffic.csv", _traffic_rows(histories))
-    (folder / "summary.md").write_text(_markdown(summaries, command), encoding="utf-8")
+    write_summary(folder, _cells(summaries), _CAPTION, config, command)
+    write_csv(folder / "metrics.csv", _round_rows(histories))
+    write_csv(folder / "clients.csv", _client_rows(histories))
+    write_csv(folder / "traffic.csv", _traffic_rows(histories))
     accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
     return summaries
 
@@ -160,19 +159,33 @@ def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
     return rows
 
 
-def _markdown(summaries: Sequence[Summary], command: str) -> str:
-    lines = [*markdown_table(_cells(summaries)), "", _CAPTION, "", *circumstances(command), ""]
-    return "\n".join(lines)
+def write_summary(
+    folder: Path,
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    config: dict[str, Any],
+    command: str,
+) -> None:
+    """Write summary.md, of a table and how it came about, and config.yaml into a folder.
+
+    Args:
+        folder: existing.
+        rows: of the table; the first is its header.
+        caption: of the table.
+        config: resolved.
+        command: by which the run was started.
+    """
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    lines = [*_markdown_table(rows), "", caption, "", *_circumstances(command), ""]
+    (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table, of which the first row is the header."""
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     header, *others = rows
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *others)]
 
 
-def circumstances(command: str) -> list[str]:
-    """Return lines that say how a result came about."""
+def _circumstances(command: str) -> list[str]:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if _installed(name))
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
     return [
@@ -253,7 +266,8 @@ def _traffic_rows(histories: Sequence[History]) -> list[dict[str, object]]:
     ]
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write at least one row; all have the same columns."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

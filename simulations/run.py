@@ -30,6 +30,8 @@ from fedcurv.strategies.rounds import RoundRecord
 
 console = Console()
 
+CONF = Path(__file__).parent / "conf"
+
 
 # from a configuration, an output folder and the command line to what the terminal shows
 Work = Callable[[DictConfig, Path, str], Table]
@@ -49,9 +51,7 @@ def run_command(program: str, config_name: str, work: Work) -> None:
         work: does what the configuration asks for.
     """
 
-    @hydra.main(
-        version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name=config_name
-    )
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def under_hydra(config: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
@@ -153,6 +153,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         except TypeError as error:
             raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
     return settings
+
+
+def only_strategy(config: DictConfig) -> tuple[str, Any]:
+    """Return the name and the description of a configuration's one strategy.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if len(config.strategy) != 1:
+        raise ValueError(f"strategy: expected one, got {', '.join(config.strategy)}")
+    ((name, node),) = config.strategy.items()
+    return str(name), node
 
 
 def set_up_flower_log(*, verbose: bool) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 import torch
 from flwr.app import RecordDict
-from torch import Tensor
 
 from fedcurv.curvature import Curvature, CurvatureSum, precision_faults
 from fedcurv.strategies.records import Report, unpack_tensors
@@ -107,9 +106,8 @@ def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays, max_precisi
     """Add a client's terms: P = F, and Q as sent or else F·θ̂."""
     precision = unpack_tensors(report.precision)
     if report.information is not None:
-        _check_precision(precision, dict.fromkeys(precision, max_precision))
-        information = unpack_tensors(report.information)
-        sums.add(Curvature(precision, information).check(_LARGEST_TERM))
+        sent = Curvature(precision, unpack_tensors(report.information))
+        sums.add(sent.check(_LARGEST_TERM, largest_precision=max_precision))
         return
     unknown = [name for name in precision if name not in arrays.tensors]
     if unknown:
@@ -121,10 +119,6 @@ def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays, max_precisi
         name: min(max_precision, _LARGEST_TERM / max(1.0, arrays.largest[name]))
         for name in precision
     }
-    _check_precision(precision, largest)
-    sums.add_at(arrays.tensors, precision)
-
-
-def _check_precision(precision: Mapping[str, Tensor], largest: Mapping[str, float]) -> None:
     if faults := precision_faults(precision, largest):
         raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
+    sums.add_at(arrays.tensors, precision)

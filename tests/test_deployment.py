@@ -20,6 +20,11 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
+def fedcurv_site(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [str(COMMAND), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.mark.slow
 def test_fedcurv_on_real_nodes_whose_sites_train_by_lasgd(tmp_path):
     """Each message is a new process; the sites' workers stay."""
@@ -44,13 +49,7 @@ def test_fedcurv_on_real_nodes_whose_sites_train_by_lasgd(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_runs_a_secure_federation_and_shows_the_result(tmp_path):
-    done = subprocess.run(
-        [str(COMMAND), "--folder", str(tmp_path / "site"), "num_rounds=2", "client.epochs=1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = fedcurv_site("--folder", str(tmp_path / "site"), "num_rounds=2", "client.epochs=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"fedcurv +\d\d\.\d\d +\d\d\.\d\d", done.stdout)
     rows = rows_of(tmp_path / "site" / "report" / "metrics.csv")
@@ -60,13 +59,7 @@ def test_the_command_runs_a_secure_federation_and_shows_the_result(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_ends_with_a_code_where_flowers_own_does_not(tmp_path):
-    done = subprocess.run(
-        [str(COMMAND), "--insecure", "--folder", str(tmp_path / "site"), "client.lr=-1"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = fedcurv_site("--insecure", "--folder", str(tmp_path / "site"), "client.lr=-1")
     assert done.returncode == 1
     assert "fedcurv-site: the run has failed" in done.stderr
     assert "lr must be > 0" in done.stderr
@@ -96,18 +89,12 @@ def test_a_node_does_not_trust_another_certificate(tmp_path):
 
 def test_a_folder_that_is_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine").touch()
-    done = subprocess.run(
-        [str(COMMAND), "--folder", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = fedcurv_site("--folder", str(tmp_path))
     assert done.returncode == 2
     assert "--folder must be empty or missing" in done.stderr
 
 
-def test_a_superlink_that_does_not_start_is_told(tmp_path, monkeypatch):
+def test_a_superlink_that_does_not_start_is_told(tmp_path):
     deployment = Deployment(tmp_path / "site", 1, environment={"PATH": str(tmp_path)})
     program = tmp_path / "flower-superlink"
     program.write_text("#!/bin/sh\necho no such luck\nexit 1\n")

@@ -3,13 +3,13 @@
 import contextlib
 import io
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fedcurv.simulations.deployment import free_port
 from fedcurv.simulations.trial import argument_parser
 from tests.simulations.test_run import configuration
 from tests.test_readme import first_of_each_sweep
@@ -23,10 +23,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def alone_under_torchrun() -> dict[str, str]:
     """Return the environment of the only worker."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    return {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -106,20 +106,21 @@ class Control:
         Raises:
             TimeoutError: naming those who did not come.
         """
-        found: dict[int, str] = {}
-        deadline = time.monotonic() + self.timeout_s
-        missing = list(workers)
-        while missing:
-            missing = [w for w in missing if not self.store.check([f"worker/{w}"])]
-            if missing and time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"waited {self.timeout_s:g} s for worker {', '.join(map(str, missing))}, in "
-                    "vain; are all workers started, with the same world size and master address?"
-                )
-            time.sleep(_NAP_S if missing else 0)
-        for worker in workers:
-            found[worker] = self.store.get(f"worker/{worker}").decode()
-        return found
+        keys = {worker: f"worker/{worker}" for worker in workers}
+        if not self._come(list(keys.values()), self.timeout_s):
+            missing = [str(w) for w, key in keys.items() if not self.store.check([key])]
+            raise TimeoutError(
+                f"waited {self.timeout_s:g} s for worker {', '.join(missing)}, in vain; are all "
+                "workers started, with the same world size and master address?"
+            )
+        return {worker: self.store.get(key).decode() for worker, key in keys.items()}
+
+    def _come(self, keys: list[str], seconds: float) -> bool:
+        """Wait until all are there; return whether they are."""
+        deadline = time.monotonic() + seconds
+        while not (are_there := self.store.check(keys)) and time.monotonic() < deadline:
+            time.sleep(_NAP_S)
+        return are_there
 
     def note_world_size(self, size: int) -> None:
         """Note how many workers begin."""
@@ -139,10 +140,7 @@ class Control:
 
     def wait_for_goodbyes(self, members: Iterable[int]) -> None:
         """Wait for these before the store may end with this process, but not for ever."""
-        keys = [f"goodbye/{member}" for member in members]
-        deadline = time.monotonic() + self.patience_s
-        while not self.store.check(keys) and time.monotonic() < deadline:
-            time.sleep(_NAP_S)
+        self._come([f"goodbye/{member}" for member in members], self.patience_s)
 
     # rounds
 
@@ -167,22 +165,27 @@ class Control:
 
     def commit(self, generation: Generation, what: str) -> bool:
         """Say that this worker has a sum; return whether all have, and none gave up before."""
-        verdict = f"{generation.number}/{what}/verdict"
         if self.store.add(f"{generation.number}/{what}/have", 1) == len(generation.members):
-            return self.store.compare_set(verdict, "", _COMMIT.decode()) == _COMMIT
+            return self._decide(generation, what, _COMMIT)
+        verdict = _verdict(generation, what)
         try:
             self.store.wait([verdict], timedelta(seconds=self.patience_s))
         except RuntimeError:
-            return self.store.compare_set(verdict, "", _ABORT.decode()) == _COMMIT
+            return self._decide(generation, what, _ABORT)
         return self.store.get(verdict) == _COMMIT
 
     def abort(self, generation: Generation, what: str) -> None:
         """Say that this worker gives up."""
-        self.store.compare_set(f"{generation.number}/{what}/verdict", "", _ABORT.decode())
+        self._decide(generation, what, _ABORT)
+
+    def _decide(self, generation: Generation, what: str, verdict: bytes) -> bool:
+        """Write a verdict unless there is one; return whether what stands is a commit."""
+        key = _verdict(generation, what)
+        return self.store.compare_set(key, "", verdict.decode()) == _COMMIT
 
     def has_verdict(self, generation: Generation, what: str) -> bool:
         """Whether something has been decided, which can only be an abort while one waits."""
-        return self.store.check([f"{generation.number}/{what}/verdict"])
+        return self.store.check([_verdict(generation, what)])
 
     # generations
 
@@ -247,13 +250,10 @@ class Control:
         Raises:
             TimeoutError: if none does.
         """
-        deadline = time.monotonic() + 3 * self.timeout_s
-        while not self.store.check([f"admitted/{self.worker}"]):
-            if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"waited {3 * self.timeout_s:g} s to be let in; are the others still training?"
-                )
-            time.sleep(_NAP_S)
+        if not self._come([f"admitted/{self.worker}"], 3 * self.timeout_s):
+            raise TimeoutError(
+                f"waited {3 * self.timeout_s:g} s to be let in; are the others still training?"
+            )
         return self.agreed(int(self.store.get(f"admitted/{self.worker}")))
 
     # data
@@ -271,3 +271,7 @@ class Control:
     def trained(self, round_: int, members: Iterable[int]) -> list[str]:
         """Return what these members have said."""
         return [self.store.get(f"trained/{round_}/{m}").decode() for m in members]
+
+
+def _verdict(generation: Generation, what: str) -> str:
+    return f"{generation.number}/{what}/verdict"

@@ -118,9 +118,13 @@ class Deck:
     def first_epoch(self) -> int:
         """The first epoch of which not all has landed."""
         epoch = self._first
-        while len(self.rest(epoch)) == 0:
+        while self._has_landed(epoch):
             epoch += 1
         return epoch
+
+    def _has_landed(self, epoch: int) -> bool:
+        dealt = len(self._rests[epoch]) if epoch in self._rests else self._num_samples
+        return sum(end - begin for begin, end in self._trained.ranges(epoch)) == dealt
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is left of the epochs that have begun."""

@@ -1,9 +1,8 @@
 """LASGD: the context manager that a training loop runs in."""
 
-import math
 import time
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.lasgd import meeting
+from fedcurv.lasgd.arguments import Averaging, check_arguments
 from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.counting import Counting
 from fedcurv.lasgd.data import Claim, Deck, SharedLoader
@@ -21,8 +21,6 @@ from fedcurv.lasgd.rounds import Plan, Rounds
 from fedcurv.lasgd.shared import Shared
 from fedcurv.lasgd.stats import Stats, stats_of
 from fedcurv.lasgd.weights import Weights
-
-Averaging = Literal["average", "local"]
 
 
 class LASGD:
@@ -86,7 +84,7 @@ class LASGD:
         join: bool = False,
         backend: Backend = "gloo",
     ) -> None:
-        _check(sync_every, weights, momentum, buffers, max_in_flight, timeout_s, backend)
+        check_arguments(sync_every, weights, momentum, buffers, max_in_flight, timeout_s, backend)
         self._optimizer, self._max_in_flight = optimizer, max_in_flight
         replica = Replica(
             model,
@@ -99,8 +97,10 @@ class LASGD:
             "sync_every": sync_every,
             "overlap": overlap,
             "weights": weights,
+            "momentum": momentum,
+            "buffers": buffers,
+            "backend": backend,
         }
-        settings |= {"momentum": momentum, "buffers": buffers, "backend": backend}
         signature = meeting.signature(model, settings)
         if join:
             if store is None:
@@ -291,30 +291,3 @@ class LASGD:
         with self._shared.changed:
             self._shared.untrained.append(claim)
             self._shared.counters.samples += claim.end - claim.begin
-
-
-def _check(
-    sync_every: int,
-    weights: str,
-    momentum: str,
-    buffers: str,
-    max_in_flight: int,
-    timeout_s: float,
-    backend: str,
-) -> None:
-    rules = [
-        ("sync_every", sync_every, _is_count(sync_every), "an integer >= 1"),
-        ("max_in_flight", max_in_flight, _is_count(max_in_flight), "an integer >= 1"),
-        ("weights", weights, weights in get_args(Weights), "gradient, steps or worker"),
-        ("momentum", momentum, momentum in get_args(Averaging), "average or local"),
-        ("buffers", buffers, buffers in get_args(Averaging), "average or local"),
-        ("backend", backend, backend in get_args(Backend), "gloo or nccl"),
-        ("timeout_s", timeout_s, 0 < timeout_s < math.inf, "> 0 and finite"),
-    ]
-    faults = [f"{name} must be {want}, got {value!r}" for name, value, ok, want in rules if not ok]
-    if faults:
-        raise ValueError("; ".join(faults))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1

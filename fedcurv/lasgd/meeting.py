@@ -61,15 +61,15 @@ def meet(
 
 def meet_in_group(group: dist.ProcessGroup, timeout_s: float) -> tuple[Any, int, int]:
     """Return the same for the members of a process group; its first member hosts the store."""
-    rank, size, first = dist.get_rank(group), dist.get_world_size(group), 0
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
     timeout = timedelta(seconds=timeout_s)
     hosted, address = None, [("", 0)]
-    if rank == first:
+    if rank == 0:
         named = os.environ.get("MASTER_ADDR") if dist.get_rank() == 0 else None
         host = named or socket.gethostname()
         hosted = host_store(host, timeout_s=timeout_s)
         address = [(host, hosted.port)]
-    dist.broadcast_object_list(address, src=dist.get_global_rank(group, first), group=group)
+    dist.broadcast_object_list(address, src=dist.get_global_rank(group, 0), group=group)
     (host, port) = address[0]
     return hosted or TCPStore(host, port, is_master=False, timeout=timeout), rank, size
 

@@ -40,7 +40,6 @@ class Plan:
 class _Contribution:
     report: Report
     claims: list[Claim]
-    dropped: bool
 
 
 class Rounds(Thread):
@@ -133,7 +132,6 @@ class Rounds(Thread):
             shared.changed.wait_for(self._may_take)
             steps = shared.replica.snapshot()
             claims, shared.trained = shared.trained, []
-            shared.in_flight = True
             shared.taken += 1
             finished, leaving = shared.finished, shared.leaving
             busy_s = time.monotonic() - shared.counters.began
@@ -153,7 +151,7 @@ class Rounds(Thread):
             speed=all_steps / working_s,
             pace=all_steps / max(busy_s, 1e-9),
         )
-        return _Contribution(report, claims, dropped=broken)
+        return _Contribution(report, claims)
 
     def _may_take(self) -> bool:
         shared = self._shared
@@ -208,17 +206,18 @@ class Rounds(Thread):
         num_active = sum(bool(r.active) and not r.broken for r in reports)
         factor = common_factor(self._plan.weights, reports)
         tellers = [m for m, r in zip(self.generation.members, reports, strict=True) if r.claims]
+        dropped = bool(contribution.report.broken)
         told = self._control.trained(self.generation.round, tellers)
         body = plane.flat[: shared.replica.sizes.total]
         counts = shared.replica.counts(body)
         with shared.changed:
             counters, steps = shared.counters, int(sum(r.steps for r in reports))
             in_flight = shared.replica.steps_since_snapshot
-            shared.replica.land(body, factor, num_active, counts, dropped=contribution.dropped)
+            shared.replica.land(body, factor, num_active, counts, dropped=dropped)
             self.trained.add(claim for text in told for claim in unpacked(text))
             counters.rounds += 1
             counters.steps_in_rounds += steps
-            counters.broken_rounds += contribution.dropped
+            counters.broken_rounds += dropped
             counters.in_flight_sum += in_flight
             counters.in_flight_max = max(counters.in_flight_max, in_flight)
             counters.speed_of_all = sum(r.speed for r in reports)
@@ -229,7 +228,7 @@ class Rounds(Thread):
             self.generation = replace(self.generation, round=self.generation.round + 1)
             shared.round = self.generation.round
             shared.threshold = self._landed_steps + self._plan.sync_every
-            shared.is_open = shared.in_flight = False
+            shared.is_open = False
             shared.landed += 1
             shared.landed_at = time.monotonic()
             # the round that was open when one was asked for did not hold all that it should

@@ -58,7 +58,6 @@ class Shared:
         stepping: inside of an optimizer step, where no snapshot may be taken.
         at_boundary: the training thread waits between two steps.
         is_open: a round has been opened, and has not landed.
-        in_flight: a snapshot has been taken, and has not landed.
         taken: how many snapshots have been taken.
         landed: how many of them have landed.
         landed_at: when the last did.
@@ -83,7 +82,6 @@ class Shared:
     stepping: bool = False
     at_boundary: bool = False
     is_open: bool = False
-    in_flight: bool = False
     taken: int = 0
     landed: int = 0
     landed_at: float = field(default_factory=time.monotonic)
@@ -94,6 +92,11 @@ class Shared:
     error: Exception | None = None
     untrained: list[Claim] = field(default_factory=list)
     trained: list[Claim] = field(default_factory=list)
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a snapshot has been taken that has not landed."""
+        return self.taken > self.landed
 
     def wait_in_training(self, until: Callable[[], bool]) -> None:
         """Let the training thread wait between two steps, and count the time.

@@ -13,7 +13,7 @@ from torch import Tensor
 from fedcurv.losses import formulas
 from fedcurv.losses.formulas import LOG_OF_ZERO
 from fedcurv.losses.reduction import LossOptions, loss
-from fedcurv.losses.regularizers import REGULARIZERS, Regularizer
+from fedcurv.losses.regularizers import Regularizer, regularizer_of
 
 
 def regularized_cross_entropy(
@@ -123,19 +123,3 @@ def jensen_shannon(
     """Return the scaled Jensen-Shannon divergence of label and prediction."""
     formula = partial(formulas.jensen_shannon, weight_of_label=weight_of_label)
     return loss(formula, logits, targets, **options)
-
-
-def regularizer_of(regularizer: str | Regularizer) -> Regularizer:
-    """Return a regulariser by name, or the function that was given.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if not isinstance(regularizer, str):
-        return regularizer
-    if regularizer not in REGULARIZERS:
-        raise ValueError(
-            f"regularizer must be one of {', '.join(REGULARIZERS)}, or a function from logits "
-            f"(N, C, ...) to shape (N, ...), got {regularizer!r}"
-        )
-    return REGULARIZERS[regularizer]

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from fedcurv.losses import formulas
 from fedcurv.losses.base import RobustLoss
-from fedcurv.losses.functional import regularizer_of
 from fedcurv.losses.reduction import LossOptions
-from fedcurv.losses.regularizers import Regularizer
+from fedcurv.losses.regularizers import Regularizer, regularizer_of
 
 Schedule = Callable[[int], float]
 

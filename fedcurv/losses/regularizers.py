@@ -40,3 +40,19 @@ REGULARIZERS: dict[str, Regularizer] = {
     "squared_output": squared_output,
     "logit": logit,
 }
+
+
+def regularizer_of(regularizer: str | Regularizer) -> Regularizer:
+    """Return a regulariser by name, or the function that was given.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if not isinstance(regularizer, str):
+        return regularizer
+    if regularizer not in REGULARIZERS:
+        raise ValueError(
+            f"regularizer must be one of {', '.join(REGULARIZERS)}, or a function from logits "
+            f"(N, C, ...) to shape (N, ...), got {regularizer!r}"
+        )
+    return REGULARIZERS[regularizer]

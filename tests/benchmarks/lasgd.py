@@ -16,7 +16,7 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,24 +115,18 @@ class Worker:
     def now(self) -> float:
         return time.monotonic() - self.began
 
-    def compute(
-        self, model: nn.Module, batches: Iterator[Any], before_backward: Callable[[], None]
-    ) -> bool:
-        """Forward and backward on the next batch, lengthened; False if there is none."""
+    def compute(self, model: nn.Module, batches: Iterator[Any]) -> None:
+        """Forward, lengthened, and backward on the next batch."""
         begin = self.now()
-        batch = next(batches, None)
-        if batch is None:
-            return False
+        batch = next(batches)
         length = length_of_step(self.case.pattern, self.rank, begin, self.random)
         self.optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
         time.sleep(max(0.0, length - (self.now() - begin)))
         self.trace.computing_s += self.now() - begin
         self.trace.spans.append((begin, self.now()))
-        before_backward()
         loss.backward()
         self.trace.steps += 1
-        return True
 
     def keep(self, steps: int, weights: dict[str, Tensor]) -> None:
         if self.rank == 0:
@@ -158,7 +152,7 @@ def run_ddp(worker: Worker, store: Any) -> None:
     exposed_s = max(0.0, case.cost_s - 2 / 3 * slowest_step(case.pattern))
     worker.began = time.monotonic()
     for step in range(case.steps // WORKERS):
-        worker.compute(model, batches, lambda: None)
+        worker.compute(model, batches)
         time.sleep(exposed_s)
         worker.optimizer.step()
         worker.keep(WORKERS * (step + 1), worker.model.state_dict())
@@ -173,7 +167,7 @@ def run_averager(worker: Worker, store: Any) -> None:
     batches = own_batches(digits()[0], rank, case.seed)
     worker.began = time.monotonic()
     for step in range(case.steps // WORKERS):
-        worker.compute(worker.model, batches, lambda: None)
+        worker.compute(worker.model, batches)
         worker.optimizer.step()
         averages = step >= 1 and (step - 1) % period == 0
         averager.average_parameters(worker.model.parameters())
@@ -210,7 +204,7 @@ def run_lasgd(worker: Worker, store: Any) -> None:
         worker.began = time.monotonic()
         rounds, budget_s = 0, case.steps
         while worker.now() < budget_s:
-            worker.compute(worker.model, batches, lambda: None)
+            worker.compute(worker.model, batches)
             worker.optimizer.step()
             stats = lasgd.stats
             if stats.rounds > rounds:

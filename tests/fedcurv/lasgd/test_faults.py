@@ -24,8 +24,8 @@ def stop_me(how):
     os.kill(os.getpid(), {"killed": signal.SIGKILL, "frozen": signal.SIGSTOP}[how])
 
 
-def fail_in(phase, how, folder, rank, round_=FATAL_ROUND):
-    """Let this process fail in a phase of the round with this number."""
+def fail_in(phase, how, folder, rank):
+    """Let this process fail in a phase of the fatal round."""
     calls = {"count": 0}
 
     def before(owner, name, after=False, only=lambda *a: True):
@@ -34,7 +34,7 @@ def fail_in(phase, how, folder, rank, round_=FATAL_ROUND):
         def patched(self, *arguments, **options):
             if only(*arguments):
                 calls["count"] += 1
-            fatal = calls["count"] == round_ and only(*arguments)
+            fatal = calls["count"] == FATAL_ROUND and only(*arguments)
             if fatal and not after:
                 say(folder, f"failed-{rank}")
                 stop_me(how)
@@ -121,8 +121,7 @@ def check_survivors(results, lost):
     for s in stats:
         assert sorted(loss.worker for loss in s.lost) == lost
         assert all(loss.seconds > 0 for loss in s.lost)
-    rounds_of_lost = [sum(s.steps for s in stats)]
-    assert stats[0].steps_in_rounds >= rounds_of_lost[0]
+    assert stats[0].steps_in_rounds >= sum(s.steps for s in stats)
     return stats
 
 
