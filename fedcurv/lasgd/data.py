@@ -71,7 +71,7 @@ class Deck:
         state: of :meth:`state_dict`, to go on from.
 
     Raises:
-        ValueError: if the state is of another data set.
+        ValueError: if there are no samples, or the state is of another data set.
     """
 
     def __init__(
@@ -83,6 +83,8 @@ class Deck:
         seed: int = 0,
         state: dict[str, Any] | None = None,
     ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"expected a data set with samples, got {num_samples}")
         self._num_samples, self._trained = num_samples, trained
         self._shuffle, self._seed = shuffle, seed
         self._first = 0

@@ -500,6 +500,16 @@ def test_a_second_loader_and_a_late_state_are_refused():
     in_threads(work, 1)
 
 
+def test_an_empty_data_set_is_refused():
+    def work(rank, store, size):
+        model = make_model()
+        lasgd = LASGD(model, sgd(model), store=store, rank=rank, world_size=size)
+        with pytest.raises(ValueError, match="expected a data set with samples, got 0"):
+            lasgd.loader(TensorDataset(torch.zeros(0)), 8)
+
+    in_threads(work, 1)
+
+
 def test_a_state_of_another_data_set_is_refused():
     def work(rank, store, size):
         model = make_model()
