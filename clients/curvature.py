@@ -77,9 +77,13 @@ class ClientCurvature:
         return self._instruction is not None and self._instruction.strength > 0
 
     def attach(
-        self, optimizer: torch.optim.Optimizer, *, mode: PenaltyMode = "gradient"
+        self, optimizer: torch.optim.Optimizer | None = None, *, mode: PenaltyMode = "gradient"
     ) -> RemovableHandle | None:
         """Make every ``optimizer.step()`` feel the penalty; see ``CurvaturePenalty.attach``.
+
+        Args:
+            optimizer: of the model's parameters; None for whichever the training code makes.
+            mode: ``gradient`` or ``proximal``.
 
         Returns:
             the handle that ends it, as ``report`` does; None where there is no penalty.
@@ -155,12 +159,18 @@ class ClientCurvature:
             content,
             self._context,
             curvature,
+            message_id=self._message_id,
             with_information=instruction.secure_sums or not server_can_multiply,
         )
         self._store.save(Contribution(instruction.server_round, self._message_id, curvature))
         return content
 
     def _end_penalty(self) -> None:
+        if self._handles and self.penalty is not None and not self.penalty.found_optimizer:
+            logger.warning(
+                "the penalty was attached, but no optimizer stepped with the model's parameters: "
+                "was another model trained, or a copy of this one?"
+            )
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None

@@ -7,12 +7,16 @@ lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
@@ -25,6 +29,8 @@ from fedcurv.parameters import (
 from fedcurv.quadratic import Quadratic
 
 PenaltyMode = Literal["gradient", "proximal"]
+
+_Hook = Callable[[torch.optim.Optimizer, Any, Any], None]
 
 
 def checked_strength(strength: float) -> float:
@@ -53,6 +59,10 @@ class CurvaturePenalty:
         consume: take over the tensors of ``curvature`` where that spares a copy; it must not be
             used afterwards.
 
+    Attributes:
+        strength: λ.
+        found_optimizer: whether it has been attached to an optimizer of the model's parameters.
+
     Raises:
         ValueError: if strength is negative or not finite, the parameters differ, or the statistics
             are not valid.
@@ -69,6 +79,11 @@ class CurvaturePenalty:
         curvature.check()
         self._names = list(parameters)
         self._parameters: list[Tensor] = list(parameters.values())
+        self.found_optimizer = False
+        # by optimizer that it is attached to, the indices of each group's parameters
+        self._groups: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[list[int]]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._quadratics = [
             Quadratic(
                 _beside(p.detach(), curvature.precision[n], copy=not consume),
@@ -168,20 +183,23 @@ class CurvaturePenalty:
             torch._foreach_lerp_(parameters, optima, weights)
 
     def attach(
-        self, optimizer: torch.optim.Optimizer, *, mode: PenaltyMode = "gradient"
+        self, optimizer: torch.optim.Optimizer | None = None, *, mode: PenaltyMode = "gradient"
     ) -> RemovableHandle:
         """Make every ``optimizer.step()`` feel the penalty; ``handle.remove()`` ends it.
 
         Args:
             optimizer: must hold the model's trainable parameters; learning rates are read at each
-                step, so schedulers and parameter groups work.
+                step, so schedulers and parameter groups work. None is for training code that makes
+                its own: whichever optimizer steps with these parameters, as long as this object
+                lives.
             mode: ``gradient`` adds the penalty's gradient before the step: the paper's way, after
                 any clipping of the loss's own gradient. ``proximal`` follows the step with the
                 exact proximal one, whose learning rate is each group's ``lr``.
 
         Raises:
-            ValueError: for an unknown mode or an optimizer without some of the parameters.
-            TypeError: for LBFGS, which evaluates the loss several times within a step.
+            ValueError: for an unknown mode or an optimizer without some of the parameters; for the
+                optimizer that is found later, at its first step.
+            TypeError: for LBFGS, which evaluates the loss several times within a step; likewise.
             RuntimeError: at a step that is given a closure in mode ``gradient``, whose backward
                 pass would come after the penalty's gradient; add :meth:`value` to the loss there.
         """
@@ -189,15 +207,57 @@ class CurvaturePenalty:
             raise ValueError(
                 f"mode must be one of {', '.join(get_args(PenaltyMode))}, got {mode!r}"
             )
+        if optimizer is None:
+            return self._attach_to_any(mode)
+        self._check(optimizer, mode)
+        if mode == "gradient":
+            return optimizer.register_step_pre_hook(self._before_step)
+        return optimizer.register_step_post_hook(self._after_step)
+
+    def _attach_to_any(self, mode: PenaltyMode) -> RemovableHandle:
+        # hooks of all optimizers outlive whoever attached: they must not keep the penalty alive
+        this = weakref.ref(self)
+
+        def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            penalty = this()
+            if penalty is None or not penalty._concerns(optimizer, mode):
+                return
+            (penalty._before_step if mode == "gradient" else penalty._after_step)(
+                optimizer, args, kwargs
+            )
+
+        register: Callable[[_Hook], RemovableHandle] = (
+            register_optimizer_step_pre_hook
+            if mode == "gradient"
+            else register_optimizer_step_post_hook
+        )
+        handle = register(hook)
+        weakref.finalize(self, handle.remove)
+        return handle
+
+    def _concerns(self, optimizer: torch.optim.Optimizer, mode: PenaltyMode) -> bool:
+        if optimizer in self._groups:
+            return True
+        own = {id(p) for p in self._parameters}
+        if own.isdisjoint(id(p) for group in optimizer.param_groups for p in group["params"]):
+            return False
+        self._check(optimizer, mode)
+        return True
+
+    def _check(self, optimizer: torch.optim.Optimizer, mode: PenaltyMode) -> None:
+        """Refuse an optimizer that cannot feel the penalty; note which parameters it has where."""
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError(
                 "expected an optimizer that takes one gradient per step, got LBFGS; add "
                 "penalty.value() to the loss inside its closure instead"
             )
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        missing = [
-            name for name, p in zip(self._names, self._parameters, strict=True) if id(p) not in held
+        index_by_id = {id(p): index for index, p in enumerate(self._parameters)}
+        groups = [
+            [index_by_id[id(p)] for p in group["params"] if id(p) in index_by_id]
+            for group in optimizer.param_groups
         ]
+        held = {index for group in groups for index in group}
+        missing = [name for index, name in enumerate(self._names) if index not in held]
         if missing:
             raise ValueError(
                 "expected an optimizer with all trainable parameters of the model, got one without "
@@ -206,13 +266,8 @@ class CurvaturePenalty:
             )
         if mode == "gradient":
             self._warn_of_divergence(max(float(group["lr"]) for group in optimizer.param_groups))
-            return optimizer.register_step_pre_hook(self._before_step)
-        index_by_id = {id(p): index for index, p in enumerate(self._parameters)}
-        indices = [
-            [index_by_id[id(p)] for p in group["params"] if id(p) in index_by_id]
-            for group in optimizer.param_groups
-        ]
-        return optimizer.register_step_post_hook(partial(self._after_step, indices))
+        self._groups[optimizer] = groups
+        self.found_optimizer = True
 
     def _warn_of_divergence(self, lr: float) -> None:
         if lr * self.strength * self._largest > 1:
@@ -222,7 +277,7 @@ class CurvaturePenalty:
                 "plain gradient steps on the penalty diverge; use mode='proximal', or a smaller "
                 "strength",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -236,18 +291,13 @@ class CurvaturePenalty:
         self.add_gradient(1.0 if scale is None else scale)
 
     @torch.no_grad()
-    def _after_step(
-        self,
-        indices_by_group: Sequence[Sequence[int]],
-        optimizer: torch.optim.Optimizer,
-        args: Any,
-        kwargs: Any,
-    ) -> None:
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self.strength == 0.0:
             return
         # set likewise: 1 where the optimizer skipped this step, so that there is none to follow
         skipped = getattr(optimizer, "found_inf", None)
-        for indices, group in zip(indices_by_group, optimizer.param_groups, strict=False):
+        groups = self._groups[optimizer]
+        for indices, group in zip(groups, optimizer.param_groups, strict=False):
             self._step_towards_optimum(indices, float(group["lr"]), skipped)
 
 

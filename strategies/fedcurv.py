@@ -181,6 +181,11 @@ class FedCurv(Strategy):
     def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> None:
         """Take this project's records out of a reply and add what they say to the sums."""
         report = records.take_report(content)
+        if report is not None and report.message_id not in (None, message_id):
+            raise ValueError(
+                "expected statistics of this message, got those that answer another; does the "
+                "client, or a mod on the way, send an earlier reply or somebody else's?"
+            )
         arrays = check_reply(content, self._sent, self._weighted_by_key)
         sums.add(message_id, content, arrays, report)
 

@@ -7,7 +7,7 @@ To a client, with the model of round t:
     ``fedcurv.precision``    ArrayRecord: P by parameter name
     ``fedcurv.information``  ArrayRecord: Q by parameter name
 From a client, beside its own arrays and metrics:
-    ``fedcurv``              ConfigRecord: the client's id
+    ``fedcurv``              ConfigRecord: the client's id, and of the message that it answers
     ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
     ``fedcurv.information``  ArrayRecord: F·θ̂, where sums must be secure or the reply's arrays are
                              not named like parameters; else the server forms it from those arrays
@@ -38,6 +38,9 @@ INFORMATION = "fedcurv.information"
 
 # marks a message whose sums were taken, in the node's own copy of it
 _TAKEN = "sums-taken"
+
+# the id of the message for which a report was made
+_ANSWERED = "message-id"
 
 # how Flower packs arrays: in NumPy's file format, whose first version has all plain arrays
 _NUMPY_FORMAT = "numpy.ndarray"
@@ -77,11 +80,13 @@ class Report:
 
     Attributes:
         client_id: its stable id.
+        message_id: of the message for which it estimated; None where it does not say.
         precision: its Fisher diagonal.
         information: F·θ̂, where the client sent it.
     """
 
     client_id: str
+    message_id: str | None
     precision: ArrayRecord
     information: ArrayRecord | None
 
@@ -190,10 +195,16 @@ def take_instruction(content: RecordDict) -> Instruction | None:
 
 
 def add_report(
-    content: RecordDict, context: Context, curvature: Curvature, *, with_information: bool
+    content: RecordDict,
+    context: Context,
+    curvature: Curvature,
+    *,
+    message_id: str,
+    with_information: bool,
 ) -> None:
-    """Add a node's own curvature to its reply, P alone or P and Q."""
+    """Add a node's own curvature to its reply to a message, P alone or P and Q."""
     content[CONFIG] = pack_client_id(context)
+    content.config_records[CONFIG][_ANSWERED] = message_id
     content[PRECISION] = pack_tensors(curvature.precision)
     if with_information:
         content[INFORMATION] = pack_tensors(curvature.information)
@@ -202,13 +213,15 @@ def add_report(
 def take_report(content: RecordDict) -> Report | None:
     """Remove this project's records from a reply and return them; None if it has none."""
     client_id = unpack_client_id(content)
-    content.pop(CONFIG, None)
+    config = content.pop(CONFIG, None)
+    answered = config.get(_ANSWERED) if isinstance(config, ConfigRecord) else None
     precision = content.pop(PRECISION, None)
     information = content.pop(INFORMATION, None)
     if not isinstance(precision, ArrayRecord):
         return None
     return Report(
         client_id=client_id or "",
+        message_id=answered if isinstance(answered, str) else None,
         precision=precision,
         information=information if isinstance(information, ArrayRecord) else None,
     )

@@ -314,6 +314,25 @@ def test_report_takes_the_penalty_off_the_optimizer():
     assert torch.equal(model.weight, before)
 
 
+def test_a_penalty_that_nothing_felt_is_told(caplog):
+    """As when the training code trains a copy of the model."""
+    model, copy = new_model(), new_model()
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    for trained, expected in (
+        (copy, "no optimizer stepped with the model's parameters"),
+        (model, ""),
+    ):
+        caplog.clear()
+        message = message_with(Instruction(0.1, 2, 1, ["another"], sums=Curvature(ones, ones)))
+        curvature = ClientCurvature(message, context_of(0), model)
+        curvature.attach()
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+        nn.functional.cross_entropy(trained(samples(0)[0]), samples(0)[1]).backward()
+        optimizer.step()
+        curvature.report(RecordDict(), model, [samples(0)])
+        assert (expected in caplog.text) if expected else not caplog.text
+
+
 def test_sums_can_be_taken_out_of_a_message_once():
     model = new_model()
     ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}

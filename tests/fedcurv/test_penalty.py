@@ -1,4 +1,5 @@
 import math
+import sys
 import warnings
 
 import pytest
@@ -465,3 +466,71 @@ def test_frozen_parameters_stay():
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     assert torch.equal(model.bias, before)
+
+
+# ---- training code that makes its own optimizer
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_whichever_optimizer_steps_feels_the_same_as_one_that_is_named(mode):
+    def train(attach_first: bool) -> torch.Tensor:
+        start, parts, _ = nodes(3, 5)
+        model = Vector(start)
+        penalty = CurvaturePenalty(model, sum(parts[1:], parts[0]), strength=0.05)
+        if attach_first:
+            penalty.attach(mode=mode)
+        optimizer = torch.optim.SGD(
+            [{"params": [model.theta], "lr": 0.2}, {"params": [torch.zeros(1)], "lr": 9.0}]
+        )
+        if not attach_first:
+            penalty.attach(optimizer, mode=mode)
+        for _ in range(4):
+            model.theta.grad = torch.cos(model.theta.detach())
+            optimizer.step()
+        return model.theta.detach()
+
+    named, found = train(False), train(True)
+    assert torch.equal(named, found)
+    assert not torch.equal(named, nodes(3, 5)[0])
+
+
+def a_step(parameter: nn.Parameter) -> torch.Tensor:
+    parameter.grad = torch.zeros_like(parameter)
+    torch.optim.SGD([parameter], lr=0.1).step()
+    return parameter.detach().clone()
+
+
+def test_optimizers_of_other_models_feel_nothing():
+    start, parts, _ = nodes(3, 5)
+    model, other = Vector(start), Vector(start)
+    penalty = CurvaturePenalty(model, parts[0], strength=0.5)
+    handle = penalty.attach()
+    assert torch.equal(a_step(other.theta), start)
+    assert not penalty.found_optimizer
+    moved = a_step(model.theta)
+    assert not torch.equal(moved, start)
+    assert penalty.found_optimizer
+    handle.remove()
+    assert torch.equal(a_step(model.theta), moved)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_a_penalty_that_is_forgotten_ends_by_itself(mode):
+    """As when the training code raises, in a process that goes on to other clients."""
+    start, parts, _ = nodes(3, 5)
+    model = Vector(start)
+    hooks = sys.modules["torch.optim.optimizer"]
+    before = len(hooks._global_optimizer_pre_hooks), len(hooks._global_optimizer_post_hooks)
+    CurvaturePenalty(model, parts[0], strength=0.5).attach(mode=mode)
+    assert torch.equal(a_step(model.theta), start)
+    after = len(hooks._global_optimizer_pre_hooks), len(hooks._global_optimizer_post_hooks)
+    assert after == before
+
+
+def test_an_optimizer_with_a_part_of_the_parameters_is_refused_at_its_first_step():
+    model = nn.Linear(2, 2)
+    zeros = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    penalty = CurvaturePenalty(model, Curvature(zeros, zeros), strength=0.5)
+    penalty.attach()
+    with pytest.raises(ValueError, match="got one without bias"):
+        a_step(model.weight)

@@ -253,6 +253,10 @@ def two_array_records(content: RecordDict) -> None:
     content["more"] = ArrayRecord({"x": Array(np.ones(1))})
 
 
+def somebody_elses_stamp(content: RecordDict) -> None:
+    content[CONFIG]["message-id"] = "message-1"
+
+
 SPOILS = {
     "NaN in a weight": (in_arrays(fill("weight", math.nan)), "NaN or inf in weight"),
     "inf in a weight": (in_arrays(fill("bias", math.inf)), "NaN or inf in bias"),
@@ -270,6 +274,7 @@ SPOILS = {
     "NaN precision": (in_precision(fill("weight", math.nan)), "'weight' is not finite"),
     "precision of a wrong shape": (in_precision(put("bias", torch.ones(1))), "'bias' has shape"),
     "precision without a key": (in_precision(lambda t: t.pop("bias")), r"missing: \['bias'\]"),
+    "somebody else's stamp": (somebody_elses_stamp, "those that answer another"),
     "enormous precision": (in_precision(fill("bias", 1e35)), "'bias' is 1e\\+35, above 1e\\+30"),
     "precision with another key": (
         in_precision(put("x", torch.ones(1))),
