@@ -4,9 +4,10 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,22 @@ def write_archive(path: Path, header: Mapping[str, Any], arrays: Arrays) -> None
         OSError: if it cannot be written; the old file, if any, is untouched.
     """
     members: dict[str, Any] = {_HEADER: np.array(json.dumps(header)), **arrays}
+    with replaced(path) as file:
+        np.savez(file, **members)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write to, which takes the place of ``path`` once it is complete.
+
+    Raises:
+        OSError: if it cannot be written; the old file, if any, is untouched, as after any error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **members)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

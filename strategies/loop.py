@@ -4,7 +4,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fedcurv.strategies.best_model import BestModel
 from fedcurv.strategies.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv
 from fedcurv.strategies.ordered_grid import OrderedGrid
@@ -23,6 +24,7 @@ from fedcurv.strategies.stopping import EarlyStopping
 logger = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+OnRound = Callable[[RoundRecord], object]
 
 
 def start(
@@ -35,13 +37,15 @@ def start(
     train_config: ConfigRecord | None = None,
     evaluate_config: ConfigRecord | None = None,
     evaluate_fn: EvaluateFn | None = None,
-    wait_for_nodes: int = 1,
+    wait_for_nodes: int | Collection[str] = 1,
     wait_timeout: float = 600.0,
     seed: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
     resume: bool = False,
+    best_model: BestModel | None = None,
     early_stopping: EarlyStopping | None = None,
-    on_round: Callable[[RoundRecord], None] | None = None,
+    on_round: OnRound | Sequence[OnRound] = (),
 ) -> Result:
     """Run federated learning and return Flower's Result; never a success that trained nothing.
 
@@ -59,18 +63,22 @@ def start(
         train_config: sent to clients with each training message.
         evaluate_config: sent to clients with each evaluation message.
         evaluate_fn: evaluates the global model on the server, before round 1 and after each round.
-        wait_for_nodes: how many nodes must be connected before round 1.
-        wait_timeout: seconds to wait for them.
+        wait_for_nodes: how many nodes must be connected before the first round, or the ids of the
+            clients that must be.
+        wait_timeout: seconds to wait for them, and in each round for as many as the strategy wants.
         seed: makes the strategy's sampling of nodes reproducible; None leaves it random.
-        checkpoint: folder for a file with the server's state, replaced after every round.
+        checkpoint: folder for a file with the server's state, which is replaced.
+        checkpoint_every: rounds from one checkpoint to the next; the last round has one in any
+            case. Resuming repeats the rounds after it.
         resume: go on after the last round in that file, in place of ``arrays``; without it, an
             earlier run's file is refused. Where there is none, the run starts at the beginning.
+        best_model: keeps the model of the best round in a file.
         early_stopping: end before ``num_rounds``.
-        on_round: called with every round's record, after it has been saved; ``JsonLines`` writes
-            them to a file.
+        on_round: called with every round's record, after it has been saved, one function or
+            several; ``JsonLines``, ``TensorBoard`` and ``ScalarLog`` write them down.
 
     Raises:
-        TimeoutError: if too few nodes connect in time.
+        TimeoutError: if too few nodes connect in time, before the first round or in a later one.
         RoundFailed: if no client succeeds in a round.
         FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
         TypeError: for FedCurv inside a differential-privacy wrapper.
@@ -79,6 +87,8 @@ def start(
     """
     if num_rounds < 1:
         raise ValueError(f"num_rounds must be >= 1, got {num_rounds}")
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be >= 1, got {checkpoint_every}")
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     _refuse_differential_privacy(strategy)
@@ -91,17 +101,34 @@ def start(
                 "resume=True, or choose another folder"
             )
         restored = keeper.restore()
-    _wait_for_nodes(grid, wait_for_nodes, wait_timeout)
-    notify = on_round or (lambda record: None)
+    ordered = OrderedGrid(grid)
+    ordered.wait_for(wait_for_nodes, wait_timeout)
+    watchers = [on_round] if callable(on_round) else on_round
     progress = restored or Progress(0, Result(arrays=arrays))
-    run = _Run(strategy, OrderedGrid(grid), progress.result, timeout, seed, evaluate_fn)
+    run = _Run(strategy, ordered, progress.result, timeout, wait_timeout, seed, evaluate_fn)
+
+    def is_over(server_round: int) -> bool:
+        if server_round >= num_rounds:
+            return True
+        if early_stopping is None or server_round == 0:
+            return False
+        return early_stopping.should_stop(run.result)
+
+    def finish(record: RoundRecord, *, save: bool) -> None:
+        if best_model is not None and (record.server_metrics or record.client_metrics):
+            best_model.keep(record.server_round, run.result)
+        if keeper is not None and save:
+            keeper.save(Progress(record.server_round, run.result))
+        for watch in watchers:
+            watch(record)
+
+    server_round = progress.server_round
     if restored is None:
-        notify(RoundRecord(0, server_metrics=run.evaluate_on_server(0)))
+        finish(RoundRecord(0, server_metrics=run.evaluate_on_server(0)), save=False)
     train_config = ConfigRecord() if train_config is None else train_config
     evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-    for server_round in range(progress.server_round + 1, num_rounds + 1):
-        if early_stopping and server_round > 1 and early_stopping.should_stop(run.result):
-            break
+    while not is_over(server_round):
+        server_round += 1
         began = time.perf_counter()
         clients, train_metrics = run.train(server_round, train_config)
         record = RoundRecord(
@@ -112,9 +139,7 @@ def start(
             server_metrics=run.evaluate_on_server(server_round),
             seconds=time.perf_counter() - began,
         )
-        if keeper is not None:
-            keeper.save(Progress(server_round, run.result))
-        notify(record)
+        finish(record, save=is_over(server_round) or server_round % checkpoint_every == 0)
     return run.result
 
 
@@ -126,6 +151,7 @@ class _Run:
     grid: OrderedGrid
     result: Result
     timeout: float | None
+    wait_timeout: float
     seed: int | None
     evaluate_fn: EvaluateFn | None
 
@@ -133,7 +159,7 @@ class _Run:
         self, server_round: int, config: ConfigRecord
     ) -> tuple[Sequence[ClientRecord], Mapping[str, object]]:
         self.grid.learn_client_ids()
-        with _seeded(self.seed, server_round, "train"):
+        with self._sampling(server_round, "train"):
             messages = list(
                 self.strategy.configure_train(server_round, self.result.arrays, config, self.grid)
             )
@@ -152,8 +178,13 @@ class _Run:
             self.result.train_metrics_clientapp[server_round] = metrics
         return traffic.client_records(getattr(self.strategy, "refused", {})), metrics or {}
 
+    @contextmanager
+    def _sampling(self, server_round: int, phase: str) -> Iterator[None]:
+        with _seeded(self.seed, server_round, phase), self.grid.sampling(self.wait_timeout):
+            yield
+
     def evaluate_on_clients(self, server_round: int, config: ConfigRecord) -> Mapping[str, object]:
-        with _seeded(self.seed, server_round, "evaluate"):
+        with self._sampling(server_round, "evaluate"):
             messages = list(
                 self.strategy.configure_evaluate(
                     server_round, self.result.arrays, config, self.grid
@@ -179,17 +210,6 @@ class _Run:
 def _takes_replies_one_by_one(strategy: Strategy) -> bool:
     """Return whether a strategy goes through the replies once: others may well do it twice."""
     return type(strategy).aggregate_train is FedCurv.aggregate_train
-
-
-def _wait_for_nodes(grid: Grid, wanted: int, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while (connected := len(list(grid.get_node_ids()))) < wanted:
-        if time.monotonic() >= deadline:
-            raise TimeoutError(
-                f"expected {wanted} nodes within {timeout:g} s, got {connected}; start the missing "
-                "ones, or lower wait_for_nodes"
-            )
-        time.sleep(min(0.2, max(0.0, deadline - time.monotonic())))
 
 
 @contextmanager

@@ -4,8 +4,11 @@ Flower's node ids are random in each run, and replies arrive in any order: witho
 neither samples the same clients nor sums them in the same order.
 """
 
+import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from flwr.app import Message, RecordDict
@@ -14,7 +17,11 @@ from flwr.serverapp import Grid
 from fedcurv.strategies import records
 from fedcurv.strategies.flower_private import Run
 
+logger = logging.getLogger(__name__)
+
 _QUERY_TIMEOUT_S = 300.0
+# how often to look for nodes that are waited for, and how often to say so
+_LOOK_S, _SAY_S = 0.2, 30.0
 # how long to wait between two looks for a reply: doubled from the first to the second
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 
@@ -38,14 +45,71 @@ class OrderedGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._client_ids: dict[int, str] = {}
+        self._deadline = math.inf
 
     def client_id(self, node_id: int) -> str:
         """Return a node's stable id, as far as it is known."""
         return self._client_ids.get(node_id, f"node-{node_id}")
 
     def get_node_ids(self) -> list[int]:
-        """Return the connected nodes in the order of their client ids."""
-        return sorted(self._grid.get_node_ids(), key=self._order)
+        """Return the connected nodes in the order of their client ids.
+
+        Raises:
+            TimeoutError: if a strategy still asks after the time that :meth:`sampling` gave it.
+        """
+        nodes = sorted(self._grid.get_node_ids(), key=self._order)
+        if time.monotonic() > self._deadline:
+            raise TimeoutError(
+                f"the strategy waits for more nodes than are connected: {self._named(nodes)}; "
+                "start the missing ones, or lower its min_available_nodes and min_train_nodes"
+            )
+        return nodes
+
+    @contextmanager
+    def sampling(self, timeout: float) -> Iterator[None]:
+        """Bound how long a strategy may wait for nodes: by themselves Flower's wait for ever."""
+        self._deadline = time.monotonic() + timeout
+        try:
+            yield
+        finally:
+            self._deadline = math.inf
+
+    def wait_for(self, wanted: int | Collection[str], timeout: float) -> None:
+        """Wait for a number of nodes, or for clients by their ids, and say meanwhile who is there.
+
+        Raises:
+            TimeoutError: if they do not connect in time.
+        """
+        deadline, said = time.monotonic() + timeout, -math.inf
+        while missing := self._missing(wanted):
+            now = time.monotonic()
+            nodes = self.get_node_ids()
+            if now >= deadline:
+                expected = f"{wanted} nodes" if isinstance(wanted, int) else "all clients"
+                raise TimeoutError(
+                    f"expected {expected} within {timeout:g} s, got {self._named(nodes)}, and not "
+                    f"{missing}; start the missing ones, or change wait_for_nodes"
+                )
+            if now >= said + _SAY_S:
+                self.learn_client_ids()
+                logger.warning("waiting for %s; connected: %s", missing, self._named(nodes))
+                said = now
+            time.sleep(min(_LOOK_S, max(0.0, deadline - now)))
+
+    def _missing(self, wanted: int | Collection[str]) -> str:
+        """Return who is missing, in words; nothing if nobody is."""
+        if isinstance(wanted, int):
+            number = wanted - len(list(self._grid.get_node_ids()))
+            return f"{number} more" if number > 0 else ""
+        self.learn_client_ids()
+        connected = {self.client_id(node) for node in self._grid.get_node_ids()}
+        missing = sorted(set(wanted) - connected, key=records.client_id_order)
+        return ", ".join(f"client {client_id}" for client_id in missing)
+
+    def _named(self, nodes: Sequence[int]) -> str:
+        known = ", ".join(self.client_id(node) for node in nodes[:10])
+        more = f" and {len(nodes) - 10} more" if len(nodes) > 10 else ""
+        return f"{len(nodes)} ({known}{more})" if nodes else "none"
 
     def learn_client_ids(self) -> None:
         """Ask the connected nodes that have not been asked yet."""
@@ -102,6 +166,16 @@ class OrderedGrid(Grid):
                 self._client_ids[reply.metadata.src_node_id] = client_id
         for node_id in node_ids:
             self._client_ids.setdefault(node_id, f"node-{node_id}")
+        self._warn_of_namesakes()
+
+    def _warn_of_namesakes(self) -> None:
+        connected = [self.client_id(node) for node in self._grid.get_node_ids()]
+        for client_id in sorted({c for c in connected if connected.count(c) > 1}):
+            logger.warning(
+                "several nodes say that they are client %s; unless one of them has just been "
+                "started anew, give each its own client-id in its node configuration",
+                client_id,
+            )
 
     # the rest is handed on
 

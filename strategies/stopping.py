@@ -1,10 +1,27 @@
-"""When to stop a run before its last round."""
+"""When to stop a run before its last round, and the metric by which that is decided."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from flwr.serverapp.strategy import Result
+
+Mode = Literal["max", "min"]
+
+
+def metric_by_round(result: Result, metric: str) -> dict[int, float]:
+    """Return a metric of the server's evaluations, else of the clients', in order of rounds.
+
+    Raises:
+        ValueError: if no round has it.
+    """
+    for history in (result.evaluate_metrics_serverapp, result.evaluate_metrics_clientapp):
+        values = {r: float(str(m[metric])) for r, m in sorted(history.items()) if metric in m}
+        if values:
+            return values
+    raise ValueError(
+        f"no evaluation has a metric {metric!r}; give evaluate_fn, or let clients evaluate"
+    )
 
 
 @dataclass(frozen=True)
@@ -23,7 +40,7 @@ class EarlyStopping:
     """
 
     metric: str = "accuracy"
-    mode: Literal["max", "min"] = "max"
+    mode: Mode = "max"
     patience: int | None = None
     target: float | None = None
     min_delta: float = 0.0
@@ -45,19 +62,7 @@ class EarlyStopping:
         Raises:
             ValueError: if no round has the metric.
         """
-        history = result.evaluate_metrics_serverapp
-        if not any(self.metric in metrics for metrics in history.values()):
-            history = result.evaluate_metrics_clientapp
-        values = [
-            float(str(metrics[self.metric]))
-            for _, metrics in sorted(history.items())
-            if self.metric in metrics
-        ]
-        if not values:
-            raise ValueError(
-                f"early stopping: no evaluation has a metric {self.metric!r}; give evaluate_fn, or "
-                "let clients evaluate"
-            )
+        values = metric_by_round(result, self.metric).values()
         sign = 1.0 if self.mode == "max" else -1.0
         signed = [sign * value for value in values]
         if self.target is not None and signed[-1] >= sign * self.target:

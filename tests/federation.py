@@ -165,8 +165,7 @@ class Federation:
                         grid,
                         arrays,
                         num_rounds=num_rounds,
-                        on_round=self.rounds.append,
-                        **options,
+                        **{"on_round": self.rounds.append, **options},
                     )
                 )
 

@@ -1,9 +1,12 @@
+import math
+
 import pytest
+import torch
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 
 from fedcurv.clients import ClientCurvature
-from fedcurv.strategies import EarlyStopping, FedCurv
+from fedcurv.strategies import BestModel, EarlyStopping, FedCurv
 from fedcurv.strategies import checkpoint as checkpoint_module
 from tests.federation import Federation, options, same_bits
 
@@ -141,6 +144,112 @@ def test_a_failed_save_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
 def test_resume_needs_a_folder():
     with pytest.raises(ValueError, match="resume needs a checkpoint"):
         run("FedAvg", resume=True)
+
+
+def test_checkpoints_may_be_some_rounds_apart_and_resuming_repeats_what_came_after(tmp_path):
+    federation, seen = Federation(num_nodes=2), []
+    strategy = FedAvg(**options())
+
+    def power_cut(record):
+        if record.server_round == 5:
+            raise PowerCut
+
+    more = {"checkpoint": tmp_path / "run", "checkpoint_every": 2}
+    with pytest.raises(PowerCut):
+        federation.run(strategy, num_rounds=7, on_round=power_cut, **more)
+    resumed = federation.run(
+        FedAvg(**options()),
+        num_rounds=7,
+        on_round=lambda r: seen.append(r.server_round),
+        resume=True,
+        **more,
+    )
+    assert seen == [5, 6, 7]
+    again = federation.run(FedAvg(**options()), num_rounds=7, resume=True, **more)
+    assert same_bits(again.arrays, resumed.arrays), "the last round has a checkpoint in any case"
+
+
+def test_an_early_end_has_a_checkpoint(tmp_path):
+    more = {
+        "checkpoint": tmp_path,
+        "checkpoint_every": 100,
+        "evaluate_fn": lambda r, arrays: MetricRecord({"accuracy": r / 10}),
+        "early_stopping": EarlyStopping(target=0.3),
+    }
+    federation = Federation(num_nodes=2)
+    result = federation.run(FedAvg(**options()), num_rounds=9, **more)
+    assert federation.rounds[-1].server_round == 3
+    again = federation.run(FedAvg(**options()), num_rounds=9, resume=True, **more)
+    assert same_bits(again.arrays, result.arrays)
+    assert again.evaluate_metrics_serverapp == result.evaluate_metrics_serverapp
+
+
+def test_checkpoints_must_be_at_least_a_round_apart(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_every must be >= 1, got 0"):
+        Federation().run(FedAvg(**options()), checkpoint=tmp_path, checkpoint_every=0)
+
+
+# ---- the best model
+
+
+def run_for_best(values, path, mode="max", num_rounds=None, **more):
+    """Run with these server metrics; return every round's model."""
+    models = {}
+
+    def evaluate_on_server(server_round, arrays):
+        models[server_round] = arrays
+        return MetricRecord({"accuracy": values[server_round]})
+
+    Federation(num_nodes=2).run(
+        FedAvg(**options()),
+        num_rounds=num_rounds or len(values) - 1,
+        evaluate_fn=evaluate_on_server,
+        best_model=BestModel(path, mode=mode),
+        **more,
+    )
+    return models
+
+
+def assert_is(path, arrays):
+    saved = torch.load(path, weights_only=True)
+    expected = arrays.to_torch_state_dict()
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "best"),
+    [
+        ([0.1, 0.5, 0.9, 0.3], "max", 2),
+        ([0.1, 0.5, 0.9, 0.3], "min", 0),
+        ([0.1, 0.5, 0.5, 0.5], "max", 1),
+        ([0.1, math.nan, 0.2, math.nan], "max", 2),
+    ],
+)
+def test_the_best_model_is_kept(values, mode, best, tmp_path):
+    path = tmp_path / "new" / "best.pt"
+    assert_is(path, run_for_best(values, path, mode)[best])
+
+
+def test_a_resumed_run_knows_how_good_the_best_model_was(tmp_path):
+    values, path, more = [0.1, 0.8, 0.3, 0.7], tmp_path / "best.pt", {"checkpoint": tmp_path}
+    best = run_for_best(values, path, num_rounds=1, **more)[1]
+    run_for_best(values, path, resume=True, **more)
+    assert_is(path, best)
+
+
+def test_the_best_by_a_metric_that_nobody_has_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no evaluation has a metric 'f1'"):
+        Federation().run(
+            FedAvg(**options()),
+            evaluate_fn=lambda r, arrays: MetricRecord({"accuracy": 0.5}),
+            best_model=BestModel(tmp_path / "best.pt", "f1"),
+        )
+
+
+def test_the_best_is_the_greatest_or_the_least(tmp_path):
+    with pytest.raises(ValueError, match="mode must be max or min, got 'most'"):
+        BestModel(tmp_path / "best.pt", mode="most")
 
 
 # ---- early stopping

@@ -195,6 +195,45 @@ def test_too_few_nodes_end_the_wait_with_an_error_that_counts_them():
     assert time.monotonic() - began < 30
 
 
+def test_clients_may_be_waited_for_by_name():
+    with pytest.raises(
+        TimeoutError,
+        match=r"all clients within 0\.3 s, got 4 \(0, 1, 2, 3\), and not client 7, client x",
+    ):
+        Federation().run(FedAvg(**options()), wait_for_nodes=["1", "x", "7"], wait_timeout=0.3)
+    federation = Federation()
+    federation.run(FedAvg(**options()), num_rounds=1, wait_for_nodes=["3", "0"])
+    assert len(federation.rounds[1].clients) == 4
+
+
+def test_who_is_there_is_told_while_others_are_waited_for(caplog):
+    with pytest.raises(TimeoutError):
+        Federation().run(FedAvg(**options()), wait_for_nodes=6, wait_timeout=0.3)
+    assert "waiting for 2 more; connected: 4 (0, 1, 2, 3)" in caplog.text
+
+
+def test_a_strategy_that_wants_more_nodes_than_are_left_ends_the_run_in_time():
+    """Flower's own sampling would wait for ever."""
+    federation = Federation(num_nodes=3)
+    began = time.monotonic()
+    with pytest.raises(TimeoutError, match=r"waits for more nodes .* connected: 3 \(0, 1, 2\)"):
+        federation.run(
+            FedCurv(strength=0.1, **options(min_train_nodes=4)), num_rounds=2, wait_timeout=0.5
+        )
+    assert time.monotonic() - began < 30
+
+
+def test_two_nodes_of_one_name_are_told(caplog):
+    federation = Federation(num_nodes=3)
+    grid = LocalGrid(federation.client_app(), 3)
+    for context in list(grid.contexts.values())[1:]:
+        context.node_config["client-id"] = "twin"
+    with task_identity(run_id=1, node_id=1):
+        start(FedAvg(**options()), grid, ArrayRecord(new_model().state_dict()), num_rounds=1)
+    assert "several nodes say that they are client twin" in caplog.text
+    assert "client 0" not in caplog.text
+
+
 def test_nodes_that_connect_late_are_waited_for():
     federation = Federation(num_nodes=3)
     grid = LocalGrid(federation.client_app(), 3)
@@ -316,6 +355,16 @@ def test_an_evaluation_without_weight_is_refused_and_the_others_count(spoilt, ca
     result = federation.run(strategy, num_rounds=1)
     assert result.evaluate_metrics_clientapp[1]["loss"] == 1.0  # the mean of 0 and 2
     assert "round 1: refused the evaluation of node-1001" in caplog.text
+
+
+def test_several_may_watch():
+    seen = []
+    Federation(num_nodes=2).run(
+        FedAvg(**options()),
+        num_rounds=1,
+        on_round=[lambda r: seen.append(("a", r.server_round)), lambda r: seen.append("b")],
+    )
+    assert seen == [("a", 0), "b", ("a", 1), "b"]
 
 
 def test_num_rounds_must_be_positive():

@@ -1,11 +1,13 @@
 import json
 import math
+import sys
 from dataclasses import replace
 
+import pytest
 from flwr.app import MetricRecord
 
-from fedcurv.strategies import FedCurv, JsonLines
-from fedcurv.strategies.rounds import RoundRecord
+from fedcurv.strategies import FedCurv, JsonLines, ScalarLog, TensorBoard
+from fedcurv.strategies.rounds import ClientRecord, RoundRecord
 from tests.federation import Federation, crash, options
 
 
@@ -39,3 +41,68 @@ def test_what_is_not_finite_is_still_json(tmp_path):
     JsonLines(path)(replace(record, server_round=2))
     one, two = (json.loads(line) for line in path.read_text().splitlines())
     assert one["train_metrics"] == two["train_metrics"] == {"loss": None, "all": [1.0, None]}
+
+
+def test_what_was_written_can_be_read_back(tmp_path):
+    """Of a round that a resumed run repeated, what came last; a line that was cut off, not."""
+    path = tmp_path / "rounds.jsonl"
+    federation = Federation(num_nodes=3, spoil={(2, 1): crash})
+    federation.run(FedCurv(strength=0.1, **options()), num_rounds=3)
+    first, *_, last = federation.rounds
+    for record in (first, replace(last, seconds=-1.0), *federation.rounds[1:]):
+        JsonLines(path)(record)
+    with path.open("a") as file:
+        file.write('{"server_round": 4, "cli')
+    assert JsonLines.read(path) == federation.rounds
+
+
+def test_another_file_is_no_list_of_rounds(tmp_path):
+    path = tmp_path / "other.jsonl"
+    path.write_text('{"any": "thing"}\n')
+    with pytest.raises(ValueError, match=r"other\.jsonl, line 1: expected a round"):
+        JsonLines.read(path)
+
+
+A_ROUND = RoundRecord(
+    3,
+    clients=(
+        ClientRecord("0", "ok", "", {"arrays": 2_000_000}, {"arrays": 1_000_000}, {}),
+        ClientRecord("1", "failed", "lost", {"arrays": 2_000_000}, {}, {}),
+    ),
+    train_metrics={"loss": 0.5},
+    client_metrics={"accuracy": 0.25},
+    server_metrics={"accuracy": 0.75, "per-class": [0.5, 1.0]},
+    seconds=1.5,
+)
+ITS_SCALARS = {
+    "server/accuracy": 0.75,
+    "clients/accuracy": 0.25,
+    "train/loss": 0.5,
+    "round/seconds": 1.5,
+    "round/clients-ok": 1.0,
+    "round/clients-lost": 1.0,
+    "round/megabytes-down": 4.0,
+    "round/megabytes-up": 1.0,
+}
+
+
+def test_trackers_get_every_number_and_its_round():
+    calls = []
+    ScalarLog(lambda numbers, step: calls.append((numbers, step)))(A_ROUND)
+    assert calls == [(ITS_SCALARS, 3)]
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    TensorBoard(tmp_path / "events")(A_ROUND)
+    events = accumulators.EventAccumulator(str(tmp_path / "events")).Reload()
+    read = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    assert {name: (e.step, e.value) for name, (e,) in read.items()} == {
+        name: (3, value) for name, value in ITS_SCALARS.items()
+    }
+
+
+def test_tensorboard_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        TensorBoard(tmp_path)
