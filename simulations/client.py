@@ -1,12 +1,15 @@
 """The experiments' ClientApp: one for every runner, told by the server what to train on what.
 
 The description travels as JSON and holds names and numbers only; names are looked up in this
-project's own tables, so that a message cannot make a client import anything.
+project's own tables, so that a message cannot make a client import anything. It holds no path
+either: where data lie, a node knows by its own configuration or environment.
 """
 
 import json
+import os
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
@@ -15,6 +18,7 @@ from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.simulations.data import ImageData, load
+from fedcurv.simulations.device import DeviceData, load_device
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.models import MODELS
 from fedcurv.simulations.noise import noisy_labels
@@ -22,7 +26,23 @@ from fedcurv.simulations.partition import PARTITIONS
 
 _TASK_KEY = "fedcurv-task"
 
-TaskDescription = dict[str, Any]
+DATA_ROOT_VARIABLE = "FEDCURV_DATA_ROOT"
+
+TaskDescription = Mapping[str, Any]
+
+
+class DataShape(Protocol):
+    """What a model must know of its data."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an input."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        ...
 
 
 def describe_task(config: TaskDescription) -> ConfigRecord:
@@ -32,8 +52,25 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
         config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients`` and
             ``seed`` of a resolved configuration.
     """
-    keys = ("data", "partition", "model", "client", "num_clients", "seed")
-    return ConfigRecord({_TASK_KEY: json.dumps({key: config[key] for key in keys})})
+    keys = ("partition", "model", "client", "num_clients", "seed")
+    task = {key: config[key] for key in keys}
+    task["data"] = {k: v for k, v in config["data"].items() if k not in ("root", "test")}
+    return ConfigRecord({_TASK_KEY: json.dumps(task)})
+
+
+def on_devices(config: TaskDescription) -> bool:
+    """Return whether the clients have data of their own."""
+    return bool(config["data"]["name"] == "device")
+
+
+def device_data(config: TaskDescription) -> DeviceData:
+    """Return what a configuration says of the devices' data.
+
+    Raises:
+        ValueError: if it cannot be meant.
+    """
+    keys = ("shape", "classes", "mean", "deviation", "label")
+    return DeviceData(**{key: config["data"][key] for key in keys})
 
 
 def load_data(config: TaskDescription) -> ImageData:
@@ -49,7 +86,7 @@ def make_settings(config: TaskDescription) -> TrainingSettings:
     return TrainingSettings(**options)
 
 
-def make_model(config: TaskDescription, data: ImageData) -> nn.Module:
+def make_model(config: TaskDescription, data: DataShape) -> nn.Module:
     """Return the model that a configuration names, for that data."""
     options = dict(config["model"])
     make = _by_name(MODELS, "model.name", options.pop("name"))
@@ -74,17 +111,41 @@ def _by_name(table: dict[str, Any], what: str, name: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _world(description: str) -> tuple[ImageData, list[NDArray[np.int64]]]:
+def _world(description: str, root: str) -> tuple[ImageData, list[NDArray[np.int64]]]:
     config = json.loads(description)
+    config["data"]["root"] = root
     data = load_data(config)
     return data, make_partition(config, data)
 
 
+def data_root(node_config: Mapping[str, Any]) -> str:
+    """Return where a node keeps torchvision's data sets, as its owner says."""
+    return str(node_config.get("data-root") or os.environ.get(DATA_ROOT_VARIABLE) or "data")
+
+
 def make_task(message: Message, context: Context) -> LocalTask:
-    """Return the task that the message describes, for the partition of this node."""
+    """Return the task that the message describes, on this node's own data or its partition."""
     description = str(message.content["config"][_TASK_KEY])
     config = json.loads(description)
-    data, parts = _world(description)
+    make = _task_on_own_data if on_devices(config) else _task_on_partition
+    return make(config, description, context)
+
+
+def _task_on_own_data(config: TaskDescription, _: str, context: Context) -> LocalTask:
+    data = device_data(config)
+    train_samples, test_samples = load_device(context.node_config, data)
+    return LocalTask(
+        model=make_model(config, data),
+        train_samples=train_samples,
+        test_samples=test_samples,
+        settings=make_settings(config),
+        criterion=make_loss(config["client"]["loss"]),
+        seed=config["seed"],
+    )
+
+
+def _task_on_partition(config: TaskDescription, description: str, context: Context) -> LocalTask:
+    data, parts = _world(description, data_root(context.node_config))
     client = int(context.node_config["partition-id"])
     inputs, labels = data.train_samples(parts[client])
     noisy = noisy_labels(

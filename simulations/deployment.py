@@ -1,11 +1,14 @@
 """A SuperLink and its SuperNodes on this machine's loopback, as processes of their own."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +19,7 @@ APP = Path(__file__).parent / "app"
 _START_S = 60.0
 _END_S = 20.0
 _CONNECTION = "here"
+_COMPLETED = "finished:completed"
 
 
 class DeploymentFailed(RuntimeError):
@@ -28,6 +32,7 @@ class Deployment:
     Args:
         folder: for keys, logs, Flower's own files; empty or missing.
         num_nodes: SuperNodes, with the node configuration ``partition-id`` and ``num-partitions``.
+        node_configs: what else is in each node's configuration, as ``flower-supernode`` takes it.
         secure: TLS, and nodes that are registered by their keys.
         environment: variables beside those of this process.
 
@@ -40,11 +45,15 @@ class Deployment:
         folder: Path,
         num_nodes: int,
         *,
+        node_configs: Sequence[str] = (),
         secure: bool = True,
-        environment: dict[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.num_nodes, self.secure = folder, num_nodes, secure
+        self._node_configs = dict(enumerate(node_configs))
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._nodes: dict[int, subprocess.Popen[bytes]] = {}
+        self._started = 0
         self._port = free_port()
         programs = Path(sys.executable).parent
         self._environment = {
@@ -114,41 +123,81 @@ class Deployment:
             raise DeploymentFailed(f"{name} was not registered: {done.stdout[-1000:]}")
 
     def start_node(self, node: int) -> "subprocess.Popen[bytes]":
-        """Start a SuperNode."""
+        """Start a SuperNode, or start it again after :meth:`kill_node`."""
         security = ["--insecure"]
         if self.secure:
             security = ["--root-certificates", str(self.folder / "ca.crt")]
             security += ["--auth-supernode-private-key", str(self.folder / f"node-{node}")]
-        return self._start(
+        config = f"partition-id={node} num-partitions={self.num_nodes}"
+        self._nodes[node] = self._start(
             "flower-supernode",
             *("--superlink", f"127.0.0.1:{self._port}"),
             *("--host", "127.0.0.1", "--port", str(free_port())),
-            *("--node-config", f"partition-id={node} num-partitions={self.num_nodes}"),
+            *("--node-config", f"{config} {self._node_configs.get(node, '')}".strip()),
             *security,
         )
+        return self._nodes[node]
 
-    def run(self, overrides: str, output: Path, *, timeout_s: float = 600.0) -> None:
+    def kill_node(self, node: int) -> None:
+        """Kill a SuperNode and all that it has started, as when a device loses its power."""
+        process = self._nodes.pop(node)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(_END_S)
+        self._processes.remove(process)
+
+    def run(
+        self,
+        overrides: str,
+        output: Path,
+        *,
+        resume: bool = False,
+        timeout_s: float = 600.0,
+    ) -> None:
         """Run the app to its end.
 
         Args:
             overrides: as on ``fedcurv-simulate``'s command line.
-            output: folder for the report.
+            output: folder for what comes of it.
+            resume: go on after the checkpoint in that folder.
             timeout_s: after which the run counts as failed.
 
         Raises:
-            DeploymentFailed: if there is no report afterwards: ``flwr run`` ends with 0 all the
-                same. With the last lines that it printed.
+            DeploymentFailed: if the run has failed: ``flwr run`` ends with 0 all the same. With the
+                last lines that it printed.
         """
         settings = f'overrides="{overrides}" output="{output.absolute()}"'
+        self.run_app(APP, f"{settings} resume={str(resume).lower()}", timeout_s=timeout_s)
+
+    def run_app(self, app: Path, run_config: str, *, timeout_s: float = 600.0) -> None:
+        """Run any Flower app to its end.
+
+        Args:
+            app: its folder.
+            run_config: as ``flwr run`` takes it.
+            timeout_s: after which the run counts as failed.
+
+        Raises:
+            DeploymentFailed: if the run has failed.
+        """
         try:
             done = self._flwr(
-                *("run", str(APP), _CONNECTION, "--stream", "--run-config", settings),
+                *("run", str(app), _CONNECTION, "--stream", "--run-config", run_config),
                 timeout_s=timeout_s,
             )
         except subprocess.TimeoutExpired as error:
             raise DeploymentFailed(f"the run did not end within {timeout_s:g} s") from error
-        if not (output / "summary.md").exists():
-            raise DeploymentFailed(f"the run has failed:\n{done.stdout[-3000:]}")
+        status = self._status_of_last_run()
+        if status != _COMPLETED:
+            raise DeploymentFailed(f"the run has failed ({status}):\n{done.stdout[-3000:]}")
+
+    def _status_of_last_run(self) -> str:
+        """Return what the SuperLink says of the latest run."""
+        listed = self._flwr("list", _CONNECTION, "--format", "json").stdout
+        try:
+            runs = json.loads(listed)["runs"]
+            return str(runs[0]["status"]) if runs else "never started"
+        except (ValueError, KeyError, IndexError, TypeError):
+            return f"unknown: {listed[-500:]}"
 
     def logs(self) -> str:
         """Return the ends of all processes' logs."""
@@ -168,9 +217,14 @@ class Deployment:
         self._processes.clear()
 
     def _start(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        with (self.folder / f"{program}-{len(self._processes)}.log").open("w") as log:
+        self._started += 1
+        with (self.folder / f"{program}-{self._started}.log").open("w") as log:
             process = subprocess.Popen(
-                [self._found(program), *arguments], env=self._environment, stdout=log, stderr=log
+                [self._found(program), *arguments],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # a group of its own, that can be killed whole
             )
         self._processes.append(process)
         return process

@@ -19,6 +19,7 @@ from fedcurv.simulations.report import accuracies, write_csv, write_summary
 from fedcurv.simulations.run import (
     console,
     only_strategy,
+    require_simulated_data,
     resolve,
     run_command,
     set_up_flower_log,
@@ -75,6 +76,7 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
         OSError: if the folder cannot be written.
     """
     resolved = resolve(config)
+    require_simulated_data(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     plan = resolved["label_noise"]
     for key in ("losses", "noises", "seeds"):
@@ -110,9 +112,9 @@ def _outcomes(strategy: Any, resolved: dict[str, Any], loss: Description) -> Ite
                 "data": {**resolved["data"], "noise": {**resolved["data"]["noise"], **noise}},
             }
             history = History("")
-            server_app = make_server_app(one, instantiate(strategy), history, lambda record: None)
-            run(server_app, one["num_clients"], one["runner"])
-            accuracy = accuracies(history)
+            server_app = make_server_app(one, instantiate(strategy), history, [])
+            run(server_app, one)
+            accuracy = list(accuracies(history).values())
             name = "none" if noise["kind"] == "none" else f"{noise['kind']} {noise['rate']:g}"
             rate = float(str(history.rounds[-1].train_metrics["label-noise"]))
             yield Outcome(label_of(loss), name, seed, rate, accuracy[-1], max(accuracy))

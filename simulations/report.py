@@ -16,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from fedcurv.simulations.server import History
+from fedcurv.strategies.rounds import RoundRecord
 
 _PACKAGES = ("fedcurv", "flwr", "torch", "torchvision", "numpy", "ray")
 
@@ -23,6 +24,9 @@ _PACKAGES = ("fedcurv", "flwr", "torch", "torchvision", "numpy", "ray")
 _CAPTION = (
     "Test accuracy in %; rounds until it first reached a target; all clients' payload per round."
 )
+
+# of a run that nobody has evaluated yet
+_UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -50,22 +54,31 @@ class Summary:
     failures: int
 
 
-def accuracies(history: History) -> list[float]:
-    """Return the test accuracy before training and after each round."""
-    return [float(str(record.server_metrics["accuracy"])) for record in history.rounds]
+def evaluation(record: RoundRecord) -> Mapping[str, object]:
+    """Return a round's evaluation: the server's, or where it has no test set the clients'."""
+    return record.server_metrics or record.client_metrics
+
+
+def accuracies(history: History) -> dict[int, float]:
+    """Return the test accuracy by round; 0 is before training."""
+    return {
+        record.server_round: float(str(evaluation(record)["accuracy"]))
+        for record in history.rounds
+        if "accuracy" in evaluation(record)
+    }
 
 
 def summarise(history: History, targets: Sequence[float]) -> Summary:
     """Return the line of one strategy."""
     accuracy = accuracies(history)
     clients = [client for record in history.rounds for client in record.clients]
-    num_rounds = max(1, len(history.rounds) - 1)
+    num_rounds = max(1, sum(record.server_round > 0 for record in history.rounds))
     return Summary(
         strategy=history.strategy,
-        best=max(accuracy),
-        final=accuracy[-1],
+        best=max(accuracy.values(), default=_UNKNOWN),
+        final=accuracy[max(accuracy)] if accuracy else _UNKNOWN,
         rounds_to={
-            target: next((r for r, a in enumerate(accuracy) if a >= target), None)
+            target: next((r for r, a in accuracy.items() if a >= target), None)
             for target in targets
         },
         bytes_down=sum(client.bytes_down for client in clients) / num_rounds,
@@ -121,13 +134,16 @@ def accuracy_figure(histories: Sequence[History]) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
     for history in histories:
-        accuracy = [100 * a for a in accuracies(history)]
-        traffic = accumulate(
+        accuracy = {r: 100 * a for r, a in accuracies(history).items()}
+        totals = accumulate(
             sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6
             for record in history.rounds
         )
-        over_rounds.plot(range(len(accuracy)), accuracy, label=history.strategy)
-        over_bytes.plot(list(traffic), accuracy, label=history.strategy)
+        traffic = dict(zip((r.server_round for r in history.rounds), totals, strict=True))
+        over_rounds.plot(list(accuracy), list(accuracy.values()), label=history.strategy)
+        over_bytes.plot(
+            [traffic[r] for r in accuracy], list(accuracy.values()), label=history.strategy
+        )
     over_rounds.set(xlabel="round", ylabel="test accuracy (%)")
     over_bytes.set(xlabel="sent and received by all clients (MB)")
     over_rounds.legend()
@@ -209,8 +225,8 @@ def _round_rows(histories: Sequence[History]) -> list[dict[str, object]]:
         {
             "strategy": history.strategy,
             "round": record.server_round,
-            "accuracy": record.server_metrics["accuracy"],
-            "loss": record.server_metrics["loss"],
+            "accuracy": evaluation(record).get("accuracy", ""),
+            "loss": evaluation(record).get("loss", ""),
             "train_loss": record.train_metrics.get("train-loss", ""),
             "clients_ok": sum(c.status == "ok" for c in record.clients),
             "clients_failed": sum(c.status != "ok" for c in record.clients),

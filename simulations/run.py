@@ -5,7 +5,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedcurv.simulations.client import load_data, make_model, make_partition, make_settings
+from fedcurv.simulations.client import make_model, make_partition, make_settings, on_devices
+from fedcurv.simulations.data import ImageData
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.noise import check_noise
-from fedcurv.simulations.report import Summary, table, write_report
+from fedcurv.simulations.report import Summary, evaluation, table, write_report
 from fedcurv.simulations.runners import RUNNERS, run
-from fedcurv.simulations.server import History, make_server_app
+from fedcurv.simulations.server import History, load_for_server, make_server_app
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.rounds import RoundRecord
 
@@ -100,6 +101,7 @@ def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]
         OSError: if the folder cannot be written.
     """
     resolved = resolve(config)
+    require_simulated_data(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     strategies = {str(name): instantiate(node) for name, node in config.strategy.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,8 +111,8 @@ def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]
         history = History(name)
         with _progress() as progress:
             on_round = _bar(progress, name, resolved["num_rounds"])
-            server_app = make_server_app(resolved, strategy, history, on_round)
-            run(server_app, resolved["num_clients"], resolved["runner"])
+            server_app = make_server_app(resolved, strategy, history, [on_round])
+            run(server_app, resolved)
         histories.append(history)
         summaries = write_report(folder, histories, resolved, command)
     return summaries
@@ -123,7 +125,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         ValueError: naming what cannot work.
         FileNotFoundError: if the data are missing.
     """
-    resolved = OmegaConf.to_container(config, resolve=True)
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(resolved, dict)
     settings = {str(key): value for key, value in resolved.items()}
     for key, smallest in (("num_clients", 1), ("num_rounds", 1), ("seed", 0)):
@@ -141,18 +143,53 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         )
     if not settings.get("strategy"):
         raise ValueError("strategy: expected at least one, got none")
-    # workers of Ray have working directories of their own
-    settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
     make_settings(settings)
     make_loss(settings["client"]["loss"])
     check_noise(settings["data"]["noise"], settings["num_clients"])
-    data = load_data(settings)
-    for part, make in (("model", make_model), ("partition", make_partition)):
+    _check_evaluation(settings)
+    if not on_devices(settings):
+        # workers of Ray have working directories of their own
+        settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
+    data, _ = load_for_server(settings)
+    parts: dict[str, Callable[[], object]] = {"model": lambda: make_model(settings, data)}
+    if isinstance(data, ImageData):
+        parts["partition"] = lambda: make_partition(settings, data)
+    for part, make in parts.items():
         try:
-            make(settings, data)
+            make()
         except TypeError as error:
             raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
     return settings
+
+
+def _check_evaluation(settings: Mapping[str, Any]) -> None:
+    """Refuse evaluation on clients without test data, devices without any evaluation, and noise."""
+    fraction = settings["fraction_evaluate"]
+    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        raise ValueError(f"fraction_evaluate must be in [0, 1], got {fraction!r}")
+    if not on_devices(settings):
+        if fraction > 0:
+            raise ValueError(
+                f"fraction_evaluate={fraction}: the clients of a simulation have no test data, the "
+                "server evaluates; use 0"
+            )
+        return
+    if settings["data"]["noise"]["kind"] != "none":
+        raise ValueError("data.noise.kind: devices' own labels are left as they are; use none")
+    if fraction == 0 and not any(settings["data"]["test"].values()):
+        raise ValueError(
+            "data=device: expected the server's test set in data.test, or fraction_evaluate > 0 "
+            "for evaluation on the devices, got neither"
+        )
+
+
+def require_simulated_data(settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the data are on devices, which a simulation has not."""
+    if on_devices(settings):
+        raise ValueError(
+            "data=device needs real nodes, which know where their data are: use `flwr run` on "
+            "simulations/app, or fedcurv-site with --node-config"
+        )
 
 
 def only_strategy(config: DictConfig) -> tuple[str, Any]:
@@ -189,7 +226,7 @@ def _bar(progress: Progress, name: str, num_rounds: int) -> Callable[[RoundRecor
     task = progress.add_task(name, total=num_rounds, accuracy="")
 
     def on_round(record: RoundRecord) -> None:
-        accuracy = 100 * float(str(record.server_metrics["accuracy"]))
+        accuracy = 100 * float(str(evaluation(record)["accuracy"]))
         progress.update(task, completed=record.server_round, accuracy=f"{accuracy:.2f} %")
 
     return on_round
@@ -203,6 +240,8 @@ def explain(error: BaseException) -> str:
         place = str(error).rpartition("full_key: ")[2]
         return f"{place}: {explain(error.__cause__)}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} must be given"
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and key not in parent:
         return f"unknown name {cause.full_key!r}; known here: {', '.join(map(str, parent))}"  # type: ignore[attr-defined]

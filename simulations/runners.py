@@ -1,28 +1,46 @@
 """Where the clients run: in this process, or on Ray by Flower's simulation engine."""
 
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.serverapp import ServerApp
 
+from fedcurv.simulations.client import DATA_ROOT_VARIABLE
 from fedcurv.simulations.client import app as client_app
 from fedcurv.simulations.local import run_local
 
 
-def run(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
+def run(server_app: ServerApp, config: dict[str, Any]) -> None:
     """Run the federation with the experiments' ClientApp.
 
     Args:
         server_app: to run.
-        num_clients: how many nodes.
-        runner: ``name`` (local or ray); for ray also ``client_resources`` and ``init_args``.
+        config: resolved: ``num_clients``; ``runner`` with its ``name`` (local or ray), for ray also
+            ``client_resources`` and ``init_args``; ``data.root``.
 
     Raises:
         KeyError: for an unknown runner.
         Exception: whatever the ServerApp raises.
     """
-    RUNNERS[runner["name"]](server_app, num_clients, runner)
+    runner = config["runner"]
+    with _data_root(config["data"]["root"]):
+        RUNNERS[runner["name"]](server_app, config["num_clients"], runner)
+
+
+@contextmanager
+def _data_root(root: str) -> Iterator[None]:
+    """Tell the clients where the data are, in this process and in those that it starts."""
+    before = os.environ.get(DATA_ROOT_VARIABLE)
+    os.environ[DATA_ROOT_VARIABLE] = root
+    try:
+        yield
+    finally:
+        del os.environ[DATA_ROOT_VARIABLE]
+        if before is not None:
+            os.environ[DATA_ROOT_VARIABLE] = before
 
 
 def _run_local(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:

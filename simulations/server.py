@@ -1,16 +1,25 @@
 """The experiments' ServerApp: one strategy, evaluated on the test set after each round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
 
 from fedcurv.clients.training import InMemoryBatches, evaluate
-from fedcurv.simulations.client import describe_task, load_data, make_model
+from fedcurv.simulations.client import (
+    DataShape,
+    describe_task,
+    device_data,
+    load_data,
+    make_model,
+    on_devices,
+)
+from fedcurv.simulations.device import load_test_set
 from fedcurv.strategies import start
 from fedcurv.strategies.rounds import RoundRecord
 
@@ -29,12 +38,18 @@ class History:
     strategy: str
     rounds: list[RoundRecord] = field(default_factory=list)
 
+    def note(self, record: RoundRecord) -> None:
+        """Add a round, in the place of what an interrupted run made of it."""
+        self.rounds = [r for r in self.rounds if r.server_round < record.server_round]
+        self.rounds.append(record)
+
 
 def make_server_app(
     config: dict[str, Any],
     strategy: Strategy,
     history: History,
-    on_round: Callable[[RoundRecord], None],
+    watchers: Sequence[Callable[[RoundRecord], object]],
+    **start_options: Any,
 ) -> ServerApp:
     """Return a ServerApp that runs the strategy and fills ``history``.
 
@@ -42,40 +57,61 @@ def make_server_app(
         config: resolved.
         strategy: to run.
         history: gets every round.
-        on_round: called after each round, for a progress bar.
+        watchers: called after each round, for a progress bar.
+        **start_options: of ``fedcurv.strategies.start``.
     """
     server_app = ServerApp()
 
-    def note(record: RoundRecord) -> None:
-        history.rounds.append(record)
-        on_round(record)
-
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        data = load_data(config)
+        data, test_samples = load_for_server(config)
         # all strategies start from the same weights
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"])
             model = make_model(config, data)
-        inputs, targets = data.test_samples()
-        batches = InMemoryBatches(inputs, targets, _EVALUATION_BATCH_SIZE)
-
-        def evaluate_on_test_set(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-            model.load_state_dict(arrays.to_torch_state_dict())
-            loss, accuracy, _ = evaluate(model, batches)
-            return MetricRecord({"loss": loss, "accuracy": accuracy})
-
+        task = describe_task(config)
         start(
             strategy,
             grid,
             ArrayRecord(model.state_dict()),
             num_rounds=config["num_rounds"],
             timeout=config["round_timeout"],
-            train_config=describe_task(config),
-            evaluate_fn=evaluate_on_test_set,
+            train_config=task,
+            evaluate_config=ConfigRecord(dict(task)),
+            evaluate_fn=None if test_samples is None else _evaluation(model, test_samples),
             wait_for_nodes=config["num_clients"],
             seed=config["seed"],
-            on_round=note,
+            on_round=[history.note, *watchers],
+            **start_options,
         )
 
     return server_app
+
+
+def load_for_server(
+    config: Mapping[str, Any],
+) -> tuple[DataShape, tuple[Tensor, Tensor] | None]:
+    """Return what the model must know of the data, and the server's test set if it has one.
+
+    Raises:
+        ValueError: if the configuration cannot work.
+        FileNotFoundError: if the data are missing.
+    """
+    if not on_devices(config):
+        images = load_data(config)
+        return images, images.test_samples()
+    data = device_data(config)
+    return data, load_test_set(config["data"]["test"], data)
+
+
+def _evaluation(
+    model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> Callable[[int, ArrayRecord], MetricRecord]:
+    batches = InMemoryBatches(*samples, _EVALUATION_BATCH_SIZE)
+
+    def evaluate_on_test_set(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        model.load_state_dict(arrays.to_torch_state_dict())
+        loss, accuracy, _ = evaluate(model, batches)
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    return evaluate_on_test_set

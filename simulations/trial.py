@@ -22,6 +22,13 @@ def argument_parser() -> argparse.ArgumentParser:
         "made for them, run FedCurv on them, and show the result.",
     )
     parser.add_argument("--nodes", type=int, default=2, help="SuperNodes (default: 2)")
+    parser.add_argument(
+        "--node-config",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a node's configuration, such as \"data-folder='/my/pictures'\"; once for each node",
+    )
     parser.add_argument("--insecure", action="store_true", help="no TLS and no node keys")
     parser.add_argument("--folder", type=Path, help="keys, logs and report; by default a new one")
     parser.add_argument(
@@ -36,6 +43,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.nodes < 1:
         parser.error(f"--nodes must be >= 1, got {options.nodes}")
+    if len(options.node_config) not in (0, options.nodes):
+        parser.error(
+            f"--node-config: expected one for each of {options.nodes} nodes, got "
+            f"{len(options.node_config)}"
+        )
     folder: Path = options.folder or Path(tempfile.mkdtemp(prefix="fedcurv-site-"))
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"--folder must be empty or missing, got {folder}")
@@ -44,7 +56,12 @@ def main() -> None:
     try:
         with (
             console.status(f"starting a SuperLink and {options.nodes} SuperNodes") as status,
-            Deployment(folder, options.nodes, secure=not options.insecure) as deployment,
+            Deployment(
+                folder,
+                options.nodes,
+                node_configs=options.node_config,
+                secure=not options.insecure,
+            ) as deployment,
         ):
             status.update("the federation trains; each message is a process on a node")
             deployment.run(shlex.join([*defaults, *options.overrides]), folder / "report")

@@ -9,8 +9,10 @@ import matplotlib.image
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from fedcurv.simulations import run as run_module
+from fedcurv.simulations.client import data_root, describe_task
 from fedcurv.simulations.run import simulate
 from tests.simulations.test_data import write_mnist
 
@@ -141,6 +143,29 @@ def test_torchvision_data_are_found_under_data_root(tmp_path):
     assert len(rows_of(tmp_path / "out" / "metrics.csv")) == 9
 
 
+def test_no_path_travels():
+    """A server that could name one could make its clients read and write there."""
+    for data in ("mnist", "device", "digits"):
+        overrides = [f"data={data}"] + (["data.classes=[a,b]"] if data == "device" else [])
+        config = OmegaConf.to_container(configuration(*overrides), resolve=True)
+        config["data"] |= {"root": "/somewhere", "test": {"folder": "/somewhere"}}
+        assert "/somewhere" not in str(describe_task(config))
+
+
+def test_data_root_is_the_nodes_own(monkeypatch):
+    monkeypatch.delenv("FEDCURV_DATA_ROOT", raising=False)
+    assert data_root({}) == "data"
+    monkeypatch.setenv("FEDCURV_DATA_ROOT", "/from/environment")
+    assert data_root({}) == "/from/environment"
+    assert data_root({"data-root": "/from/node"}) == "/from/node"
+
+
+def test_the_environment_is_left_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEDCURV_DATA_ROOT", raising=False)
+    run(tmp_path, "strategy=fedavg")
+    assert "FEDCURV_DATA_ROOT" not in os.environ
+
+
 def test_resnet18_trains(tmp_path):
     run(tmp_path, "model=resnet18", "strategy=fedcurv", "num_clients=40", "fraction_train=0.05")
     assert len(rows_of(tmp_path / "clients.csv")) == 4
@@ -182,7 +207,7 @@ def test_sweeps(tmp_path):
 BAD = {
     "strategy=avg": "Could not find 'strategy/avg' Available options in 'strategy': fedadam fedavg",
     "strategy.fedcurv.strenght=1": "'strategy.fedcurv.strenght'; known here: _target_, strength",
-    "data=imagenet": "Available options in 'data': cifar10 digits fashion_mnist mnist",
+    "data=imagenet": "Available options in 'data': cifar10 device digits fashion_mnist",
     "rounds=3": "unknown name 'rounds'; known here: .*num_rounds",
     "client.epoch=3": "unknown name 'client.epoch'; known here: epochs, batch_size",
     "client.loss=hinge": "client.loss must be one of cross_entropy, label_smoothing",
@@ -205,6 +230,10 @@ BAD = {
     "partition=dirichlet partition.alpha=much": "partition: an option is of a wrong type",
     "partition.shards_per_client=100": "expected at least 2000 samples, got 1437",
     "data=mnist data.download=false": "data=mnist: not found in .*data/MNIST/raw",
+    "data=device data.classes=[a,b] fraction_evaluate=1": "data=device needs real nodes",
+    "data=device data.classes=[a,b]": "expected the server's test set in data.test, or f",
+    "data=device fraction_evaluate=1": "data.classes must be given",
+    "fraction_evaluate=1": "fraction_evaluate=1: the clients of a simulation have no test data",
     "partition=flwr_datasets": "needs the package flwr-datasets",
     "hydra.run.dir=/dev/null/out": "Not a directory: '/dev/null/out'",
 }
@@ -233,10 +262,10 @@ def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
 def test_a_failure_in_a_later_strategy_keeps_the_report_of_the_earlier(tmp_path, monkeypatch):
     original = run_module.run
 
-    def fails_second(server_app, num_clients, runner):
+    def fails_second(server_app, config):
         if (tmp_path / "summary.md").exists():
             raise OSError("No space left on device")
-        original(server_app, num_clients, runner)
+        original(server_app, config)
 
     monkeypatch.setattr(run_module, "run", fails_second)
     with pytest.raises(OSError, match="No space left"):

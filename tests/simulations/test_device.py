@@ -1,0 +1,189 @@
+import csv
+import re
+import sys
+import types
+
+import pytest
+import torch
+from PIL import Image
+
+from fedcurv.simulations.device import DeviceData, load_device, load_test_set
+
+PICTURES = DeviceData(shape=(1, 2, 3), classes=["cat", "dog", "eel"], mean=0.5, deviation=0.25)
+ROWS = DeviceData(shape=(1, 1, 2), classes=["no", "yes"], mean=1.0, deviation=2.0, label="ill")
+
+
+def write_picture(path, value, mode="L", size=(3, 2)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def write_rows(path, *rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_a_folder_of_pictures_whose_device_has_not_all_classes(tmp_path):
+    write_picture(tmp_path / "train" / "eel" / "a.png", 255)
+    write_picture(tmp_path / "train" / "cat" / "b.png", 0)
+    write_picture(tmp_path / "train" / "cat" / "c.png", (255, 255, 255), "RGB", (40, 50))
+    write_picture(tmp_path / "test" / "dog" / "d.png", 51)
+    (inputs, labels), test = load_device({"data-folder": str(tmp_path)}, PICTURES)
+    assert inputs.shape == (3, 1, 2, 3)
+    # the numbers of classes are the federation's, not those of this device's folders
+    assert labels.tolist() == [0, 0, 2]
+    expected = (torch.tensor([0.0, 1.0, 1.0]) - 0.5) / 0.25
+    torch.testing.assert_close(inputs[:, 0, 0, 0], expected)
+    torch.testing.assert_close(test[0], torch.full((1, 1, 2, 3), (0.2 - 0.5) / 0.25))
+    assert test[1].tolist() == [1]
+
+
+def test_coloured_pictures(tmp_path):
+    write_picture(tmp_path / "train" / "a" / "a.png", (255, 0, 51), "RGB", (4, 4))
+    data = DeviceData(shape=(3, 2, 2), classes=["a", "b"])
+    (inputs, _), test = load_device({"data-folder": str(tmp_path)}, data)
+    torch.testing.assert_close(inputs[0, :, 1, 1], torch.tensor([1.0, 0.0, 0.2]))
+    assert test is None
+
+
+def test_rows_of_a_csv_file(tmp_path):
+    train = write_rows(tmp_path / "a.csv", ["x", "ill", "y"], [1, "yes", 5], [-3, "no", 1.5])
+    test = write_rows(tmp_path / "b.csv", ["x", "ill", "y"], [0, "no", 0])
+    source = {"data-csv": str(train), "data-test-csv": str(test)}
+    (inputs, labels), (test_inputs, test_labels) = load_device(source, ROWS)
+    assert inputs.tolist() == [[[[0.0, 2.0]]], [[[-2.0, 0.25]]]]
+    assert labels.tolist() == [1, 0]
+    assert test_inputs.tolist() == [[[[-0.5, -0.5]]]]
+    assert test_labels.tolist() == [0]
+    assert load_device({"data-csv": str(train)}, ROWS)[1] is None
+
+
+@pytest.fixture
+def module(monkeypatch):
+    made = types.ModuleType("my_device")
+    monkeypatch.setitem(sys.modules, "my_device", made)
+    return made
+
+
+def test_a_function_of_the_users(module):
+    inputs, labels = torch.rand(4, 1, 1, 2).double(), torch.tensor([0, 1, 1, 0])
+
+    def load(part, config):
+        assert config["sensor"] == 7
+        return (inputs, labels) if part == "train" else None
+
+    module.load = load
+    source = {"data-function": "my_device:load", "sensor": 7}
+    (got, got_labels), test = load_device(source, ROWS)
+    assert torch.equal(got, inputs.float())  # as it is: what the function returns is not touched
+    assert torch.equal(got_labels, labels)
+    assert test is None
+
+
+SPOILT_ROWS = {
+    "no such class": ([["x", "ill", "y"], [1, "maybe", 2]], "line 2: expected one of .*no, yes"),
+    "no number": ([["x", "ill", "y"], [1, "no", 2], [1, "no", "n/a"]], "line 3, y: expected a fin"),
+    "NaN": ([["x", "ill", "y"], ["nan", "no", 2]], "line 2, x: expected a finite number"),
+    "short": ([["x", "ill", "y"], [1, "no"]], "line 2, y: expected a finite number, got None"),
+    "no label": ([["x", "y", "z"], [1, 2, 3]], "a column 'ill' and 2 others"),
+    "more": ([["x", "ill", "y", "z"], [1, "no", 2, 3]], "'ill' and 2 others .*got 3 others"),
+    "empty": ([], "a column 'ill' and 2 others .*got 0 others"),
+    "header only": ([["x", "ill", "y"]], "expected samples for training, got none"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT_ROWS)
+def test_a_csv_file_that_cannot_be_meant(name, tmp_path):
+    rows, message = SPOILT_ROWS[name]
+    path = write_rows(tmp_path / "a.csv", *rows)
+    with pytest.raises(ValueError, match=message):
+        load_device({"data-csv": str(path)}, ROWS)
+
+
+def test_a_folder_with_an_unknown_class_is_refused(tmp_path):
+    write_picture(tmp_path / "train" / "fox" / "a.png", 0)
+    with pytest.raises(ValueError, match=r"named after data.classes \(cat, dog, eel\), got fox"):
+        load_device({"data-folder": str(tmp_path)}, PICTURES)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "a.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"cat/a\.png cannot be read as a picture"):
+        load_device({"data-folder": str(tmp_path)}, PICTURES)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder 'train' in it"):
+        load_device({"data-folder": str(tmp_path)}, PICTURES)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match="expected samples for training, got none"):
+        load_device({"data-folder": str(tmp_path)}, PICTURES)
+    with pytest.raises(FileNotFoundError, match=re.escape("none.csv")):
+        load_device({"data-csv": str(tmp_path / "none.csv")}, ROWS)
+    with pytest.raises(ImportError, match="no_such_module"):
+        load_device({"data-function": "no_such_module:load"}, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "expected one of data-folder, data-csv, data-function .* got none"),
+        ({"data-folder": "a", "data-csv": "b"}, "got data-folder, data-csv"),
+        ({"data-function": "os.path"}, "must be module:function, got 'os.path'"),
+        ({"data-function": "os:nothing"}, "os has no function 'nothing'"),
+    ],
+)
+def test_a_source_that_cannot_be_meant(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_device(source, ROWS)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ((torch.rand(3, 2), torch.zeros(3).long()), r"inputs \(N, 1, 1, 2\)"),
+        ((torch.rand(3, 1, 1, 2), torch.zeros(2).long()), r"labels \(N,\), got"),
+        ((torch.rand(2, 1, 1, 2), torch.tensor([0, 2])), "integer labels from 0 to 1"),
+        ((torch.rand(2, 1, 1, 2), torch.tensor([0.0, 1.0])), "integer labels from 0 to 1"),
+        ((torch.full((1, 1, 1, 2), torch.nan), torch.tensor([0])), "finite inputs"),
+        (None, "expected samples for training, got none"),
+    ],
+)
+def test_a_function_that_returns_something_else(samples, message, module):
+    module.load = lambda part, config: samples
+    with pytest.raises(ValueError, match=message):
+        load_device({"data-function": "my_device:load"}, ROWS)
+
+
+def test_the_servers_own_test_set(tmp_path, module):
+    write_picture(tmp_path / "test" / "dog" / "d.png", 51)
+    assert load_test_set({"folder": str(tmp_path), "csv": None}, PICTURES)[1].tolist() == [1]
+    rows = write_rows(tmp_path / "b.csv", ["x", "ill", "y"], [0, "no", 0])
+    assert load_test_set({"folder": None, "csv": str(rows)}, ROWS)[1].tolist() == [0]
+    module.load = lambda part, config: (torch.zeros(1, 1, 1, 2), torch.tensor([1]))
+    assert load_test_set({"function": "my_device:load"}, ROWS)[1].tolist() == [1]
+    assert load_test_set({"folder": None, "csv": None, "function": None}, ROWS) is None
+    with pytest.raises(
+        ValueError, match=r"expected one of folder, csv, function, got \['folder', 'c"
+    ):
+        load_test_set({"folder": "a", "csv": "b"}, ROWS)
+    with pytest.raises(ValueError, match=r"data\.test\.folder=.*expected samples for testing"):
+        load_test_set({"folder": str(tmp_path / "none")}, PICTURES)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"shape": (28, 28)}, r"channels, height and width, such as \[1, 28, 28\], got \[28, 28\]"),
+        ({"shape": (1, 0, 2)}, "data.shape must be"),
+        ({"classes": []}, "list every class's name once"),
+        ({"classes": ["a", "a"]}, "list every class's name once"),
+        ({"deviation": 0.0}, "data.deviation > 0"),
+        ({"mean": float("nan")}, "data.mean must be finite"),
+    ],
+)
+def test_what_devices_must_agree_on_is_checked(changed, message):
+    with pytest.raises(ValueError, match=message):
+        DeviceData(**{"shape": (1, 1, 2), "classes": ["a", "b"], **changed})
