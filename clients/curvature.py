@@ -36,7 +36,10 @@ class ClientCurvature:
         message: a training message. One without FedCurv's records, from a plain server, makes every
             method do nothing, so that one app serves both.
         context: of the ClientApp; small statistics are remembered in its state.
-        model: the model to be trained, with the parameter names under which its arrays travel.
+        model: the model to be trained, with the parameter names under which its arrays travel, and
+            on the device where it will be trained.
+        mode: attach the penalty, in this mode, to whichever optimizer the training code makes; None
+            leaves it to :meth:`attach`.
         state_dir: remember on disk below this folder instead; see ``fedcurv.clients.state``.
 
     Attributes:
@@ -54,6 +57,7 @@ class ClientCurvature:
         context: Context,
         model: nn.Module,
         *,
+        mode: PenaltyMode | None = None,
         state_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._message_id = message.metadata.message_id
@@ -70,6 +74,8 @@ class ClientCurvature:
         if instruction.sums is not None:
             self._instruction = dataclasses.replace(instruction, sums=None)
             self.penalty = self._penalty(model, instruction, instruction.sums)
+        if mode is not None:
+            self.attach(mode=mode)
 
     @property
     def active(self) -> bool:

@@ -1,5 +1,6 @@
 """A SuperLink and its SuperNodes on this machine's loopback, as processes of their own."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ _START_S = 60.0
 _END_S = 20.0
 _CONNECTION = "here"
 _COMPLETED = "finished:completed"
+# in a SuperNode's log, once the SuperLink has let it in
+_ACCEPTED = "SuperNode ID"
 
 
 class DeploymentFailed(RuntimeError):
@@ -123,7 +126,7 @@ class Deployment:
             raise DeploymentFailed(f"{name} was not registered: {done.stdout[-1000:]}")
 
     def start_node(self, node: int) -> "subprocess.Popen[bytes]":
-        """Start a SuperNode, or start it again after :meth:`kill_node`."""
+        """Start a SuperNode."""
         security = ["--insecure"]
         if self.secure:
             security = ["--root-certificates", str(self.folder / "ca.crt")]
@@ -138,11 +141,31 @@ class Deployment:
         )
         return self._nodes[node]
 
+    def restart_node(self, node: int, *, timeout_s: float = 150.0) -> None:
+        """Start a SuperNode after :meth:`kill_node`, again and again until it is accepted.
+
+        A SuperLink refuses a key whose node it takes to be connected, for up to a minute after the
+        node has died; so whatever supervises SuperNodes on real devices must not give up either.
+
+        Raises:
+            DeploymentFailed: if it is not accepted in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            process = self.start_node(node)
+            log = self.folder / f"flower-supernode-{self._started}.log"
+            while process.poll() is None and time.monotonic() < deadline:
+                if _ACCEPTED in log.read_text():
+                    return
+                time.sleep(0.2)
+            self.kill_node(node)
+            time.sleep(1.0)
+        raise DeploymentFailed(f"node {node} was not accepted again\n{self.logs()}")
+
     def kill_node(self, node: int) -> None:
         """Kill a SuperNode and all that it has started, as when a device loses its power."""
         process = self._nodes.pop(node)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait(_END_S)
+        _kill_group(process)
         self._processes.remove(process)
 
     def run(
@@ -209,11 +232,9 @@ class Deployment:
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _kill_group(process)
         self._processes.clear()
 
     def _start(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -254,6 +275,13 @@ class Deployment:
                 if ended or time.monotonic() > deadline:
                     raise DeploymentFailed(f"the SuperLink did not start\n{self.logs()}") from error
                 time.sleep(0.2)
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process, if it still is there, and what it has left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def free_port() -> int:

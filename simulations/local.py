@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -75,7 +76,8 @@ class LocalGrid(Grid):
     ) -> None:
         self._client_app = client_app
         self._run = empty_run(run_id)
-        self._message_ids = itertools.count(1)
+        # of this grid alone: nodes that remember on disk must not take a later grid's for these
+        self._series, self._message_ids = uuid4().hex[:12], itertools.count(1)
         self._replies: dict[str, Message] = {}
         self.contexts = {
             _FIRST_NODE_ID + partition: Context(
@@ -136,7 +138,7 @@ class LocalGrid(Grid):
                 self._name(message)
 
     def _name(self, message: Message) -> str:
-        message_id = f"message-{next(self._message_ids)}"
+        message_id = f"message-{self._series}-{next(self._message_ids)}"
         set_message_id(message, message_id)
         return message_id
 
