@@ -1,32 +1,34 @@
 """A SuperLink and its SuperNodes on this machine's loopback, as processes of their own."""
 
 import contextlib
-import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from fedcurv.simulations.flower_run import (
+    APP,
+    ask_flwr,
+    found_program,
+    run_app,
+    run_config_of,
+    with_programs,
+)
 from fedcurv.simulations.keys import write_certificates, write_node_key
-
-APP = Path(__file__).parent / "app"
 
 _START_S = 60.0
 _END_S = 20.0
 _CONNECTION = "here"
-_COMPLETED = "finished:completed"
 # in a SuperNode's log, once the SuperLink has let it in
 _ACCEPTED = "SuperNode ID"
 
 
 class DeploymentFailed(RuntimeError):
-    """A process of the deployment or the run has failed."""
+    """A process of the deployment has failed."""
 
 
 class Deployment:
@@ -58,14 +60,12 @@ class Deployment:
         self._nodes: dict[int, subprocess.Popen[bytes]] = {}
         self._started = 0
         self._port = free_port()
-        programs = Path(sys.executable).parent
         self._environment = {
-            **os.environ,
+            **with_programs(os.environ),
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-            "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}",
             **(environment or {}),
         }
 
@@ -121,7 +121,10 @@ class Deployment:
         """
         write_node_key(self.folder, name)
         key = str(self.folder / f"{name}.pub")
-        done = self._flwr("supernode", "register", key, _CONNECTION, "--name", name)
+        done = ask_flwr(
+            *("supernode", "register", key, _CONNECTION, "--name", name),
+            environment=self._environment,
+        )
         if done.returncode:
             raise DeploymentFailed(f"{name} was not registered: {done.stdout[-1000:]}")
 
@@ -185,11 +188,12 @@ class Deployment:
             timeout_s: after which the run counts as failed.
 
         Raises:
-            DeploymentFailed: if the run has failed: ``flwr run`` ends with 0 all the same. With the
-                last lines that it printed.
+            RunFailed: if the run has failed; its log is run.log in the folder.
         """
-        settings = f'overrides="{overrides}" output="{output.absolute()}"'
-        self.run_app(APP, f"{settings} resume={str(resume).lower()}", timeout_s=timeout_s)
+        settings = run_config_of(
+            overrides, str(output.absolute()), resume=resume, checkpoint_every=1
+        )
+        self.run_app(APP, settings, timeout_s=timeout_s)
 
     def run_app(self, app: Path, run_config: str, *, timeout_s: float = 600.0) -> None:
         """Run any Flower app to its end.
@@ -200,27 +204,17 @@ class Deployment:
             timeout_s: after which the run counts as failed.
 
         Raises:
-            DeploymentFailed: if the run has failed.
+            RunFailed: if the run has failed; its log is run.log in the folder.
         """
-        try:
-            done = self._flwr(
-                *("run", str(app), _CONNECTION, "--stream", "--run-config", run_config),
+        with (self.folder / "run.log").open("a") as log:
+            run_app(
+                app,
+                _CONNECTION,
+                run_config,
+                environment=self._environment,
                 timeout_s=timeout_s,
+                echo=lambda line: print(line, file=log),
             )
-        except subprocess.TimeoutExpired as error:
-            raise DeploymentFailed(f"the run did not end within {timeout_s:g} s") from error
-        status = self._status_of_last_run()
-        if status != _COMPLETED:
-            raise DeploymentFailed(f"the run has failed ({status}):\n{done.stdout[-3000:]}")
-
-    def _status_of_last_run(self) -> str:
-        """Return what the SuperLink says of the latest run."""
-        listed = self._flwr("list", _CONNECTION, "--format", "json").stdout
-        try:
-            runs = json.loads(listed)["runs"]
-            return str(runs[0]["status"]) if runs else "never started"
-        except (ValueError, KeyError, IndexError, TypeError):
-            return f"unknown: {listed[-500:]}"
 
     def logs(self) -> str:
         """Return the ends of all processes' logs."""
@@ -241,7 +235,7 @@ class Deployment:
         self._started += 1
         with (self.folder / f"{program}-{self._started}.log").open("w") as log:
             process = subprocess.Popen(
-                [self._found(program), *arguments],
+                [found_program(program, self._environment), *arguments],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
@@ -249,20 +243,6 @@ class Deployment:
             )
         self._processes.append(process)
         return process
-
-    def _flwr(self, *arguments: str, timeout_s: float = 120.0) -> Any:
-        return subprocess.run(
-            [self._found("flwr"), *arguments],
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    def _found(self, program: str) -> str:
-        return shutil.which(program, path=self._environment["PATH"]) or program
 
     def _wait_for_port(self) -> None:
         deadline = time.monotonic() + _START_S

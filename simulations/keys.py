@@ -1,7 +1,12 @@
-"""Certificates and node keys for a trial on this machine, good for a week."""
+"""Certificates for a SuperLink and keys for SuperNodes, of an authority made for the occasion.
 
+``python -m fedcurv.simulations.keys FOLDER --host NAME --node NAME`` writes them.
+"""
+
+import argparse
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -9,24 +14,34 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-_VALID = datetime.timedelta(days=7)
+_LOOPBACK = ("localhost", "127.0.0.1")
+_TRIAL_DAYS = 7
 
 PrivateKey = ec.EllipticCurvePrivateKey
 
 
-def write_certificates(folder: Path) -> None:
-    """Write ca.crt, server.pem and server.key, for localhost and 127.0.0.1."""
-    authority_key, server_key = ec.generate_private_key(ec.SECP384R1()), _new_key()
-    authority_name, server_name = _name("fedcurv trial"), _name("localhost")
+def write_certificates(
+    folder: Path, hosts: Sequence[str] = _LOOPBACK, *, days: int = _TRIAL_DAYS
+) -> None:
+    """Write ca.crt, server.pem and server.key.
+
+    The authority's own key is thrown away: it can sign nothing else.
+
+    Args:
+        folder: existing.
+        hosts: names and addresses by which nodes reach the server.
+        days: for which they are valid.
+    """
+    authority_key, server_key = _new_key(), _new_key()
+    authority_name, server_name = _name("fedcurv"), _name(hosts[0])
     authority = (
-        _certificate(authority_name, authority_name, authority_key)
+        _certificate(authority_name, authority_name, authority_key, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(authority_key, hashes.SHA256())
     )
-    loopback = ipaddress.ip_address("127.0.0.1")
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(loopback)])
+    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
     server = (
-        _certificate(server_name, authority_name, server_key)
+        _certificate(server_name, authority_name, server_key, days)
         .add_extension(names, critical=False)
         .sign(authority_key, hashes.SHA256())
     )
@@ -62,7 +77,16 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _certificate(subject: x509.Name, issuer: x509.Name, key: PrivateKey) -> x509.CertificateBuilder:
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, days: int
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return x509.CertificateBuilder(
         subject_name=subject,
@@ -70,10 +94,38 @@ def _certificate(subject: x509.Name, issuer: x509.Name, key: PrivateKey) -> x509
         public_key=key.public_key(),
         serial_number=x509.random_serial_number(),
         not_valid_before=now - datetime.timedelta(minutes=5),
-        not_valid_after=now + _VALID,
+        not_valid_after=now + datetime.timedelta(days=days),
     )
 
 
 def _write_secret(path: Path, content: bytes) -> None:
     path.touch(mode=0o600)
     path.write_bytes(content)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedcurv.simulations.keys",
+        description="Write ca.crt, server.pem and server.key for a SuperLink, and NAME and "
+        "NAME.pub for each SuperNode.",
+    )
+    parser.add_argument("folder", type=Path, help="empty or missing")
+    parser.add_argument(
+        "--host", action="append", metavar="NAME", help="name or address of the server"
+    )
+    parser.add_argument("--node", action="append", default=[], metavar="NAME")
+    parser.add_argument("--days", type=int, default=365, help="validity (default: 365)")
+    options = parser.parse_args()
+    if options.days < 1:
+        parser.error(f"--days must be >= 1, got {options.days}")
+    if options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"folder must be empty or missing, got {options.folder}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    write_certificates(options.folder, options.host or _LOOPBACK, days=options.days)
+    for node in options.node:
+        write_node_key(options.folder, node)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from fedcurv.simulations.deployment import Deployment, DeploymentFailed
+from fedcurv.simulations.flower_run import RunFailed
 
 console = Console()
 
@@ -40,7 +41,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the command line; end with a line and a code other than 0 if the run has failed."""
     parser = argument_parser()
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # overrides may stand on both sides of options
     if options.nodes < 1:
         parser.error(f"--nodes must be >= 1, got {options.nodes}")
     if len(options.node_config) not in (0, options.nodes):
@@ -65,8 +66,8 @@ def main() -> None:
         ):
             status.update("the federation trains; each message is a process on a node")
             deployment.run(shlex.join([*defaults, *options.overrides]), folder / "report")
-    except DeploymentFailed as error:
-        sys.exit(f"fedcurv-site: {error}\nlogs: {folder}")
+    except (DeploymentFailed, RunFailed) as error:
+        sys.exit(f"fedcurv-site: {error} (logs: {folder})")
     console.print(Markdown((folder / "report" / "summary.md").read_text()))
     console.print(f"written to {folder / 'report'}; keys and logs in {folder}")
 

@@ -1,16 +1,24 @@
 """SuperLink and SuperNodes on loopback: processes, as on real devices."""
 
 import csv
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from cryptography import x509
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from fedcurv.clients.site import SitePool
-from fedcurv.simulations.deployment import Deployment, DeploymentFailed
+from fedcurv.simulations.deployment import Deployment, DeploymentFailed, free_port
+from fedcurv.simulations.flower_run import reason_in, with_programs
 from fedcurv.simulations.keys import write_certificates, write_node_key
+from fedcurv.strategies import JsonLines
 
 COMMAND = Path(sys.executable).with_name("fedcurv-site")
 
@@ -61,8 +69,57 @@ def test_the_command_runs_a_secure_federation_and_shows_the_result(tmp_path):
 def test_the_command_ends_with_a_code_where_flowers_own_does_not(tmp_path):
     done = fedcurv_site("--insecure", "--folder", str(tmp_path / "site"), "client.lr=-1")
     assert done.returncode == 1
-    assert "fedcurv-site: the run has failed" in done.stderr
-    assert "lr must be > 0" in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "fedcurv-site: the run has failed (finished:failed): ValueError: lr must"
+    )
+
+
+def write_pictures(folder: Path, classes: range) -> None:
+    """Write the real scans of some digits, every fifth for testing."""
+    digits = load_digits()
+    for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        if label in classes:
+            part = folder / ("train" if index % 5 else "test") / str(label)
+            part.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((image * 15).astype("uint8")).save(part / f"{index}.png")
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run_as_they_stand(tmp_path):
+    """Keys, SuperLink, two devices with their own pictures, a run, and its resumption."""
+    page = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text(encoding="utf-8")
+    script = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL))
+    for port in ("18443", "19094", "19095"):
+        assert port in script
+        script = script.replace(port, str(free_port()))
+    write_pictures(tmp_path / "data" / "kitchen", range(5))
+    write_pictures(tmp_path / "data" / "cellar", range(5, 10))
+    with subprocess.Popen(
+        ["bash", "-e", "-c", script],
+        cwd=tmp_path,
+        env=with_programs({**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as shell:
+        try:
+            # the processes behind keep the pipe open: what the shell printed is read to its end
+            code = shell.wait(400)
+        finally:
+            os.killpg(shell.pid, signal.SIGTERM)
+        printed = shell.communicate(timeout=60)[0]
+    assert code == 0, printed
+    results = tmp_path / "results"
+    rounds = JsonLines.read(results / "rounds.jsonl")
+    assert [r.server_round for r in rounds] == [0, 1, 2, 3]
+    assert [[c.client_id for c in r.clients] for r in rounds[1:]] == [["cellar", "kitchen"]] * 3
+    assert all(c.metrics["penalty"] > 0 for r in rounds[2:] for c in r.clients)
+    assert float(str(rounds[3].client_metrics["accuracy"])) > 0.7
+    # the report of the run that went on has the rounds of the first too
+    assert [row["round"] for row in rows_of(results / "metrics.csv")] == ["0", "1", "2", "3"]
+    assert torch.load(results / "best.pt", weights_only=True)
 
 
 @pytest.mark.slow
@@ -85,6 +142,68 @@ def test_a_node_does_not_trust_another_certificate(tmp_path):
         node = deployment.start_node(0)
         assert node.wait(120) != 0
         assert "certificate" in deployment.logs().lower()
+
+
+def test_the_reason_is_the_last_exception_of_the_log():
+    log = [
+        "a: ValueError: not at the beginning",
+        "KeyError: 'first'",
+        "The above exception was the direct cause",
+        "fedcurv.strategies.replies.RoundFailed: round 1: all failed; the first said:",
+        "Traceback",
+        "  OSError: lost",
+        "\x1b[91mERROR [0m:     Exit Code: 201",
+    ]
+    reason = "RoundFailed: round 1: all failed; the first said: Traceback OSError: lost"
+    assert reason_in(log) == reason
+    assert reason_in(["╭─ Error ─╮", "│ no such │", "╰─────────╯"]) == "Error no such"
+
+
+def test_a_connection_that_is_not_configured_is_told_in_one_line(tmp_path):
+    done = subprocess.run(
+        [str(COMMAND.with_name("fedcurv-run")), "nowhere"],
+        env={**os.environ, "FLWR_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.search("fedcurv-run: the run did not start: .*'nowhere' not found", line)
+
+
+def test_an_output_folder_must_be_absolute():
+    """The server's process has a working directory of its own."""
+    done = subprocess.run(
+        [str(COMMAND.with_name("fedcurv-run")), "home", "--output", "results"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--output must be an absolute folder on the server, got results" in done.stderr
+
+
+def test_there_is_a_configuration_for_every_node():
+    done = fedcurv_site("--node-config", "data-folder='/a'")
+    assert done.returncode == 2
+    assert "--node-config: expected one for each of 2 nodes, got 1" in done.stderr
+
+
+def test_certificates_name_the_servers_hosts(tmp_path):
+    command = [sys.executable, "-m", "fedcurv.simulations.keys", str(tmp_path / "keys")]
+    options = ["--host", "fl.example.org", "--host", "10.0.0.7", "--node", "a", "--days", "3"]
+    assert subprocess.run([*command, *options], timeout=120, check=False).returncode == 0
+    server = x509.load_pem_x509_certificate((tmp_path / "keys" / "server.pem").read_bytes())
+    names = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org"]
+    assert [str(a) for a in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.7"]
+    assert (server.not_valid_after_utc - server.not_valid_before_utc).days == 3
+    files = sorted(f.name for f in (tmp_path / "keys").iterdir())
+    assert files == ["a", "a.pub", "ca.crt", "server.key", "server.pem"]
+    assert subprocess.run([*command, *options], timeout=120, check=False).returncode == 2
 
 
 def test_a_folder_that_is_in_use_is_left_alone(tmp_path):

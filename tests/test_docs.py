@@ -53,7 +53,7 @@ def assert_prints(got: str, expected: str) -> None:
 def without_options(command: str) -> str:
     """Return a trial's overrides as a simulation's."""
     parser = argument_parser()
-    overrides = parser.parse_args(command.split()[1:]).overrides
+    overrides = parser.parse_intermixed_args(command.split()[1:]).overrides
     return " ".join(["fedcurv-simulate", *overrides])
 
 
@@ -63,7 +63,7 @@ def unwrapped(command: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_valid_configurations(page):
-    inline = re.findall(r"`(fedcurv-\S+\s[^`]+)`", page.read_text(encoding="utf-8"))
+    inline = re.findall(r"`(fedcurv-[^`\s]+\s[^`]+)`", page.read_text(encoding="utf-8"))
     for line in [*"".join(blocks(page, "console")).splitlines(), *map(unwrapped, inline)]:
         program, *_ = line.split()
         if program == "torchrun":

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedcurv.simulations.deployment import Deployment, DeploymentFailed
+from fedcurv.simulations.deployment import Deployment
+from fedcurv.simulations.flower_run import RunFailed
 from fedcurv.simulations.local import run_local
 from fedcurv.strategies import JsonLines
 from tests.apps.faults.witness import SPOILS, client_app, server_app
@@ -39,14 +40,14 @@ class Site:
         self.deployment.run_app(APP, self.run_config(**more))
 
     @contextmanager
-    def running(self, **more: object) -> Iterator[list[DeploymentFailed]]:
+    def running(self, **more: object) -> Iterator[list[RunFailed]]:
         """Run beside the block; what the run failed with is in the list afterwards."""
-        failures: list[DeploymentFailed] = []
+        failures: list[RunFailed] = []
 
         def run() -> None:
             try:
                 self.run(**more)
-            except DeploymentFailed as error:
+            except RunFailed as error:
                 failures.append(error)
 
         thread = threading.Thread(target=run)

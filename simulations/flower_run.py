@@ -1,0 +1,201 @@
+"""``fedcurv-run``: `flwr run` on this project's app, with a code at the end if it has failed."""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+APP = Path(__file__).parent / "app"
+
+_COMPLETED = "finished:completed"
+_LONGEST_REASON = 600
+_EXCEPTION = re.compile(r"[\w.]+(Error|Failed|Exception): ")
+
+
+class RunFailed(RuntimeError):
+    """A run did not end well."""
+
+
+def run_app(
+    app: Path,
+    superlink: str,
+    run_config: str,
+    *,
+    environment: Mapping[str, str],
+    timeout_s: float | None = None,
+    echo: Callable[[str], object] = lambda line: None,
+) -> None:
+    """Run a Flower app to its end.
+
+    Args:
+        app: its folder.
+        superlink: a connection's name in Flower's configuration.
+        run_config: as ``flwr run`` takes it.
+        environment: of the processes.
+        timeout_s: after which the run counts as failed; it is stopped then.
+        echo: gets every line of the run's log.
+
+    Raises:
+        RunFailed: if it has failed, with the reason in one line: ``flwr run`` ends with 0 all the
+            same.
+    """
+    command = [
+        found_program("flwr", environment),
+        "run",
+        str(app),
+        superlink,
+        "--stream",
+        "--run-config",
+        run_config,
+    ]
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        end = threading.Timer(
+            threading.TIMEOUT_MAX if timeout_s is None else timeout_s, process.kill
+        )
+        end.daemon = True
+        end.start()
+        assert process.stdout is not None  # as asked for
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            echo(lines[-1])
+        is_late = not end.is_alive()
+        end.cancel()
+    run_id = _run_id(lines)
+    if is_late:
+        if run_id is not None:
+            ask_flwr("stop", run_id, superlink, environment=environment)
+        raise RunFailed(f"the run did not end within {timeout_s:g} s")
+    if run_id is None:
+        raise RunFailed(f"the run did not start: {_shortened(lines[-10:])}")
+    status = _status(superlink, run_id, environment)
+    if status != _COMPLETED:
+        raise RunFailed(f"the run has failed ({status}): {reason_in(lines)}")
+
+
+def reason_in(log: list[str]) -> str:
+    """Return why a run failed, in one line: the last exception in its log."""
+    begins = [
+        i for i, line in enumerate(log) if re.match(r"[\w.]+(Error|Failed|Exception): ", line)
+    ]
+    if not begins:
+        return _shortened(log[-10:])
+    kind, _, text = log[begins[-1]].partition(": ")
+    reason = [f"{kind.rpartition('.')[2]}: {text}"]
+    for line in log[begins[-1] + 1 :]:
+        if line.startswith("\x1b"):  # the next entry of the log
+            break
+        reason.append(line)
+    return _shortened(reason)
+
+
+def _shortened(lines: list[str]) -> str:
+    without_boxes = re.sub("[\u2500-\u257f]", " ", " ".join(lines))
+    text = " ".join(without_boxes.split())
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
+def _run_id(log: list[str]) -> str | None:
+    for line in log:
+        if started := re.search(r"Successfully started run (\d+)", line):
+            return started.group(1)
+    return None
+
+
+def _status(superlink: str, run_id: str, environment: Mapping[str, str]) -> str:
+    arguments = ("list", superlink, "--run-id", run_id, "--format", "json")
+    listed = ask_flwr(*arguments, environment=environment).stdout
+    with contextlib.suppress(ValueError, KeyError, IndexError, TypeError):
+        return str(json.loads(listed)["runs"][0]["status"])
+    return f"unknown: {_shortened(listed.splitlines()[-10:])}"
+
+
+def ask_flwr(*arguments: str, environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """Run ``flwr`` with these arguments, and return what it printed."""
+    return subprocess.run(
+        [found_program("flwr", environment), *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def with_programs(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which the programs beside this Python are found first."""
+    programs = Path(sys.executable).parent
+    return {**environment, "PATH": f"{programs}{os.pathsep}{environment.get('PATH', '')}"}
+
+
+def found_program(name: str, environment: Mapping[str, str]) -> str:
+    """Return a program's path, as the environment finds it."""
+    return shutil.which(name, path=environment.get("PATH")) or name
+
+
+def run_config_of(overrides: str, output: str, *, resume: bool, checkpoint_every: int) -> str:
+    """Return the settings of this project's app, as ``flwr run`` takes them."""
+    settings = [
+        f'overrides="{overrides}"',
+        f'output="{output}"',
+        f"resume={str(resume).lower()}",
+        f"checkpoint-every={checkpoint_every}",
+    ]
+    return " ".join(settings)
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fedcurv-run",
+        description="Run FedCurv on the SuperNodes of a SuperLink, and end with a code other than "
+        "0 if the run has failed.",
+    )
+    parser.add_argument("superlink", help="a connection's name in Flower's config.toml")
+    parser.add_argument(
+        "--output", default="", help="absolute folder on the server for what comes of the run"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on after the checkpoint in that folder"
+    )
+    parser.add_argument(
+        "--checkpoint-every", type=int, default=1, metavar="K", help="rounds (default: 1)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="as for fedcurv-simulate, such as num_clients=8 model=cnn"
+    )
+    return parser
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argument_parser()
+    options = parser.parse_intermixed_args()  # overrides may stand on both sides of options
+    if options.output and not Path(options.output).is_absolute():
+        parser.error(f"--output must be an absolute folder on the server, got {options.output}")
+    settings = run_config_of(
+        shlex.join(["strategy=[fedcurv]", *options.overrides]),
+        options.output,
+        resume=options.resume,
+        checkpoint_every=options.checkpoint_every,
+    )
+    environment = with_programs({"FLWR_DISABLE_UPDATE_CHECK": "1", **os.environ})
+    try:
+        run_app(APP, options.superlink, settings, environment=environment, echo=print)
+    except RunFailed as error:
+        sys.exit(f"fedcurv-run: {error}")
+
+
+if __name__ == "__main__":
+    main()
