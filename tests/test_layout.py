@@ -177,3 +177,16 @@ def test_a_wheel_holds_all_four_parts_and_the_configuration(tmp_path):
     assert str(tmp_path / "venv") in command
     assert int(number) == len(list((ROOT / "simulations" / "conf").rglob("*.yaml")))
     assert typed == "True"
+
+
+def test_no_pickle_is_loaded_from_outside():
+    """Only a site's own processes pickle, for each other, behind a key."""
+    for folder in MAY_IMPORT:
+        for path in sources(folder):
+            text = path.read_text()
+            if "pickle" in imports_of(path):
+                assert path.name in ("site.py", "site_host.py"), path
+            for call in re.findall(r"np\.load\((.*)", text):
+                assert "allow_pickle=False" in call, path
+            for call in re.findall(r"(?<!`)torch\.load\((.*)", text):
+                assert "weights_only=True" in call, path
