@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,78 +77,145 @@ def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
 
 
 def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
+    local = begin_round(make_task, message, context)
+    with local.reproducible():
+        by_site = local.task.settings.trainer == "lasgd"
+        train_it, report = _by_site(local) if by_site else _in_this_process(local)
+        local.trained(train_it())
+        return local.reply(report)
+
+
+@dataclass
+class LocalRound:
+    """One client's round, from the message to the reply; whoever has it decides how to train.
+
+    Attributes:
+        message: that asks for it.
+        context: of the client.
+        task: what to train.
+        model: with the server's weights, on the device where it is trained in this process.
+        samples: for training, likewise.
+        curvature: FedCurv's part of the message.
+        mu: FedProx's coefficient, 0 for none.
+        seed: of the client's random numbers in this round.
+    """
+
+    message: Message
+    context: Context
+    task: LocalTask
+    model: nn.Module
+    samples: Samples
+    curvature: ClientCurvature
+    mu: float
+    seed: int
+    _began: float = field(default_factory=time.perf_counter)
+    _trained: float = 0.0
+    _loss: float = math.nan
+    _penalty: float = 0.0
+
+    def batches(self) -> InMemoryBatches:
+        """Return the batches to train on, in an order that the seed decides."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return InMemoryBatches(*self.samples, self.task.settings.batch_size, generator)
+
+    @contextmanager
+    def reproducible(self) -> Iterator[None]:
+        """Seed all of torch for this client and round; leave the process as it was."""
+        deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+        threads = _threads(self.task.settings.num_threads)
+        with threads, torch.random.fork_rng(), deterministic:
+            torch.manual_seed(self.seed)
+            yield
+
+    def trained(self, loss: float) -> None:
+        """Note that the model is trained, with this loss in the last epoch."""
+        self._loss, self._trained = loss, time.perf_counter()
+        if self.curvature.penalty is not None:
+            self._penalty = float(self.curvature.penalty.value().detach())
+
+    def report(self, content: RecordDict) -> None:
+        """Add FedCurv's part to a reply."""
+        settings = self.task.settings
+        batches = InMemoryBatches(*self.samples, settings.fisher_batch_size)
+        self.curvature.report(content, self.model, batches, kind=settings.fisher_kind)
+
+    def reply(self, report: Callable[[RecordDict], None] | None = None) -> Message:
+        """Return the reply.
+
+        Args:
+            report: adds FedCurv's part, in the place of :meth:`report`.
+        """
+        content = RecordDict({"arrays": ArrayRecord(self.model.state_dict())})
+        (report or self.report)(content)
+        content["metrics"] = MetricRecord(
+            {
+                **self.task.metrics,
+                "num-examples": len(self.samples[0]),
+                "train-loss": self._loss,
+                # how far the local solution lies from the others' shared optimum
+                "penalty": self._penalty,
+                "train-seconds": self._trained - self._began,
+                "fisher-seconds": time.perf_counter() - self._trained,
+            }
+        )
+        return Message(content, reply_to=self.message)
+
+
+def begin_round(make_task: MakeTask, message: Message, context: Context) -> LocalRound:
+    """Return what a client does in the round that a training message begins.
+
+    Raises:
+        ValueError: if the client has no samples, or the message is not fit for use.
+    """
     task = make_task(message, context)
-    settings = task.settings
     inputs, targets = task.train_samples
     if len(inputs) == 0:
         raise ValueError(
             f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
         )
     config = message.content.config_records["config"]
-    began = time.perf_counter()
-    with _reproducible(task, context, int(_number(config, "server-round"))) as generator:
-        by_site = settings.trainer == "lasgd"
-        device = torch.device("cpu") if by_site else settings.make_device()
-        model = task.model.to(device)
-        inputs, targets = inputs.to(device), targets.to(device)
-        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
-        curvature = ClientCurvature(message, context, model)
-        mu = _number(config, "proximal-mu")
-        if by_site:
-            train_it, report = _by_site(task, curvature, mu, seed=generator.initial_seed())
-        else:
-            train_it, report = _in_this_process(task, curvature, mu, (inputs, targets), generator)
-        loss = train_it()
-        trained = time.perf_counter()
-        penalty = 0.0 if curvature.penalty is None else float(curvature.penalty.value().detach())
-        content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
-        report(content)
-    content["metrics"] = MetricRecord(
-        {
-            **task.metrics,
-            "num-examples": len(inputs),
-            "train-loss": loss,
-            # how far the local solution lies from the others' shared optimum
-            "penalty": penalty,
-            "train-seconds": trained - began,
-            "fisher-seconds": time.perf_counter() - trained,
-        }
+    # the workers of a site take the samples to their own devices
+    by_site = task.settings.trainer == "lasgd"
+    device = torch.device("cpu") if by_site else task.settings.make_device()
+    model = task.model.to(device)
+    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    return LocalRound(
+        message,
+        context,
+        task,
+        model,
+        (inputs.to(device), targets.to(device)),
+        ClientCurvature(message, context, model),
+        mu=_number(config, "proximal-mu"),
+        seed=_seed(task, context, int(_number(config, "server-round"))),
     )
-    return Message(content, reply_to=message)
 
 
-def _in_this_process(
-    task: LocalTask,
-    curvature: ClientCurvature,
-    mu: float,
-    samples: Samples,
-    generator: torch.Generator,
-) -> _Trainer:
+def _in_this_process(local: LocalRound) -> _Trainer:
     """Return what trains the task's model, and what then adds FedCurv's report to a reply."""
-    model, settings = task.model, task.settings
+    model, task = local.model, local.task
 
     def train_it() -> float:
-        optimizer = settings.make_optimizer(model)
-        if mu:
-            attach_proximal_term(optimizer, model, mu)
-        curvature.attach(optimizer, mode=settings.penalty_mode)
-        batches = InMemoryBatches(*samples, settings.batch_size, generator)
-        criterion = None if task.criterion is None else task.criterion.to(samples[0].device)
-        return train(model, batches, optimizer, epochs=settings.epochs, criterion=criterion)
+        optimizer = task.settings.make_optimizer(model)
+        if local.mu:
+            attach_proximal_term(optimizer, model, local.mu)
+        local.curvature.attach(optimizer, mode=task.settings.penalty_mode)
+        criterion = None if task.criterion is None else task.criterion.to(local.samples[0].device)
+        return train(
+            model, local.batches(), optimizer, epochs=task.settings.epochs, criterion=criterion
+        )
 
-    def report(content: RecordDict) -> None:
-        batches = InMemoryBatches(*samples, settings.fisher_batch_size)
-        curvature.report(content, model, batches, kind=settings.fisher_kind)
-
-    return train_it, report
+    return train_it, local.report
 
 
-def _by_site(task: LocalTask, curvature: ClientCurvature, mu: float, *, seed: int) -> _Trainer:
+def _by_site(local: LocalRound) -> _Trainer:
     """Return the same for the workers of a site."""
-    pool, penalty = pool_for(task.settings), curvature.penalty
+    model, task = local.model, local.task
+    pool, penalty = pool_for(task.settings), local.curvature.penalty
     pull = None if penalty is None else (penalty.curvature, penalty.strength)
-    model, settings = task.model, task.settings
-    share = Share(model, task.train_samples, settings, task.criterion, mu, pull, seed % 2**31)
+    share = Share(
+        model, local.samples, task.settings, task.criterion, local.mu, pull, local.seed % 2**31
+    )
 
     def train_it() -> float:
         done = train_on_site(pool, share)
@@ -155,9 +223,9 @@ def _by_site(task: LocalTask, curvature: ClientCurvature, mu: float, *, seed: in
         return done.loss_sum / done.num_samples
 
     def report(content: RecordDict) -> None:
-        if curvature.active:
+        if local.curvature.active:
             fisher = fisher_on_site(pool, dataclasses.replace(share, penalty=None))
-            curvature.report_fisher(content, model, fisher)
+            local.curvature.report_fisher(content, model, fisher)
 
     return train_it, report
 
@@ -186,17 +254,10 @@ def _number(config: ConfigRecord, key: str) -> float:
     return value
 
 
-@contextmanager
-def _reproducible(
-    task: LocalTask, context: Context, server_round: int
-) -> Iterator[torch.Generator]:
-    """Seed all of torch for one client and round; leave the process as it was."""
+def _seed(task: LocalTask, context: Context, server_round: int) -> int:
+    """Return a seed for one client and round."""
     text = f"{task.seed}/{client_id_of(context)}/{server_round}"
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63
-    deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
-    with _threads(task.settings.num_threads), torch.random.fork_rng(), deterministic:
-        torch.manual_seed(seed)
-        yield torch.Generator().manual_seed(seed)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63
 
 
 @contextmanager

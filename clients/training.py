@@ -142,9 +142,12 @@ class InMemoryBatches:
                 strict=True,
             )
             return
-        order = torch.randperm(len(self.inputs), generator=self.generator)
-        for indices in torch.split(order.to(self.inputs.device), self.batch_size):
+        for indices in torch.split(self.order().to(self.inputs.device), self.batch_size):
             yield self.inputs[indices], self.targets[indices]
+
+    def order(self) -> Tensor:
+        """Return the order of the next pass, as the generator has it."""
+        return torch.randperm(len(self.inputs), generator=self.generator)
 
 
 def train(

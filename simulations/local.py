@@ -4,7 +4,7 @@ import copy
 import itertools
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -49,6 +49,17 @@ def run_local(
     if num_nodes < 1:
         raise ValueError(f"num_nodes must be >= 1, got {num_nodes}")
     grid = LocalGrid(client_app, num_nodes, run_config=run_config, run_id=run_id)
+    run_on(grid, server_app, run_config=run_config, run_id=run_id)
+
+
+def run_on(
+    grid: Grid,
+    server_app: ServerApp,
+    *,
+    run_config: Mapping[str, Any] | None = None,
+    run_id: int = 1,
+) -> None:
+    """Run a ServerApp on a Grid of this process; see :func:`run_local`."""
     context = Context(run_id, _SERVER_NODE_ID, {}, RecordDict(), dict(run_config or {}))
     with task_identity(run_id=run_id, node_id=_SERVER_NODE_ID):
         server_app(grid, context)
@@ -143,12 +154,19 @@ class LocalGrid(Grid):
         return message_id
 
     def _push(self, message: Message) -> str:
-        message_id = self._name(message)
+        self._name(message)
         context = self.contexts[message.metadata.dst_node_id]
-        before = RecordDict(dict(context.state))
         received = copy.deepcopy(message)
+        return self._keep(received, context, lambda: self._client_app(received, context))
+
+    def _keep(
+        self, received: Message, context: Context, answer: Callable[[], Message | None]
+    ) -> str:
+        """Keep the reply to a message, or the error that comes in its place; return its id."""
+        message_id = received.metadata.message_id
+        before = RecordDict(dict(context.state))
         try:
-            reply = copy.deepcopy(self._client_app(received, context))
+            reply = copy.deepcopy(answer())
         except Exception:
             context.state = before
             reason = traceback.format_exc()

@@ -1,4 +1,4 @@
-"""Where the clients run: in this process, or on Ray by Flower's simulation engine."""
+"""Where the clients run: in this process, one by one or together, or on Flower's engine, Ray."""
 
 import logging
 import os
@@ -8,9 +8,10 @@ from typing import Any
 
 from flwr.serverapp import ServerApp
 
-from fedcurv.simulations.client import DATA_ROOT_VARIABLE
+from fedcurv.simulations.batched import BatchedGrid
+from fedcurv.simulations.client import DATA_ROOT_VARIABLE, make_task
 from fedcurv.simulations.client import app as client_app
-from fedcurv.simulations.local import run_local
+from fedcurv.simulations.local import run_local, run_on
 
 
 def run(server_app: ServerApp, config: dict[str, Any]) -> None:
@@ -18,8 +19,8 @@ def run(server_app: ServerApp, config: dict[str, Any]) -> None:
 
     Args:
         server_app: to run.
-        config: resolved: ``num_clients``; ``runner`` with its ``name`` (local or ray), for ray also
-            ``client_resources`` and ``init_args``; ``data.root``.
+        config: resolved: ``num_clients``; ``runner`` with its ``name`` (local, batched or ray), for
+            ray also ``client_resources`` and ``init_args``; ``data.root``.
 
     Raises:
         KeyError: for an unknown runner.
@@ -47,6 +48,10 @@ def _run_local(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) 
     run_local(server_app, client_app, num_clients)
 
 
+def _run_batched(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
+    run_on(BatchedGrid(client_app, make_task, num_clients), server_app)
+
+
 def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
     # the one way to hand Python objects to Flower's engine; it warns that `flwr run` is preferred
     from flwr.simulation import run_simulation
@@ -65,5 +70,6 @@ def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) ->
 
 RUNNERS: dict[str, Callable[[ServerApp, int, dict[str, Any]], None]] = {
     "local": _run_local,
+    "batched": _run_batched,
     "ray": _run_ray,
 }

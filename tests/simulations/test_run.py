@@ -216,7 +216,7 @@ BAD = {
     "data.noise.clients=[20]": "a share in .* or a list of numbers below 20",
     "model.name=vgg": "model.name must be one of mlp, cnn, resnet18, got 'vgg'",
     "partition.name=x": "partition.name must be one of iid, shards, dirichlet",
-    "runner.name=spark": "runner.name must be one of local, ray, got 'spark'",
+    "runner.name=spark": "runner.name must be one of local, batched, ray, got 'spark'",
     "strategy=[]": "strategy: expected at least one",
     "strategy.fedcurv.strength=-1": "strategy.fedcurv: strength must be finite and >= 0, got -1",
     "strategy.fedcurv.strength=nan": "strength must be finite and >= 0, got nan",

@@ -1,0 +1,96 @@
+"""A Grid that trains a round's clients together, by few large operations for many small ones."""
+
+import copy
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.clientapp import ClientApp
+
+from fedcurv.clients.app import LocalRound, MakeTask, begin_round
+from fedcurv.simulations.local import LocalGrid
+from fedcurv.simulations.stacked import can_be_stacked, same_kind, train_stacked
+
+# on a CPU the weights of so many clients stay in a core's cache
+_CLIENTS_ON_CPU = 8
+
+
+class BatchedGrid(LocalGrid):
+    """Trains stacks of clients side by side, where the model allows it; see ``stacked``.
+
+    What cannot be stacked (other models, optimizers and losses) is trained as LocalGrid does. On a
+    GPU all clients of a round are one stack; on a CPU the stacks are small, and each core takes one
+    after the other. The clients' mods do not see what is stacked.
+
+    Args:
+        client_app: handles all other messages.
+        make_task: the ClientApp's, see ``fedcurv.clients.client_app``.
+        num_nodes: see LocalGrid.
+    """
+
+    def __init__(self, client_app: ClientApp, make_task: MakeTask, num_nodes: int) -> None:
+        super().__init__(client_app, num_nodes)
+        self._make_task = make_task
+
+    def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
+        """Train what can be stacked, then handle each message when its reply is asked for."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        messages = list(messages)
+        rounds = [self._begun(message) for message in messages]
+        _train([local for local in rounds if local is not None])
+        for index, message in enumerate(messages):
+            left = None if timeout is None else deadline - time.monotonic()
+            # let go of each client's model with its reply
+            if (local := rounds[index]) is None:
+                yield from super().replies([message], timeout=left)
+            else:
+                rounds[index] = None
+                if left is None or left > 0:
+                    yield from self.pull_messages([self._finish(local)])
+
+    def _begun(self, message: Message) -> LocalRound | None:
+        """Return a client's round if it can be stacked; None leaves it to the ClientApp."""
+        if message.metadata.message_type != MessageType.TRAIN:
+            return None
+        context = self.contexts[message.metadata.dst_node_id]
+        self._name(message)  # the client remembers which message it answers
+        received = copy.deepcopy(message)
+        try:
+            local = begin_round(self._make_task, received, context)
+        except Exception:
+            return None  # the ClientApp will meet it again, and say so in its reply
+        return local if can_be_stacked(local) else None
+
+    def _finish(self, local: LocalRound) -> str:
+        def answer() -> Message:
+            with local.reproducible():
+                return local.reply()
+
+        return self._keep(local.message, local.context, answer)
+
+
+def _train(rounds: Sequence[LocalRound]) -> None:
+    together: dict[tuple[object, ...], list[LocalRound]] = {}
+    for local in rounds:
+        together.setdefault(same_kind(local), []).append(local)
+    stacks = [stack for group in together.values() for stack in _stacks(group)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of each stack's operations
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for stack, losses in zip(stacks, pool.map(train_stacked, stacks), strict=True):
+                for local, loss in zip(stack, losses, strict=True):
+                    local.trained(loss)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _stacks(rounds: Sequence[LocalRound]) -> list[list[LocalRound]]:
+    """Return stacks of clients with about equally many samples, so that little is padding."""
+    by_size = sorted(rounds, key=lambda local: len(local.samples[0]))
+    on_cpu = rounds[0].samples[0].device.type == "cpu"
+    size = _CLIENTS_ON_CPU if on_cpu else len(by_size)
+    return [by_size[start : start + size] for start in range(0, len(by_size), size)]

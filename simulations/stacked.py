@@ -1,0 +1,260 @@
+"""Several multilayer perceptrons of one shape, trained side by side by closed-form gradients.
+
+Each step is the one that ``fedcurv.clients.train`` takes with plain SGD and cross-entropy, for
+every client on its own batch, to rounding: the same batches in the same order, FedProx's term,
+FedCurv's penalty as a gradient or a proximal step. One matrix product for all clients does the work
+of many small ones; the product that forms a weight's gradient takes the step at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fedcurv.clients.app import LocalRound
+from fedcurv.clients.training import InMemoryBatches
+from fedcurv.losses import CrossEntropy
+from fedcurv.penalty import CurvaturePenalty
+
+
+@dataclass
+class _Pull:
+    """The others' statistics for one parameter of all clients, or what is made of them."""
+
+    precision: Tensor
+    information: Tensor
+
+
+@dataclass
+class _Parameter:
+    """One parameter of all clients.
+
+    Attributes:
+        values: shape (clients, ...).
+        start: as the round began, for FedProx; None without it.
+        pull: None without a penalty.
+    """
+
+    values: Tensor
+    start: Tensor | None
+    pull: _Pull | None
+
+
+@dataclass
+class _Epoch:
+    """Every client's batches of one epoch, padded to the same number and size.
+
+    Attributes:
+        samples: shape (steps, clients * batch size), rows of all clients' samples.
+        shares: shape (steps, clients, batch size, 1): one over the batch's size, 0 for padding.
+        active: shape (steps, clients): 1 where a client takes the step.
+    """
+
+    samples: Tensor
+    shares: Tensor
+    active: Tensor
+
+
+def can_be_stacked(local: LocalRound) -> bool:
+    """Return whether a client's round is of the kind that this module trains."""
+    task = local.task
+    settings = task.settings
+    return (
+        settings.optimizer == "sgd"
+        and settings.momentum == settings.weight_decay == 0.0
+        and settings.trainer == "local"
+        and (task.criterion is None or _is_plain_cross_entropy(task.criterion))
+        and _is_perceptron(local.model)
+    )
+
+
+def _is_plain_cross_entropy(criterion: nn.Module) -> bool:
+    if type(criterion) not in (nn.CrossEntropyLoss, CrossEntropy):
+        return False
+    plain: nn.Module = type(criterion)()
+    return vars(criterion) == vars(plain)
+
+
+def _is_perceptron(model: nn.Module) -> bool:
+    """Return whether a model is Flatten, Linear, ReLU, Linear, ..., Linear and nothing else."""
+    if type(model) is not nn.Sequential or len(model) < 2 or type(model[0]) is not nn.Flatten:
+        return False
+    wanted = [nn.Linear if index % 2 == 0 else nn.ReLU for index in range(len(model) - 1)]
+    layers = list(model)[1:]
+    return (
+        [type(layer) for layer in layers] == wanted
+        and type(layers[-1]) is nn.Linear
+        and all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+        and all(layer.bias is not None for layer in layers[::2])
+    )
+
+
+def same_kind(local: LocalRound) -> tuple[object, ...]:
+    """Return what must be equal for rounds to be trained together, and nearly so for speed."""
+    settings = local.task.settings
+    penalty = local.curvature.penalty
+    return (
+        settings,
+        tuple(p.shape for p in local.model.parameters()),
+        local.mu,
+        None if penalty is None else penalty.strength,
+    )
+
+
+@torch.no_grad()
+def train_stacked(rounds: Sequence[LocalRound]) -> list[float]:
+    """Train all models in place; return each client's mean loss over the last epoch.
+
+    Args:
+        rounds: of one kind, see :func:`same_kind`, each fit by :func:`can_be_stacked`.
+    """
+    settings, mu = rounds[0].task.settings, rounds[0].mu
+    stack = _Stack(rounds)
+    batches = [local.batches() for local in rounds]
+    for epoch in range(settings.epochs):
+        is_last = epoch == settings.epochs - 1
+        losses = stack.train_epoch(_epoch_of(batches), settings.lr, mu, with_losses=is_last)
+    stack.hand_back(rounds)
+    return [
+        loss / len(local.samples[0]) for loss, local in zip(losses.tolist(), rounds, strict=True)
+    ]
+
+
+class _Stack:
+    def __init__(self, rounds: Sequence[LocalRound]) -> None:
+        settings = rounds[0].task.settings
+        device = rounds[0].samples[0].device
+        self.num_clients, self.mode = len(rounds), settings.penalty_mode
+        self.inputs = torch.cat([local.samples[0].flatten(1) for local in rounds])
+        self.targets = torch.cat([local.samples[1] for local in rounds])
+        first, *_ = _penalties(rounds)
+        self.strength = 0.0 if first is None else first.strength
+        pulls = [None if p is None else p.curvature for p in _penalties(rounds)]
+        self.parameters: list[_Parameter] = []
+        for name, _ in rounds[0].model.named_parameters():
+            values = torch.stack([local.model.get_parameter(name).detach() for local in rounds])
+            pull = None
+            if self.strength > 0.0:
+                pull = _Pull(
+                    torch.stack([p.precision[name] for p in pulls if p is not None]),
+                    torch.stack([p.information[name] for p in pulls if p is not None]),
+                )
+            start = values.clone() if rounds[0].mu else None
+            self.parameters.append(_Parameter(values, start, pull))
+        if self.mode == "proximal":
+            self._become_proximal(settings.lr)
+        self.losses = torch.zeros(self.num_clients, device=device)
+
+    def _become_proximal(self, lr: float) -> None:
+        """Hold W = cP/(1 + cP) and θ* = Q/P, c = 2·lr·λ, in the place of P and Q."""
+        for parameter in self.parameters:
+            if (pull := parameter.pull) is not None:
+                weight = 2.0 * lr * self.strength * pull.precision
+                optimum = pull.information / pull.precision.clamp_min(torch.finfo().tiny)
+                pull.information = torch.where(pull.precision > 0, optimum, 0.0)
+                pull.precision = weight / (1.0 + weight)
+
+    def train_epoch(self, epoch: _Epoch, lr: float, mu: float, *, with_losses: bool) -> Tensor:
+        """Take every step of an epoch; return the sums of the losses, if they are wanted."""
+        self.losses.zero_()
+        width = self.inputs.shape[1]
+        steps = zip(epoch.samples, epoch.shares, epoch.active, strict=True)
+        for samples, shares, active in steps:
+            inputs = self.inputs.index_select(0, samples).view(self.num_clients, -1, width)
+            targets = self.targets.index_select(0, samples).view(self.num_clients, -1, 1)
+            activations = self._forward(inputs)
+            logits = activations.pop()
+            if with_losses:
+                nll = -logits.log_softmax(2).gather(2, targets)
+                self.losses += (nll * (shares > 0)).sum((1, 2))
+            residual = logits.softmax(2)
+            residual.scatter_add_(2, targets, torch.full_like(targets, -1.0, dtype=residual.dtype))
+            self._step_back(activations, residual.mul_(shares), active, lr, mu)
+        return self.losses
+
+    def _forward(self, inputs: Tensor) -> list[Tensor]:
+        """Return what goes into each layer, and the logits."""
+        layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
+        activations = [inputs]
+        for index, (weight, bias) in enumerate(layers):
+            outputs = torch.baddbmm(
+                bias.values.unsqueeze(1), activations[-1], weight.values.transpose(1, 2)
+            )
+            activations.append(outputs.relu_() if index < len(layers) - 1 else outputs)
+        return activations
+
+    def _step_back(
+        self, activations: list[Tensor], residual: Tensor, active: Tensor, lr: float, mu: float
+    ) -> None:
+        """Go back through the layers and step each as soon as its weights have passed on."""
+        for index in reversed(range(len(activations))):
+            weight, bias = self.parameters[2 * index], self.parameters[2 * index + 1]
+            below = None
+            if index > 0:
+                below = torch.bmm(residual, weight.values).mul_(activations[index] > 0)
+            for parameter in (weight, bias):
+                self._pull_before_step(parameter, active, lr, mu)
+            weight.values.baddbmm_(residual.transpose(1, 2), activations[index], alpha=-lr)
+            bias.values.sub_(residual.sum(1), alpha=lr)
+            for parameter in (weight, bias):
+                self._pull_after_step(parameter, active)
+            if below is not None:
+                residual = below
+
+    def _pull_before_step(
+        self, parameter: _Parameter, active: Tensor, lr: float, mu: float
+    ) -> None:
+        steps = _beside(active, parameter.values)
+        pull = None
+        if parameter.pull is not None and self.mode == "gradient":
+            pull = parameter.pull.precision * parameter.values
+            pull.sub_(parameter.pull.information).mul_(2.0 * lr * self.strength)
+        if parameter.start is not None:
+            away = (parameter.values - parameter.start).mul_(lr * mu)
+            pull = away if pull is None else pull.add_(away)
+        if pull is not None:
+            parameter.values.sub_(pull.mul_(steps))
+
+    def _pull_after_step(self, parameter: _Parameter, active: Tensor) -> None:
+        if parameter.pull is not None and self.mode == "proximal":
+            weight = parameter.pull.precision * _beside(active, parameter.values)
+            parameter.values.lerp_(parameter.pull.information, weight)
+
+    def hand_back(self, rounds: Sequence[LocalRound]) -> None:
+        """Give every client its model."""
+        for index, local in enumerate(rounds):
+            for own, parameter in zip(local.model.parameters(), self.parameters, strict=True):
+                own.copy_(parameter.values[index])
+
+
+def _penalties(rounds: Sequence[LocalRound]) -> list[CurvaturePenalty | None]:
+    return [local.curvature.penalty for local in rounds]
+
+
+def _beside(active: Tensor, values: Tensor) -> Tensor:
+    return active.view(-1, *[1] * (values.ndim - 1))
+
+
+def _epoch_of(clients: Sequence[InMemoryBatches]) -> _Epoch:
+    """Return the order in which ``InMemoryBatches`` would go through each client's samples."""
+    size = min(clients[0].batch_size, max(len(batches.inputs) for batches in clients))
+    steps = max(-(-len(batches.inputs) // size) for batches in clients)
+    device = clients[0].inputs.device
+    samples = torch.zeros(len(clients), steps * size, dtype=torch.int64)
+    shares = torch.zeros(len(clients), steps * size)
+    starts = [0, *torch.tensor([len(b.inputs) for b in clients]).cumsum(0).tolist()]
+    for row, (batches, (start, end)) in enumerate(zip(clients, pairwise(starts), strict=True)):
+        number = end - start
+        samples[row, :number] = batches.order() + start
+        full, rest = divmod(number, size)
+        shares[row, : full * size] = 1.0 / size
+        shares[row, full * size : number] = 1.0 / max(1, rest)
+    samples = samples.view(len(clients), steps, size).transpose(0, 1)
+    shares = shares.view(len(clients), steps, size).transpose(0, 1)
+    return _Epoch(
+        samples.reshape(steps, -1).to(device),
+        shares.unsqueeze(-1).contiguous().to(device),
+        (shares.sum(-1) > 0).float().to(device),
+    )

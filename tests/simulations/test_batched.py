@@ -1,0 +1,218 @@
+import copy
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import nn
+
+from fedcurv import Curvature
+from fedcurv.clients.app import LocalTask, begin_round, client_app
+from fedcurv.clients.training import TrainingSettings, attach_proximal_term, train
+from fedcurv.simulations import batched
+from fedcurv.simulations.models import mlp
+from fedcurv.simulations.run import simulate
+from fedcurv.simulations.stacked import can_be_stacked, train_stacked
+from fedcurv.strategies.records import Instruction, pack_instruction
+from tests.federation import context_of, message_with
+from tests.simulations.test_run import configuration
+
+SHAPE, CLASSES = (1, 2, 3), 4
+SIZES = [5, 8, 1, 7, 4]
+LR = 0.2
+
+
+def task_of(client: int, settings: TrainingSettings, model=None, criterion=None) -> LocalTask:
+    generator = torch.Generator().manual_seed(client)
+    inputs = torch.randn(SIZES[client], *SHAPE, generator=generator)
+    targets = torch.randint(0, CLASSES, (SIZES[client],), generator=generator)
+    model = mlp(SHAPE, CLASSES, hidden=(6, 5)) if model is None else copy.deepcopy(model)
+    return LocalTask(model, (inputs, targets), settings=settings, criterion=criterion, seed=3)
+
+
+def start_model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return mlp(SHAPE, CLASSES, hidden=(6, 5))
+
+
+def sums(client: int) -> Curvature:
+    """Return statistics that pull strongly, and for some parameters not at all."""
+    generator = torch.Generator().manual_seed(100 + client)
+    shapes = {n: p.shape for n, p in start_model().named_parameters()}
+    precision = {n: torch.rand(s, generator=generator) * 3 for n, s in shapes.items()}
+    precision["1.bias"].zero_()
+    at = {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+    return Curvature(precision, {n: precision[n] * at[n] for n in shapes})
+
+
+def message_for(client: int, mu: float, pulled: bool) -> Message:
+    message = message_with(None)
+    content = {"arrays": ArrayRecord(start_model().state_dict())}
+    message.content = RecordDict(content)
+    message.content["config"] = ConfigRecord({"server-round": 2, "proximal-mu": mu})
+    if pulled:
+        instruction = Instruction(0.7, 2, 1, ["another"], federation="f", sums=sums(client))
+        for name, record in pack_instruction(instruction).items():
+            message.content[name] = record
+    return message
+
+
+def rounds(settings: TrainingSettings, mu: float, pulled: bool, **more):
+    return [
+        begin_round(
+            lambda message, context, c=client: task_of(c, settings, **more),
+            message_for(client, mu, pulled),
+            context_of(client),
+        )
+        for client in range(len(SIZES))
+    ]
+
+
+def trained_one_by_one(local) -> float:
+    optimizer = local.task.settings.make_optimizer(local.model)
+    if local.mu:
+        attach_proximal_term(optimizer, local.model, local.mu)
+    local.curvature.attach(optimizer, mode=local.task.settings.penalty_mode)
+    return train(local.model, local.batches(), optimizer, epochs=local.task.settings.epochs)
+
+
+@pytest.mark.parametrize(
+    ("mode", "mu", "pulled"),
+    [
+        ("gradient", 0.0, False),
+        ("gradient", 0.3, False),
+        ("gradient", 0.0, True),
+        ("gradient", 0.3, True),
+        ("proximal", 0.0, True),
+        ("proximal", 0.3, True),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_stack_trains_each_client_as_it_would_alone(mode, mu, pulled, batch_size):
+    """Clients of unequal sizes, batches that do not divide them, one client with one sample."""
+    settings = TrainingSettings(epochs=3, batch_size=batch_size, lr=LR, penalty_mode=mode)
+    alone, together = (rounds(settings, mu, pulled) for _ in range(2))
+    expected = [trained_one_by_one(local) for local in alone]
+    assert all(can_be_stacked(local) for local in together)
+    losses = train_stacked(together)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    moved = 0.0
+    for one, other in zip(alone, together, strict=True):
+        for name, parameter in one.model.named_parameters():
+            torch.testing.assert_close(
+                other.model.get_parameter(name), parameter, rtol=1e-4, atol=1e-5
+            )
+            moved += float((parameter - start_model().get_parameter(name)).detach().abs().sum())
+    assert moved > 1.0
+
+
+OTHERS = {
+    "momentum": TrainingSettings(momentum=0.9),
+    "weight decay": TrainingSettings(weight_decay=0.1),
+    "adam": TrainingSettings(optimizer="adam"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_optimizers_are_left_to_the_clients(name):
+    assert not any(can_be_stacked(local) for local in rounds(OTHERS[name], 0.0, False))
+
+
+def test_other_losses_are_left_to_the_clients():
+    for criterion in (nn.MSELoss(), nn.CrossEntropyLoss(label_smoothing=0.1)):
+        stackable = rounds(TrainingSettings(), 0.0, False, criterion=criterion)
+        assert not any(can_be_stacked(local) for local in stackable)
+    plain = rounds(TrainingSettings(), 0.0, False, criterion=nn.CrossEntropyLoss())
+    assert all(can_be_stacked(local) for local in plain)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: nn.Sequential(*m, nn.ReLU()),
+        lambda m: nn.Sequential(*list(m)[:-1]),
+        lambda m: nn.Sequential(*m[:2], nn.Tanh(), *m[3:]),
+        lambda m: nn.Sequential(*m[:3], nn.Linear(6, 5, bias=False), *m[4:]),
+        lambda m: nn.Sequential(*m[:2], nn.Dropout(), *m[3:]),
+        lambda m: nn.Sequential(nn.Identity(), *m[1:]),
+        lambda m: m.requires_grad_(False) and nn.Sequential(*m[:5], nn.Linear(5, 4)),
+    ],
+)
+def test_other_models_are_left_to_the_clients(change):
+    changed = change(start_model())
+    local = rounds(TrainingSettings(), 0.0, False)[0]
+    assert can_be_stacked(local)
+    local.model = changed
+    assert not can_be_stacked(local)
+
+
+# ---- the runner
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def run(folder: Path, *overrides: str) -> list[dict[str, str]]:
+    small = ["num_clients=7", "num_rounds=3", "client.epochs=2", "partition=dirichlet"]
+    simulate(configuration(*small, *overrides), folder, command="the command")
+    return rows_of(folder / "metrics.csv")
+
+
+def numbers(rows: list[dict[str, str]], name: str) -> np.ndarray:
+    return np.array([float(row[name] or 0) for row in rows])
+
+
+@pytest.mark.parametrize("mode", ["gradient strategy.fedcurv.strength=0.01", "proximal"])
+def test_the_batched_runner_gives_the_results_of_the_local_one(mode, tmp_path):
+    overrides = ["strategy=[fedavg,fedprox,fedcurv]", "fraction_train=0.6"]
+    overrides += f"client.penalty_mode={mode}".split()
+    local = run(tmp_path / "local", *overrides)
+    together = run(tmp_path / "batched", "runner=batched", *overrides)
+    for name in ("loss", "train_loss"):
+        np.testing.assert_allclose(numbers(together, name), numbers(local, name), rtol=2e-3)
+    assert np.abs(numbers(together, "accuracy") - numbers(local, "accuracy")).max() <= 1 / 360
+    clients = [rows_of(tmp_path / folder / "clients.csv") for folder in ("local", "batched")]
+    np.testing.assert_allclose(
+        numbers(clients[1], "penalty"), numbers(clients[0], "penalty"), rtol=5e-3, atol=1e-6
+    )
+    assert numbers(clients[0], "penalty").any()
+
+
+def test_the_batched_runner_gives_the_same_bits_for_the_same_seed(tmp_path):
+    one, two = (run(tmp_path / name, "runner=batched", "strategy=fedcurv") for name in "ab")
+    assert [row["loss"] for row in one] == [row["loss"] for row in two]
+
+
+def test_what_cannot_be_stacked_has_the_bits_of_the_local_runner(tmp_path):
+    overrides = ("client=adam", "strategy=fedcurv")
+    local = run(tmp_path / "local", *overrides)
+    together = run(tmp_path / "batched", "runner=batched", *overrides)
+    assert [row["loss"] for row in together] == [row["loss"] for row in local]
+
+
+def test_a_client_that_fails_is_told_and_the_others_are_trained():
+    settings = TrainingSettings()
+
+    def make_task(message, context):
+        client = int(context.node_config["partition-id"])
+        if client == 2:
+            raise OSError("the disk is gone")
+        return task_of(client, settings)
+
+    grid = batched.BatchedGrid(client_app(make_task), make_task, len(SIZES))
+    messages = []
+    for node, context in grid.contexts.items():
+        message = message_for(int(context.node_config["partition-id"]), 0.0, pulled=False)
+        message.metadata.dst_node_id = node
+        messages.append(message)
+    replies = list(grid.replies(messages, timeout=60.0))
+    assert [reply.has_error() for reply in replies] == [False, False, True, False, False]
+    assert "the disk is gone" in replies[2].error.reason
+    assert isinstance(replies[0].content["metrics"], MetricRecord)
+    assert [r.metadata.src_node_id for r in replies] == list(grid.contexts)
+    assert not list(grid.replies(messages, timeout=0.0))
