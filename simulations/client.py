@@ -75,9 +75,19 @@ def device_data(config: TaskDescription) -> DeviceData:
 
 def load_data(config: TaskDescription) -> ImageData:
     """Return the data set that a configuration names, or some of its training samples."""
-    options = {k: v for k, v in config["data"].items() if k not in ("noise", "train_samples")}
-    data, number = load(**options), config["data"]["train_samples"]
-    return data if number is None else data.some(number, seed=config["seed"])
+    settings = dict(config["data"])
+    seed, number = config["seed"], settings["train_samples"]
+    data = load(**{key: settings[key] for key in ("name", "root", "download")})
+    if held_out := settings["validation_samples"]:
+        # the same ones for every seed: what was tuned on must never be trained on
+        training, validation = data.split(held_out)
+        data = validation if settings["evaluate_on"] == "validation" else training
+    elif settings["evaluate_on"] == "validation":
+        raise ValueError(
+            "data.evaluate_on=validation needs data.validation_samples > 0, which are held out of "
+            "the training samples"
+        )
+    return data if number is None else data.some(number, seed=seed)
 
 
 def make_settings(config: TaskDescription) -> TrainingSettings:

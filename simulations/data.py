@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+# decides which samples are held out for validation
+_SPLIT_SEED = 20_240_229
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -62,6 +65,34 @@ class ImageData:
         return replace(
             self, train_pixels=self.train_pixels[chosen], train_labels=self.train_labels[chosen]
         )
+
+    def split(self, number: int) -> tuple["ImageData", "ImageData"]:
+        """Return this data set twice without so many of its training samples, chosen at random.
+
+        Returns:
+            one with the test set as it was, one with those samples in the place of the test set.
+
+        Raises:
+            ValueError: if none would be left, or ``number`` < 1.
+        """
+        if not isinstance(number, int) or not 1 <= number < len(self.train_labels):
+            raise ValueError(
+                f"data.validation_samples must be an integer from 0 to "
+                f"{len(self.train_labels) - 1}, got {number!r}"
+            )
+        order = torch.randperm(
+            len(self.train_labels), generator=torch.Generator().manual_seed(_SPLIT_SEED)
+        )
+        held_out, kept = order[:number], order[number:].sort().values
+        training = replace(
+            self, train_pixels=self.train_pixels[kept], train_labels=self.train_labels[kept]
+        )
+        validation = replace(
+            training,
+            test_pixels=self.train_pixels[held_out],
+            test_labels=self.train_labels[held_out],
+        )
+        return training, validation
 
     def train_samples(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return standardised float32 pictures and labels of some training samples."""

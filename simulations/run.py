@@ -146,6 +146,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     make_settings(settings)
     make_loss(settings["client"]["loss"])
     check_noise(settings["data"]["noise"], settings["num_clients"])
+    if settings["data"]["evaluate_on"] not in ("test", "validation"):
+        raise ValueError(
+            f"data.evaluate_on must be test or validation, got {settings['data']['evaluate_on']!r}"
+        )
     _check_evaluation(settings)
     if not on_devices(settings):
         # workers of Ray have working directories of their own

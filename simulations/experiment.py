@@ -1,0 +1,113 @@
+"""``fedcurv-experiment``: tuned methods, several seeds, one table; nothing is run twice."""
+
+import itertools
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedcurv.simulations.experiment_report import view, write_report
+from fedcurv.simulations.experiment_runs import Plan, Run, Settings, run_or_read
+from fedcurv.simulations.run import (
+    console,
+    require_simulated_data,
+    resolve,
+    run_command,
+    set_up_flower_log,
+)
+
+
+def main() -> None:
+    """Run the command line."""
+    run_command("fedcurv-experiment", "experiments", run_experiment)
+
+
+def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
+    """Tune, run and tabulate what ``experiment`` describes; what is in ``folder`` is not repeated.
+
+    For every cell and method, each point of the method's grid is run once on the validation split.
+    The one that reaches ``target`` in the fewest rounds, or else ends best, is run with each of the
+    seeds and evaluated on the test set.
+
+    Args:
+        config: as conf/experiments.yaml has it.
+        folder: of this experiment.
+        command: for the report.
+
+    Raises:
+        ValueError: if the configuration cannot work, or methods have budgets of other sizes.
+        RoundFailed: if a training fails.
+        OSError: if the folder cannot be written.
+    """
+    resolved = resolve(config)
+    require_simulated_data(resolved)
+    set_up_flower_log(verbose=resolved["verbose"])
+    experiment = resolved["experiment"]
+    check_budgets(experiment["methods"])
+    runs_folder = folder / "runs"
+    tuned: list[Run] = []
+    trials: list[Run] = []
+    cells, methods = experiment["cells"], experiment["methods"]
+    with _progress() as progress:
+        per_method = len(experiment["seeds"]) + len(next(iter(grids(methods).values())))
+        task = progress.add_task("", total=len(cells) * len(methods) * per_method)
+
+        def done(plan: Plan) -> Run:
+            progress.update(task, description=f"{plan.method} {plan.cell}")
+            result = run_or_read(config, plan, runs_folder)
+            progress.advance(task)
+            return result
+
+        for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
+            tuning = [
+                done(Plan(cell, name, point, experiment["tuning_seed"], "validation"))
+                for point in grid
+            ]
+            trials += tuning
+            best = min(tuning, key=lambda r: _worth(r, experiment["target"]))
+            for seed in experiment["seeds"]:
+                tuned.append(done(Plan(cell, name, best.plan.settings, seed, "test")))
+            rows = write_report(folder, tuned, trials, resolved, command)
+    return view(rows)
+
+
+def _worth(run_: Run, target: float) -> tuple[float, float]:
+    """Return what is smaller for a better run."""
+    rounds = run_.rounds_to(target)
+    return (float("inf") if rounds is None else rounds, -run_.final)
+
+
+def grids(methods: Settings) -> dict[str, list[Settings]]:
+    """Return every method's points: all combinations of its grid's values."""
+    return {
+        name: [
+            dict(zip(method["grid"], values, strict=True))
+            for values in itertools.product(*method["grid"].values())
+        ]
+        for name, method in methods.items()
+    }
+
+
+def check_budgets(methods: Settings) -> None:
+    """Raise a ValueError unless all methods have the same number of trials."""
+    sizes = {name: len(points) for name, points in grids(methods).items()}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise ValueError(
+            "experiment.methods: expected the same number of trials for every method, as a method "
+            f"that is tuned more looks better than it is, got {sizes}"
+        )
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<44}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+if __name__ == "__main__":
+    main()

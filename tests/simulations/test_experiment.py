@@ -1,0 +1,157 @@
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fedcurv.simulations import experiment_runs
+from fedcurv.simulations.data import load
+from fedcurv.simulations.experiment import run_experiment
+from fedcurv.simulations.experiment_report import summary
+from fedcurv.simulations.experiment_runs import Plan, Run, configure
+from tests.simulations.test_run import CONF, configuration
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def small(name: str = "fedcurv_digits", **changes):
+    """Return an experiment with two methods, two cells, and little to do."""
+    config = configuration(
+        f"experiment={name}", "num_clients=6", "num_rounds=2", name="experiments"
+    )
+    experiment = {
+        "cells": [{"client.epochs": 1}, {"client.epochs": 2, "num_rounds": 3}],
+        "seeds": [1, 2],
+        "target": 0.3,
+        "methods": {
+            "averaging": {"strategy": "fedavg", "grid": {"client.lr": [0.001, 0.3]}},
+            "curvature": {
+                "strategy": "fedcurv",
+                "set": {"client.penalty_mode": "proximal"},
+                "grid": {"strategy.strength": [0, 30]},
+            },
+        },
+        **changes,
+    }
+    for key, value in experiment.items():
+        OmegaConf.update(config, f"experiment.{key}", value, merge=False, force_add=True)
+    return config
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(tmp_path):
+    table = run_experiment(small(), tmp_path, "the command")
+    assert table.row_count == 4
+    results, trials = rows_of(tmp_path / "results.csv"), rows_of(tmp_path / "trials.csv")
+    assert len(results) == 2 * 2 * 2
+    assert len(trials) == 2 * 2 * 2
+    # what is reported is the setting that was best on the validation split
+    for cell in ("epochs 1", "epochs 2, num_rounds 3"):
+        own = [t for t in trials if (t["cell"], t["method"]) == (cell, "averaging")]
+        best = max(own, key=lambda t: float(t["final"]))
+        chosen = {r["settings"] for r in results if (r["cell"], r["method"]) == (cell, "averaging")}
+        assert chosen == {best["settings"]} == {"lr 0.3"}
+    assert {t["seed"] for t in trials} == {"11"}
+    text = (tmp_path / "summary.md").read_text()
+    assert "Command: `the command`" in text
+    assert "| epochs 1 | averaging | lr 0.3 |" in text
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+
+
+def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
+    run_experiment(small(), tmp_path, "the command")
+    before = (tmp_path / "results.csv").read_text()
+    runs = sorted((tmp_path / "runs").iterdir())
+
+    def never(*_):
+        raise AssertionError("run again")
+
+    monkeypatch.setattr(experiment_runs, "run", never)
+    run_experiment(small(), tmp_path, "the command")
+    assert (tmp_path / "results.csv").read_text() == before
+    # another seed is another run
+    with pytest.raises(AssertionError, match="run again"):
+        run_experiment(small(seeds=[1, 2, 3]), tmp_path, "the command")
+    assert sorted((tmp_path / "runs").iterdir()) == runs
+    assert json.loads(runs[0].read_text())["configuration"]
+
+
+def test_methods_with_other_budgets_are_refused(tmp_path):
+    methods = {
+        "a": {"strategy": "fedavg", "grid": {"client.lr": [0.1]}},
+        "b": {"strategy": "fedcurv", "grid": {"strategy.strength": [1, 10]}},
+    }
+    with pytest.raises(ValueError, match=r"same number of trials .* got \{'a': 1, 'b': 2\}"):
+        run_experiment(small(methods=methods), tmp_path, "the command")
+
+
+def test_a_strategy_that_does_not_exist_is_named(tmp_path):
+    methods = {"a": {"strategy": "fedavgg", "grid": {"client.lr": [0.1]}}}
+    with pytest.raises(ValueError, match=r"a\.strategy must be one of fedavg, .*'fedavgg'"):
+        run_experiment(small(methods=methods), tmp_path, "the command")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_point_of_every_experiment_is_a_valid_configuration(name):
+    from fedcurv.simulations.experiment import check_budgets, grids
+
+    config = configuration(f"experiment={name}", name="experiments")
+    experiment = OmegaConf.to_container(config.experiment, resolve=True)
+    check_budgets(experiment["methods"])
+    assert len(experiment["seeds"]) >= 3
+    assert experiment["tuning_seed"] not in experiment["seeds"]
+    assert config.data.validation_samples > 0
+    for cell in experiment["cells"]:
+        for method, points in grids(experiment["methods"]).items():
+            for point in points:
+                configured, strategy = configure(config, Plan(cell, method, point, 1, "test"))
+                assert configured.data.evaluate_on == "test"
+                assert strategy._target_
+
+
+def test_the_summary_counts_seeds_that_did_not_reach_a_target():
+    def run(method, seed, accuracy):
+        plan = Plan({"client.epochs": 5}, method, {"client.lr": 0.1}, seed, "test")
+        return Run(plan, accuracy, megabytes=2.0, seconds=1.0)
+
+    runs = [
+        run("a", 1, [0.1, 0.5, 0.8]),
+        run("a", 2, [0.1, 0.8, 0.9]),
+        run("b", 1, [0.1, 0.6, 0.7]),
+    ]
+    header, a, b = summary(runs, [0.5, 0.9], 0.8)
+    assert header[:3] == ["cell", "method", "tuned"]
+    assert header[3:] == ["rounds to 50 %", "rounds to 90 %", "best", "final", "MB to 80 %"]
+    assert a[:5] == ["epochs 5", "a", "lr 0.1", "1.0 ± 0.0", "2.0 (1 of 2)"]
+    assert a[5:] == ["85.0 ± 7.1", "53.3 ± 9.4", "3.0 ± 1.4"]
+    assert b[3:] == ["1.0", "-", "70.0", "46.7", "-"]
+
+
+# ---- the validation split
+
+
+def test_validation_samples_are_held_out_of_the_training_samples():
+    data = load("digits", "", False)
+    training, validation = data.split(300)
+    assert torch.equal(training.test_labels, data.test_labels)
+    assert torch.equal(training.train_labels, validation.train_labels)
+    assert len(training.train_labels) == len(data.train_labels) - 300
+    both = torch.cat([validation.train_pixels, validation.test_pixels]).flatten(1)
+    all_of_them = data.train_pixels.flatten(1)
+    assert np.array_equal(np.sort(both.numpy(), axis=0), np.sort(all_of_them.numpy(), axis=0))
+    again = data.split(300)[1]
+    assert torch.equal(again.test_pixels, validation.test_pixels)
+
+
+@pytest.mark.parametrize("number", [0, 1437, -1, math.nan])
+def test_a_split_that_cannot_be(number):
+    with pytest.raises(ValueError, match=r"validation_samples must be an integer from 0 to 1436"):
+        load("digits", "", False).split(number)
