@@ -1,0 +1,75 @@
+"""How much faster runner=batched is than runner=local: 96 clients, all in a round, wall-clock time.
+
+Both sides run in one process, alternating. The local runner trains one client after the other on
+one thread, as it must for its bits; the batched runner has every core.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fedcurv.clients import LocalTask, TrainingSettings, client_app
+from fedcurv.simulations.batched import BatchedGrid
+from fedcurv.simulations.local import LocalGrid, run_on
+from fedcurv.simulations.models import mlp
+from fedcurv.strategies import start
+from tests.benchmarks.conftest import Tables
+from tests.benchmarks.measure import DEVICES, compare
+
+CLIENTS, SAMPLES, CLASSES, EPOCHS = 96, 625, 10, 5
+
+
+@pytest.fixture(autouse=True)
+def all_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(2, os.cpu_count() or 1))
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.benchmark_suite
+@pytest.mark.parametrize("batch", [10, 16, 32, 256])
+@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_speed_of_the_batched_runner(benchmark, tables: Tables, device, side, batch) -> None:
+    shape = (1, side, side)
+    settings = TrainingSettings(epochs=EPOCHS, batch_size=batch, lr=0.1, device=str(device))
+    data = []
+    for client in range(CLIENTS):
+        generator = torch.Generator().manual_seed(client)
+        inputs = torch.randn(SAMPLES, *shape, generator=generator)
+        data.append((inputs, torch.randint(0, CLASSES, (SAMPLES,), generator=generator)))
+
+    def make_task(message: object, context: Context) -> LocalTask:
+        client = int(context.node_config["partition-id"])
+        return LocalTask(mlp(shape, CLASSES), data[client], settings=settings)
+
+    app = client_app(make_task)
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        arrays = ArrayRecord(mlp(shape, CLASSES).state_dict())
+        strategy = FedAvg(fraction_evaluate=0.0)
+        start(strategy, grid, arrays, num_rounds=1, seed=0, train_config=ConfigRecord())
+
+    def local() -> None:
+        run_on(LocalGrid(app, CLIENTS), server_app)
+
+    def together() -> None:
+        run_on(BatchedGrid(app, make_task, CLIENTS), server_app)
+
+    times_as_fast = compare(benchmark, local, together, device=device, rounds=3)
+    tables.add(
+        f"runner=batched, times as fast as runner=local: {CLIENTS} clients, {EPOCHS} epochs",
+        device=device,
+        model=f"{side * side}-200-200-10",
+        batch=batch,
+        times=times_as_fast,
+        wanted="3 on a CPU, 20 on a GPU",
+    )
