@@ -8,11 +8,11 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 
 from fedcurv.simulations.report import evaluation, summarise, write_report
 from fedcurv.simulations.run import CONF, only_strategy, resolve
 from fedcurv.simulations.server import History, make_server_app
+from fedcurv.simulations.strategy import make_strategy
 from fedcurv.strategies import BestModel, JsonLines
 from fedcurv.strategies.rounds import RoundRecord
 
@@ -58,7 +58,8 @@ def main(grid: Grid, context: Context) -> None:
         }
     elif run_config["resume"]:
         raise ValueError("resume needs output: the folder of the run that is to go on")
-    make_server_app(resolved, instantiate(node), history, watchers, **options)(grid, context)
+    strategy = make_strategy(node, resolved)
+    make_server_app(resolved, strategy, history, watchers, **options)(grid, context)
     if output is not None:
         write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")
     summary = summarise(history, resolved["target_accuracies"])

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.archive import replaced
@@ -15,6 +14,7 @@ from fedcurv.simulations.report import accuracies
 from fedcurv.simulations.run import resolve
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.server import History, make_server_app
+from fedcurv.simulations.strategy import make_strategy
 
 Settings = Mapping[str, Any]
 
@@ -90,7 +90,7 @@ def run_or_read(config: DictConfig, plan: Plan, folder: Path) -> Run:
         table = json.loads(file.read_text(encoding="utf-8"))
         return Run(plan, table["accuracy"], table["megabytes"], table["seconds"])
     history = History(plan.method)
-    run(make_server_app(resolved, instantiate(strategy), history, []), resolved)
+    run(make_server_app(resolved, make_strategy(strategy, resolved), history, []), resolved)
     clients = [client for record in history.rounds for client in record.clients]
     result = Run(
         plan,

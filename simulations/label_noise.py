@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich import box
@@ -26,6 +25,7 @@ from fedcurv.simulations.run import (
 )
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.server import History, make_server_app
+from fedcurv.simulations.strategy import make_strategy
 
 Description = str | Mapping[str, Any]
 
@@ -112,7 +112,7 @@ def _outcomes(strategy: Any, resolved: dict[str, Any], loss: Description) -> Ite
                 "data": {**resolved["data"], "noise": {**resolved["data"]["noise"], **noise}},
             }
             history = History("")
-            server_app = make_server_app(one, instantiate(strategy), history, [])
+            server_app = make_server_app(one, make_strategy(strategy, one), history, [])
             run(server_app, one)
             accuracy = list(accuracies(history).values())
             name = "none" if noise["kind"] == "none" else f"{noise['kind']} {noise['rate']:g}"

@@ -12,7 +12,6 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import Console
@@ -26,6 +25,7 @@ from fedcurv.simulations.noise import check_noise
 from fedcurv.simulations.report import Summary, evaluation, table, write_report
 from fedcurv.simulations.runners import RUNNERS, run
 from fedcurv.simulations.server import History, load_for_server, make_server_app
+from fedcurv.simulations.strategy import make_strategy
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.rounds import RoundRecord
 
@@ -103,7 +103,7 @@ def simulate(config: DictConfig, folder: Path, *, command: str) -> list[Summary]
     resolved = resolve(config)
     require_simulated_data(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
-    strategies = {str(name): instantiate(node) for name, node in config.strategy.items()}
+    strategies = {str(n): make_strategy(node, resolved) for n, node in config.strategy.items()}
     folder.mkdir(parents=True, exist_ok=True)
     histories: list[History] = []
     summaries: list[Summary] = []

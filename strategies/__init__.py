@@ -5,9 +5,11 @@ from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.loop import start
 from fedcurv.strategies.replies import RoundFailed
 from fedcurv.strategies.stopping import EarlyStopping
+from fedcurv.strategies.strength import AutoStrength
 from fedcurv.strategies.watchers import JsonLines, ScalarLog, TensorBoard
 
 __all__ = [
+    "AutoStrength",
     "BestModel",
     "EarlyStopping",
     "FedCurv",

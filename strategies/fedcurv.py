@@ -19,7 +19,6 @@ from flwr.serverapp.strategy import (
 )
 
 from fedcurv.curvature import Curvature, shapes_of
-from fedcurv.penalty import checked_strength
 from fedcurv.strategies import records
 from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
 from fedcurv.strategies.records import Instruction
@@ -30,6 +29,7 @@ from fedcurv.strategies.replies import (
     require_some_messages,
     require_some_success,
 )
+from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class FedCurv(Strategy):
     Args:
         strategy: the strategy to wrap; by default ``FedAvg(**fedavg_options)``.
         strength: λ >= 0. 0 sends no statistics and asks for none: plain FedAvg, bit for bit.
+            ``AutoStrength(lr, local_steps)`` finds it from the first round's statistics.
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
@@ -78,12 +79,12 @@ class FedCurv(Strategy):
         self,
         strategy: Strategy | None = None,
         *,
-        strength: float,
+        strength: float | AutoStrength,
         secure_sums: bool = False,
         max_precision: float = math.inf,
         **fedavg_options: Any,
     ) -> None:
-        self.strength = checked_strength(strength)
+        self._strength = Strength(strength)
         if not max_precision > 0.0:
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
         if isinstance(strategy, DP_WRAPPERS):
@@ -102,7 +103,7 @@ class FedCurv(Strategy):
         self.refused: Mapping[str, str] = {}
         self._at_first = plain_values(self.strategy)
         self._federation = uuid4().hex
-        self._instruction = Instruction(self.strength)
+        self._instruction = Instruction(self._strength.to_ask_with)
         self._sent: Shapes = {}
         self._parameter_names: frozenset[str] = frozenset()
 
@@ -166,8 +167,10 @@ class FedCurv(Strategy):
             )
         self.refused = refused
         require_some_success(server_round, received, refused)
-        self._instruction = Instruction(self.strength)
         if agreed.sums is not None:
+            self._strength.see(agreed.sums)
+        self._instruction = Instruction(self._strength.to_ask_with)
+        if agreed.sums is not None and self.strength is not None:
             self._parameter_names = agreed.parameter_names
             self._instruction = Instruction(
                 strength=self.strength,
@@ -217,7 +220,7 @@ class FedCurv(Strategy):
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
         logger.info("\t├──> FedCurv around %s:", type(self.strategy).__name__)
-        logger.info("\t│\t└── strength (%g) | secure sums (%s)", self.strength, self.secure_sums)
+        logger.info("\t│\t└── strength (%s) | secure sums (%s)", self.strength, self.secure_sums)
         self.strategy.summary()
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,6 +229,7 @@ class FedCurv(Strategy):
         sums = instruction.sums
         return {
             "federation": self._federation,
+            "strength": self.strength,
             "parameter-names": sorted(self._parameter_names),
             "sums-round": instruction.sums_round,
             "contributors": list(instruction.contributors),
@@ -243,14 +247,20 @@ class FedCurv(Strategy):
                 records.unpack_tensors(state["information"]),
             )
         self._federation = state["federation"]
+        self._strength.resume(state["strength"])
         self._parameter_names = frozenset(state["parameter-names"])
         self._instruction = Instruction(
-            self.strength,
+            self._strength.to_ask_with,
             sums_round=state["sums-round"],
             contributors=state["contributors"],
             sums=sums,
         )
         load_strategy_state(self.strategy, state["strategy"])
+
+    @property
+    def strength(self) -> float | None:
+        """λ; None while it is still to be found."""
+        return self._strength.value
 
     @property
     def _weighted_by_key(self) -> str:

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from fedcurv.simulations import run as run_module
 from fedcurv.simulations.client import data_root, describe_task
-from fedcurv.simulations.run import simulate
+from fedcurv.simulations.run import resolve, simulate
+from fedcurv.simulations.strategy import local_steps
 from tests.simulations.test_data import write_mnist
 
 CONF = Path(run_module.__file__).parent / "conf"
@@ -126,6 +127,7 @@ def test_strength_0_is_fedavg_bit_for_bit(tmp_path):
         "client=adam",
         "client.penalty_mode=gradient strategy.fedcurv.strength=0.01",
         "client.fisher_kind=exact",
+        "strategy.fedcurv.strength=auto",
         "client.fisher_kind=sampled",
         "client.loss=nce+rce",
         "client.loss={name:entropy,strength:3.0}",
@@ -164,6 +166,12 @@ def test_the_environment_is_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.delenv("FEDCURV_DATA_ROOT", raising=False)
     run(tmp_path, "strategy=fedavg")
     assert "FEDCURV_DATA_ROOT" not in os.environ
+
+
+def test_auto_counts_the_steps_of_a_client_of_average_size():
+    resolved = resolve(configuration("client.epochs=3", "client.batch_size=16"))
+    # 1437 samples over 20 clients are 72 each, in 5 batches
+    assert local_steps(resolved) == 15
 
 
 def test_resnet18_trains(tmp_path):

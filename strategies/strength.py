@@ -1,0 +1,91 @@
+"""How strongly the others pull: λ, given or found from the first round's statistics."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+from fedcurv.curvature import Curvature
+from fedcurv.penalty import checked_strength
+
+logger = logging.getLogger(__name__)
+
+# of a step at most, and of a round's steps together, in units of lr·λ·max(P)
+_STEP, _ROUND = 2.0, 25.0
+
+
+@dataclass(frozen=True)
+class AutoStrength:
+    """λ with lr·λ·max(P) = min(2, 25/T), from the first sums, for the proximal form.
+
+    max(P) is the stiffest parameter's precision, summed over the clients, and T the number of a
+    client's steps in a round. The rule says how far that parameter goes towards the others'
+    optimum: four fifths of the way in a step, and over a round about as far whatever the number of
+    steps. What it is worth is in docs/results.md.
+
+    Attributes:
+        lr: the clients' learning rate, > 0.
+        local_steps: a client's steps in a round, T >= 1; with E epochs over n samples in batches of
+            B that is E·n/B.
+
+    Raises:
+        ValueError: if one is out of range.
+
+    Source: ours; the two numbers were found on one data set (digits), where the best of a grid of
+    strengths lay within a factor of two and a half of it.
+    """
+
+    lr: float
+    local_steps: float
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be > 0 and finite, got {self.lr!r}")
+        if not 1 <= self.local_steps < math.inf:
+            raise ValueError(f"local_steps must be >= 1 and finite, got {self.local_steps!r}")
+
+    def found(self, sums: Curvature) -> float | None:
+        """Return λ, or None if the statistics are all zero.
+
+        Args:
+            sums: of the first round that has any.
+        """
+        largest = max((float(p.max()) for p in sums.precision.values() if p.numel()), default=0.0)
+        if largest <= 0.0:
+            return None
+        strength = min(_STEP, _ROUND / self.local_steps) / (self.lr * largest)
+        logger.info("strength: %g, with a largest precision of %g", strength, largest)
+        return checked_strength(strength)
+
+
+class Strength:
+    """λ as it is now.
+
+    Args:
+        given: a number, or how to find it.
+
+    Attributes:
+        value: λ; None until it is found.
+
+    Raises:
+        ValueError: if the number is negative or not finite.
+    """
+
+    def __init__(self, given: float | AutoStrength) -> None:
+        self._rule = given if isinstance(given, AutoStrength) else None
+        self.value = None if isinstance(given, AutoStrength) else checked_strength(given)
+
+    @property
+    def to_ask_with(self) -> float:
+        """What clients are told: above 0, so that they report, until it is found."""
+        return 1.0 if self.value is None else self.value
+
+    def see(self, sums: Curvature) -> None:
+        """Find λ, if that is still to be done."""
+        if self.value is None and self._rule is not None:
+            self.value = self._rule.found(sums)
+
+    def resume(self, found: float | None) -> None:
+        """Take what an earlier run found; a number that was given stays the caller's to decide."""
+        if self._rule is not None:
+            self.value = found
