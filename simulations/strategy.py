@@ -47,5 +47,5 @@ def local_steps(config: Mapping[str, Any]) -> int:
             "number"
         )
     samples = len(load_data(config).labels) / config["num_clients"]
-    epochs: int = config["client"]["epochs"]
-    return epochs * math.ceil(samples / config["client"]["batch_size"])
+    epochs, batch_size = config["client"]["epochs"], config["client"]["batch_size"]
+    return int(epochs * math.ceil(samples / batch_size))
