@@ -1,25 +1,20 @@
 """A comparison's files: a table, the plot, the configuration, and what they were made of."""
 
 import csv
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
+from fedcurv.simulations.circumstances import circumstances
 from fedcurv.simulations.server import History
 from fedcurv.strategies.rounds import RoundRecord
-
-_PACKAGES = ("fedcurv", "flwr", "torch", "torchvision", "numpy", "ray")
-
 
 _CAPTION = (
     "Test accuracy in %; rounds until it first reached a target; all clients' payload per round."
@@ -192,32 +187,13 @@ def write_summary(
         command: by which the run was started.
     """
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    lines = [*_markdown_table(rows), "", caption, "", *_circumstances(command), ""]
+    lines = [*_markdown_table(rows), "", caption, "", *circumstances(command), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     header, *others = rows
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *others)]
-
-
-def _circumstances(command: str) -> list[str]:
-    versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES if _installed(name))
-    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA"
-    return [
-        f"Command: `{command}`  ",
-        "Configuration: config.yaml in this folder  ",
-        f"Versions: Python {platform.python_version()}, {versions}  ",
-        f"Machine: {platform.machine()}, {cuda}",
-    ]
-
-
-def _installed(package: str) -> bool:
-    try:
-        version(package)
-    except ModuleNotFoundError:
-        return False
-    return True
 
 
 def _round_rows(histories: Sequence[History]) -> list[dict[str, object]]:
