@@ -156,6 +156,11 @@ def _task_on_own_data(config: TaskDescription, _: str, context: Context) -> Loca
 
 def _task_on_partition(config: TaskDescription, description: str, context: Context) -> LocalTask:
     data, parts = _world(description, data_root(context.node_config))
+    if "partition-id" not in context.node_config:
+        raise ValueError(
+            f"data={config['data']['name']} is dealt out by partition-id, which is not in the "
+            "node's configuration; add it, or use data=device"
+        )
     client = int(context.node_config["partition-id"])
     inputs, labels = data.train_samples(parts[client])
     noisy = noisy_labels(

@@ -81,7 +81,8 @@ def start(
         TimeoutError: if too few nodes connect in time, before the first round or in a later one.
         RoundFailed: if no client succeeds in a round.
         FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
-        TypeError: for FedCurv inside a differential-privacy wrapper.
+        TypeError: for FedCurv inside a differential-privacy wrapper, or one client id without a
+            list around it.
         ValueError: if ``num_rounds`` < 1, the strategy selects nobody, or the checkpoint is damaged
             or another strategy's.
     """
@@ -89,6 +90,8 @@ def start(
         raise ValueError(f"num_rounds must be >= 1, got {num_rounds}")
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be >= 1, got {checkpoint_every}")
+    if isinstance(wait_for_nodes, str):
+        raise TypeError(f"wait_for_nodes: expected a list of client ids, got {wait_for_nodes!r}")
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     _refuse_differential_privacy(strategy)

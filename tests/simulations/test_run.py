@@ -8,13 +8,15 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 import yaml
+from flwr.app import Context, RecordDict
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fedcurv.simulations import run as run_module
-from fedcurv.simulations.client import data_root, describe_task
+from fedcurv.simulations.client import data_root, describe_task, make_task
 from fedcurv.simulations.run import resolve, simulate
 from fedcurv.simulations.strategy import local_steps
+from tests.federation import message_with
 from tests.simulations.test_data import write_mnist
 
 CONF = Path(run_module.__file__).parent / "conf"
@@ -160,6 +162,13 @@ def test_data_root_is_the_nodes_own(monkeypatch):
     monkeypatch.setenv("FEDCURV_DATA_ROOT", "/from/environment")
     assert data_root({}) == "/from/environment"
     assert data_root({"data-root": "/from/node"}) == "/from/node"
+
+
+def test_a_node_without_a_partition_is_told():
+    message = message_with(None)
+    message.content["config"] = describe_task(resolve(configuration()))
+    with pytest.raises(ValueError, match="data=digits is dealt out by partition-id"):
+        make_task(message, Context(1, 2, {"client-id": "kitchen"}, RecordDict(), {}))
 
 
 def test_the_environment_is_left_as_it_was(tmp_path, monkeypatch):

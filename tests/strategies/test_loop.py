@@ -206,6 +206,11 @@ def test_clients_may_be_waited_for_by_name():
     assert len(federation.rounds[1].clients) == 4
 
 
+def test_one_name_needs_a_list_around_it():
+    with pytest.raises(TypeError, match="expected a list of client ids, got 'kitchen'"):
+        Federation().run(FedAvg(**options()), wait_for_nodes="kitchen")
+
+
 def test_who_is_there_is_told_while_others_are_waited_for(caplog):
     with pytest.raises(TimeoutError):
         Federation().run(FedAvg(**options()), wait_for_nodes=6, wait_timeout=0.3)
