@@ -37,7 +37,6 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
 
     Raises:
         ValueError: if the configuration cannot work, or methods have budgets of other sizes.
-        RoundFailed: if a training fails.
         OSError: if the folder cannot be written.
     """
     resolved = resolve(config)

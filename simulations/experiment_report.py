@@ -15,7 +15,7 @@ from fedcurv.simulations.report import write_csv, write_summary
 _CAPTION = (
     "Test accuracy in %, mean ± standard deviation over seeds; final is the mean of the last five "
     "rounds. Rounds to a target: if not all seeds reached it, how many did. MB: what all clients "
-    "receive and send until the target that was tuned for."
+    "receive and send until the target that was tuned for. A training that diverged counts as 0."
 )
 
 
@@ -115,6 +115,7 @@ def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
         "final": round(run.final, 6),
         "megabytes_a_round": round(run.megabytes, 4),
         "seconds": round(run.seconds, 2),
+        "failure": run.failure,
     }
 
 

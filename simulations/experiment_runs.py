@@ -15,6 +15,7 @@ from fedcurv.simulations.run import resolve
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.server import History, make_server_app
 from fedcurv.simulations.strategy import make_strategy
+from fedcurv.strategies import RoundFailed
 
 Settings = Mapping[str, Any]
 
@@ -51,27 +52,32 @@ class Run:
         accuracy: by round, 0 before training.
         megabytes: that travelled in a round, both ways, all clients, mean over rounds.
         seconds: that all rounds took.
+        failure: why it did not come to its end, as when the training diverges; else empty. Such a
+            run counts as one that reached nothing.
     """
 
     plan: Plan
     accuracy: list[float]
     megabytes: float
     seconds: float
+    failure: str = ""
 
     def rounds_to(self, target: float) -> int | None:
         """Return the first round that reached an accuracy, or None."""
+        if self.failure:
+            return None
         return next((r for r, a in enumerate(self.accuracy) if a >= target), None)
 
     @property
     def final(self) -> float:
         """Mean accuracy of the last five rounds."""
-        last = self.accuracy[-_LAST:]
+        last = [0.0] if self.failure else self.accuracy[-_LAST:]
         return sum(last) / len(last)
 
     @property
     def best(self) -> float:
         """Highest accuracy of all rounds."""
-        return max(self.accuracy)
+        return 0.0 if self.failure else max(self.accuracy)
 
 
 def run_or_read(config: DictConfig, plan: Plan, folder: Path) -> Run:
@@ -88,19 +94,35 @@ def run_or_read(config: DictConfig, plan: Plan, folder: Path) -> Run:
     file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:20]}.json"
     if file.exists():
         table = json.loads(file.read_text(encoding="utf-8"))
-        return Run(plan, table["accuracy"], table["megabytes"], table["seconds"])
-    history = History(plan.method)
-    run(make_server_app(resolved, make_strategy(strategy, resolved), history, []), resolved)
-    clients = [client for record in history.rounds for client in record.clients]
-    result = Run(
-        plan,
-        accuracy=list(accuracies(history).values()),
-        megabytes=sum(c.bytes_down + c.bytes_up for c in clients) / 1e6 / resolved["num_rounds"],
-        seconds=sum(record.seconds for record in history.rounds),
-    )
+        return Run(
+            plan,
+            table["accuracy"],
+            table["megabytes"],
+            table["seconds"],
+            table.get("failure", ""),
+        )
+    result = _run(plan, resolved, strategy)
     with replaced(file) as out:
         out.write(json.dumps({**asdict(result), "configuration": described}, indent=1).encode())
     return result
+
+
+def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig) -> Run:
+    history, failure = History(plan.method), ""
+    server_app = make_server_app(resolved, make_strategy(strategy, resolved), history, [])
+    try:
+        run(server_app, resolved)
+    except RoundFailed as error:
+        failure = str(error).strip().splitlines()[-1]
+    clients = [client for record in history.rounds for client in record.clients]
+    num_rounds = max(1, len(history.rounds) - 1)
+    return Run(
+        plan,
+        accuracy=list(accuracies(history).values()),
+        megabytes=sum(c.bytes_down + c.bytes_up for c in clients) / 1e6 / num_rounds,
+        seconds=sum(record.seconds for record in history.rounds),
+        failure=failure,
+    )
 
 
 def configure(config: DictConfig, plan: Plan) -> tuple[DictConfig, DictConfig]:

@@ -84,6 +84,21 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
     assert json.loads(runs[0].read_text())["configuration"]
 
 
+def test_a_training_that_diverges_is_a_result_and_not_chosen(tmp_path):
+    methods = {"a": {"strategy": "fedcurv", "grid": {"client.lr": [1e30, 0.3]}}}
+    run_experiment(small(methods=methods, seeds=[1]), tmp_path, "the command")
+    trials = rows_of(tmp_path / "trials.csv")
+    assert [(t["settings"], t["final"] == "0.0") for t in trials[:2]] == [
+        ("lr 1e+30", True),
+        ("lr 0.3", False),
+    ]
+    assert "failed" in trials[0]["failure"] or "expected finite" in trials[0]["failure"]
+    assert {r["settings"] for r in rows_of(tmp_path / "results.csv")} == {"lr 0.3"}
+    # and it is not run again either
+    run_experiment(small(methods=methods, seeds=[1]), tmp_path, "the command")
+    assert rows_of(tmp_path / "trials.csv") == trials
+
+
 def test_methods_with_other_budgets_are_refused(tmp_path):
     methods = {
         "a": {"strategy": "fedavg", "grid": {"client.lr": [0.1]}},
