@@ -27,8 +27,8 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
     """Tune, run and tabulate what ``experiment`` describes; what is in ``folder`` is not repeated.
 
     For every cell and method, each point of the method's grid is run once on the validation split.
-    The one that reaches ``target`` in the fewest rounds, or else ends best, is run with each of the
-    seeds and evaluated on the test set.
+    The one that reaches ``target`` in the fewest rounds and still has it in the last five, or else
+    ends best, is run with each of the seeds and evaluated on the test set.
 
     Args:
         config: as conf/experiments.yaml has it.
@@ -72,9 +72,10 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
 
 
 def _worth(run_: Run, target: float) -> tuple[float, float]:
-    """Return what is smaller for a better run."""
+    """Return what is smaller for a better run: one that reaches the target, and keeps it, early."""
     rounds = run_.rounds_to(target)
-    return (float("inf") if rounds is None else rounds, -run_.final)
+    keeps = rounds is not None and run_.final >= target
+    return (rounds if rounds is not None and keeps else float("inf"), -run_.final)
 
 
 def grids(methods: Settings) -> dict[str, list[Settings]]:

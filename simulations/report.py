@@ -186,7 +186,9 @@ def write_summary(
         config: resolved.
         command: by which the run was started.
     """
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
+    # where the data lay on this machine is no part of the result
+    shown = {**config, "data": {k: v for k, v in config["data"].items() if k != "root"}}
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
     lines = [*_markdown_table(rows), "", caption, "", *circumstances(command), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fedcurv.simulations import experiment_runs
 from fedcurv.simulations.data import load
-from fedcurv.simulations.experiment import run_experiment
+from fedcurv.simulations.experiment import _worth, run_experiment
 from fedcurv.simulations.experiment_report import summary
 from fedcurv.simulations.experiment_runs import Plan, Run, configure
 from tests.simulations.test_run import CONF, configuration
@@ -130,6 +130,15 @@ def test_every_point_of_every_experiment_is_a_valid_configuration(name):
                 configured, strategy = configure(config, Plan(cell, method, point, 1, "test"))
                 assert configured.data.evaluate_on == "test"
                 assert strategy._target_
+
+
+def test_a_run_that_loses_the_target_again_is_not_chosen():
+    def run(*accuracy):
+        return Run(Plan({}, "a", {}, 1, "validation"), list(accuracy), 1.0, 1.0)
+
+    early, lost, late = run(0.1, 0.6, *[0.9] * 5), run(0.95, *[0.3] * 6), run(*[0.5] * 6, 0.99)
+    assert min([lost, late, early], key=lambda r: _worth(r, 0.8)) is early
+    assert min([lost, late], key=lambda r: _worth(r, 0.8)) is late
 
 
 def test_the_summary_counts_seeds_that_did_not_reach_a_target():
