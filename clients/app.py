@@ -118,6 +118,16 @@ class LocalRound:
         generator = torch.Generator().manual_seed(self.seed)
         return InMemoryBatches(*self.samples, self.task.settings.batch_size, generator)
 
+    def fisher_samples(self) -> Samples:
+        """Return the samples to estimate the Fisher information with: all, or some at random."""
+        inputs, targets = self.samples
+        number = math.ceil(self.task.settings.fisher_share * len(inputs))
+        if number == len(inputs):
+            return self.samples
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(len(inputs), generator=generator)[:number].to(inputs.device)
+        return inputs[chosen], targets[chosen]
+
     @contextmanager
     def reproducible(self) -> Iterator[None]:
         """Seed all of torch for this client and round; leave the process as it was."""
@@ -136,7 +146,7 @@ class LocalRound:
     def report(self, content: RecordDict) -> None:
         """Add FedCurv's part to a reply."""
         settings = self.task.settings
-        batches = InMemoryBatches(*self.samples, settings.fisher_batch_size)
+        batches = InMemoryBatches(*self.fisher_samples(), settings.fisher_batch_size)
         self.curvature.report(content, self.model, batches, kind=settings.fisher_kind)
 
     def reply(self, report: Callable[[RecordDict], None] | None = None) -> Message:
@@ -224,7 +234,8 @@ def _by_site(local: LocalRound) -> _Trainer:
 
     def report(content: RecordDict) -> None:
         if local.curvature.active:
-            fisher = fisher_on_site(pool, dataclasses.replace(share, penalty=None))
+            samples = local.fisher_samples()
+            fisher = fisher_on_site(pool, dataclasses.replace(share, penalty=None, samples=samples))
             local.curvature.report_fisher(content, model, fisher)
 
     return train_it, report

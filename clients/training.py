@@ -33,6 +33,8 @@ class TrainingSettings:
         weight_decay: >= 0.
         penalty_mode: how FedCurv's penalty is applied; see ``CurvaturePenalty.attach``.
         fisher_kind: see ``fisher_diagonal``.
+        fisher_share: of its samples that a client estimates with, in (0, 1]; chosen anew in each
+            round.
         device: ``auto`` takes CUDA where there is one; else a name that torch knows.
         num_threads: CPU threads of torch's operations; the bits of a sum depend on it.
         trainer: ``local`` trains in this process; ``lasgd`` by several workers of the site, each
@@ -52,6 +54,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     penalty_mode: PenaltyMode = "gradient"
     fisher_kind: FisherKind = "empirical"
+    fisher_share: float = 1.0
     device: str = "auto"
     num_threads: int = 1
     trainer: Trainer = "local"
@@ -102,6 +105,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "penalty_mode": (lambda v: v in get_args(PenaltyMode), "gradient or proximal"),
     "fisher_kind": (lambda v: v in get_args(FisherKind), "empirical, exact or sampled"),
+    "fisher_share": (lambda v: 0 < v <= 1, "in (0, 1]"),
     "device": (lambda v: v == "auto" or torch.device(v), "auto or a device that torch knows"),
     "num_threads": (_positive_integer, "an integer >= 1"),
     "trainer": (lambda v: v in get_args(Trainer), "local or lasgd"),

@@ -98,6 +98,8 @@ def test_no_samples_are_an_error():
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"weight_decay": -1}, "weight_decay must be >= 0"),
         ({"penalty_mode": "both"}, "penalty_mode must be gradient or proximal"),
+        ({"fisher_share": 0.0}, r"fisher_share must be in \(0, 1\], got 0.0"),
+        ({"fisher_share": 1.1}, r"fisher_share must be in \(0, 1\], got 1.1"),
         ({"fisher_kind": "batch"}, "fisher_kind must be empirical, exact or sampled"),
         ({"num_threads": 0}, "num_threads must be an integer >= 1"),
         ({"lr": "fast"}, "lr must be > 0 and finite, got 'fast'"),

@@ -8,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from torch import nn
 
-from fedcurv import Curvature
+from fedcurv import Curvature, fisher_diagonal
 from fedcurv.clients.app import LocalTask, begin_round, client_app
 from fedcurv.clients.training import TrainingSettings, attach_proximal_term, train
 from fedcurv.simulations import batched
@@ -53,10 +53,11 @@ def message_for(client: int, mu: float, pulled: bool) -> Message:
     content = {"arrays": ArrayRecord(start_model().state_dict())}
     message.content = RecordDict(content)
     message.content["config"] = ConfigRecord({"server-round": 2, "proximal-mu": mu})
+    instruction = Instruction(0.7, 1)
     if pulled:
         instruction = Instruction(0.7, 2, 1, ["another"], federation="f", sums=sums(client))
-        for name, record in pack_instruction(instruction).items():
-            message.content[name] = record
+    for name, record in pack_instruction(instruction).items():
+        message.content[name] = record
     return message
 
 
@@ -147,6 +148,26 @@ def test_other_models_are_left_to_the_clients(change):
     assert can_be_stacked(local)
     local.model = changed
     assert not can_be_stacked(local)
+
+
+# ---- what is estimated with some of the samples
+
+
+def test_a_share_of_the_samples_is_chosen_for_the_estimate():
+    all_of_them, some = (
+        rounds(TrainingSettings(fisher_share=share), 0.0, pulled=False) for share in (1.0, 0.5)
+    )
+    for whole, part in zip(all_of_them, some, strict=True):
+        assert torch.equal(whole.fisher_samples()[0], whole.samples[0])
+        inputs, targets = part.fisher_samples()
+        assert len(inputs) == len(targets) == -(-len(whole.samples[0]) // 2)
+        rows = [int((part.samples[0] == x).flatten(1).all(1).nonzero()) for x in inputs]
+        assert len(set(rows)) == len(rows)
+        assert torch.equal(part.samples[1][rows], targets)
+        assert torch.equal(part.fisher_samples()[0], inputs)
+        reported = part.reply().content["fedcurv.precision"].to_torch_state_dict()
+        expected = fisher_diagonal(part.model, [(inputs, targets)])
+        torch.testing.assert_close(reported["5.weight"], expected["5.weight"])
 
 
 # ---- the runner

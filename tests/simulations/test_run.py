@@ -131,6 +131,7 @@ def test_strength_0_is_fedavg_bit_for_bit(tmp_path):
         "client.fisher_kind=exact",
         "strategy.fedcurv.strength=auto",
         "client.fisher_kind=sampled",
+        "client.fisher_share=0.1",
         "client.loss=nce+rce",
         "client.loss={name:entropy,strength:3.0}",
         "data.noise.kind=symmetric data.noise.clients=0.5",
