@@ -21,7 +21,7 @@ from fedcurv.simulations.data import ImageData, load
 from fedcurv.simulations.device import DeviceData, load_device
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.models import MODELS
-from fedcurv.simulations.noise import noisy_labels
+from fedcurv.simulations.noise import drawn, noisy_labels
 from fedcurv.simulations.partition import PARTITIONS
 
 _TASK_KEY = "fedcurv-task"
@@ -90,9 +90,24 @@ def load_data(config: TaskDescription) -> ImageData:
     return data if number is None else data.some(number, seed=seed)
 
 
-def make_settings(config: TaskDescription) -> TrainingSettings:
-    """Return how a configuration has clients train."""
-    options = {key: value for key, value in config["client"].items() if key != "loss"}
+def make_settings(config: TaskDescription, client: int | None = None) -> TrainingSettings:
+    """Return how a configuration has clients train.
+
+    Args:
+        config: resolved.
+        client: its number, if it may be one of the stragglers.
+
+    Raises:
+        ValueError: naming what cannot be meant.
+    """
+    options = {k: v for k, v in config["client"].items() if k not in ("loss", "stragglers")}
+    stragglers = config["client"]["stragglers"]
+    if not isinstance(stragglers["share"], int | float) or not 0 <= stragglers["share"] <= 1:
+        raise ValueError(f"client.stragglers.share must be in [0, 1], got {stragglers['share']!r}")
+    slow = TrainingSettings(**{**options, "epochs": stragglers["epochs"]})
+    number = config["num_clients"]
+    if client is not None and client in drawn(stragglers["share"], number, seed=config["seed"]):
+        return slow
     return TrainingSettings(**options)
 
 
@@ -175,7 +190,7 @@ def _task_on_partition(config: TaskDescription, description: str, context: Conte
     return LocalTask(
         model=make_model(config, data),
         train_samples=(inputs, noisy.labels),
-        settings=make_settings(config),
+        settings=make_settings(config, client),
         criterion=make_loss(config["client"]["loss"]),
         seed=config["seed"],
         metrics={"label-noise": noisy.rate},

@@ -82,5 +82,10 @@ def check_noise(noise: Mapping[str, Any], num_clients: int) -> None:
 def _noisy_clients(clients: float | Sequence[int], num_clients: int, seed: int) -> set[int]:
     if isinstance(clients, Sequence):
         return set(clients)
+    return drawn(clients, num_clients, seed=seed)
+
+
+def drawn(share: float, num_clients: int, *, seed: int) -> set[int]:
+    """Return the numbers of a share of the clients, chosen at random."""
     order = torch.randperm(num_clients, generator=torch.Generator().manual_seed(seed))
-    return set(order[: round(clients * num_clients)].tolist())
+    return set(order[: round(share * num_clients)].tolist())

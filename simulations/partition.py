@@ -24,9 +24,14 @@ def iid(labels: Labels, num_clients: int, *, seed: int) -> list[Indices]:
 
 
 def shards(
-    labels: Labels, num_clients: int, *, seed: int, shards_per_client: int = 2
+    labels: Labels,
+    num_clients: int,
+    *,
+    seed: int,
+    shards_per_client: int = 2,
+    size_ratio: float = 1.0,
 ) -> list[Indices]:
-    """Return parts made of equal shards of the samples sorted by label, dealt at random.
+    """Return parts made of shards of the samples sorted by label, dealt at random.
 
     The split that federated averaging was first tried on; with two shards a client mostly holds two
     classes.
@@ -36,16 +41,28 @@ def shards(
         num_clients: >= 1.
         seed: decides the order within a label and the deal.
         shards_per_client: >= 1.
+        size_ratio: >= 1: the shards of half of the clients, chosen at random, are so many times as
+            large as the others'.
     """
     if shards_per_client < 1:
         raise ValueError(f"shards_per_client must be >= 1, got {shards_per_client}")
+    if not 1 <= size_ratio < float("inf"):
+        raise ValueError(f"size_ratio must be >= 1 and finite, got {size_ratio!r}")
     num_shards = num_clients * shards_per_client
     _require_enough(len(labels), num_shards, "samples")
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    pieces = np.array_split(by_label, num_shards)
     deal = rng.permutation(num_shards).reshape(num_clients, shards_per_client)
+    if size_ratio == 1:
+        pieces = np.array_split(by_label, num_shards)
+    else:
+        large = deal[rng.permutation(num_clients)[: num_clients // 2]].ravel()
+        weights = np.ones(num_shards)
+        weights[large] = size_ratio
+        ends = np.rint(np.cumsum(weights) / weights.sum() * len(labels)).astype(np.int64)
+        pieces = np.split(by_label, ends[:-1])
+        _require_enough(min(map(len, pieces)), 1, "samples in the smallest shard")
     return [np.sort(np.concatenate([pieces[i] for i in hand])) for hand in deal]
 
 

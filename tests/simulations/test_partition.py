@@ -64,6 +64,16 @@ def test_a_client_with_two_shards_holds_few_classes():
     assert np.mean([len(classes_of(part)) for part in parts]) < 3
 
 
+def test_half_of_the_clients_may_have_larger_shards():
+    labels = np.repeat(np.arange(10), 220)
+    parts = shards(labels, 20, seed=3, size_ratio=10.0)
+    sizes = sorted(map(len, parts))
+    assert sum(sizes) == 2200
+    assert np.allclose(sizes[:10], 20, atol=2) and np.allclose(sizes[10:], 200, atol=2)
+    assert max(len(np.unique(labels[part])) for part in parts) <= 4
+    assert [len(p) for p in shards(labels, 20, seed=3, size_ratio=1.0)] == [110] * 20
+
+
 @pytest.mark.parametrize("classes_per_client", [1, 2, 5, 10])
 def test_pathological_clients_hold_exactly_so_many_classes(classes_per_client):
     parts = pathological(LABELS, 20, seed=0, classes_per_client=classes_per_client)

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fedcurv.simulations import run as run_module
-from fedcurv.simulations.client import data_root, describe_task, make_task
+from fedcurv.simulations.client import data_root, describe_task, make_settings, make_task
 from fedcurv.simulations.run import resolve, simulate
 from fedcurv.simulations.strategy import local_steps
 from tests.federation import message_with
@@ -132,6 +132,8 @@ def test_strength_0_is_fedavg_bit_for_bit(tmp_path):
         "strategy.fedcurv.strength=auto",
         "client.fisher_kind=sampled",
         "client.fisher_share=0.1",
+        "partition.size_ratio=4",
+        "client.stragglers.share=0.5 client.epochs=2",
         "client.loss=nce+rce",
         "client.loss={name:entropy,strength:3.0}",
         "data.noise.kind=symmetric data.noise.clients=0.5",
@@ -182,6 +184,13 @@ def test_auto_counts_the_steps_of_a_client_of_average_size():
     resolved = resolve(configuration("client.epochs=3", "client.batch_size=16"))
     # 1437 samples over 20 clients are 72 each, in 5 batches
     assert local_steps(resolved) == 15
+
+
+def test_stragglers_train_for_fewer_epochs():
+    config = resolve(configuration("client.stragglers={share: 0.3, epochs: 2}", "client.epochs=7"))
+    epochs = [make_settings(config, client).epochs for client in range(20)]
+    assert sorted(epochs) == [2] * 6 + [7] * 14
+    assert make_settings(config).epochs == 7
 
 
 def test_resnet18_trains(tmp_path):
@@ -246,6 +255,10 @@ BAD = {
     "client.lr=fast": "lr must be > 0 and finite, got 'fast'",
     "model.hidden=wide": "model: an option is of a wrong type",
     "partition=dirichlet partition.alpha=much": "partition: an option is of a wrong type",
+    "partition.size_ratio=0.5": "size_ratio must be >= 1 and finite, got 0.5",
+    "partition.size_ratio=5000": "expected at least 1 samples in the smallest shard, got 0",
+    "client.stragglers.share=2": r"client.stragglers.share must be in \[0, 1\], got 2",
+    "client.stragglers.epochs=0": "epochs must be an integer >= 1, got 0",
     "partition.shards_per_client=100": "expected at least 2000 samples, got 1437",
     "data=mnist data.download=false": "data=mnist: not found in .*data/MNIST/raw",
     "data=device data.classes=[a,b] fraction_evaluate=1": "data=device needs real nodes",
