@@ -132,7 +132,9 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
     for cell, place in zip(cells, axes.flat, strict=False):
         for index, method in enumerate(methods):
             own = [
-                r.accuracy for r in runs if (_text(r.plan.cell), r.plan.method) == (cell, method)
+                run.accuracy
+                for run in runs
+                if (_text(run.plan.cell), run.plan.method) == (cell, method) and not run.failure
             ]
             by_round = [[100 * a for a in of_round] for of_round in zip(*own, strict=True)]
             if not by_round:

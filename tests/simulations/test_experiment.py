@@ -94,7 +94,12 @@ def test_a_training_that_diverges_is_a_result_and_not_chosen(tmp_path):
     ]
     assert "failed" in trials[0]["failure"] or "expected finite" in trials[0]["failure"]
     assert {r["settings"] for r in rows_of(tmp_path / "results.csv")} == {"lr 0.3"}
+    # where nothing else is left it is reported all the same
+    methods["a"]["grid"] = {"client.lr": [1e30, 1e31]}
+    run_experiment(small(methods=methods, seeds=[1, 2]), tmp_path / "all", "the command")
+    assert "| 0.0 ± 0.0 | 0.0 ± 0.0 | - |" in (tmp_path / "all" / "summary.md").read_text()
     # and it is not run again either
+    methods["a"]["grid"] = {"client.lr": [1e30, 0.3]}
     run_experiment(small(methods=methods, seeds=[1]), tmp_path, "the command")
     assert rows_of(tmp_path / "trials.csv") == trials
 
