@@ -1,6 +1,8 @@
 """``fedcurv-experiment``: tuned methods, several seeds, one table; nothing is run twice."""
 
 import itertools
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -26,9 +28,9 @@ def main() -> None:
 def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
     """Tune, run and tabulate what ``experiment`` describes; what is in ``folder`` is not repeated.
 
-    For every cell and method, each point of the method's grid is run once on the validation split.
-    The one that reaches ``target`` in the fewest rounds and still has it in the last five, or else
-    ends best, is run with each of the seeds and evaluated on the test set.
+    For every cell and method, each point of the method's grid is run on the validation split, with
+    each of the tuning seeds. The one that reaches ``target`` in the fewest rounds and still has it
+    in the last five, or else ends best, is run with each of the seeds and evaluated on the test set.
 
     Args:
         config: as conf/experiments.yaml has it.
@@ -49,7 +51,8 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
     trials: list[Run] = []
     cells, methods = experiment["cells"], experiment["methods"]
     with _progress() as progress:
-        per_method = len(experiment["seeds"]) + len(next(iter(grids(methods).values())))
+        points = len(next(iter(grids(methods).values())))
+        per_method = len(experiment["seeds"]) + points * len(experiment["tuning_seeds"])
         task = progress.add_task("", total=len(cells) * len(methods) * per_method)
 
         def done(plan: Plan) -> Run:
@@ -60,22 +63,31 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
 
         for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
             tuning = [
-                done(Plan(cell, name, point, experiment["tuning_seed"], "validation"))
+                [
+                    done(Plan(cell, name, point, seed, "validation"))
+                    for seed in experiment["tuning_seeds"]
+                ]
                 for point in grid
             ]
-            trials += tuning
-            best = min(tuning, key=lambda r: _worth(r, experiment["target"]))
+            trials += itertools.chain(*tuning)
+            best = min(tuning, key=lambda tried: worth(tried, experiment["target"]))
             for seed in experiment["seeds"]:
-                tuned.append(done(Plan(cell, name, best.plan.settings, seed, "test")))
+                tuned.append(done(Plan(cell, name, best[0].plan.settings, seed, "test")))
             rows = write_report(folder, tuned, trials, resolved, command)
     return view(rows)
 
 
-def _worth(run_: Run, target: float) -> tuple[float, float]:
-    """Return what is smaller for a better run: one that reaches the target, and keeps it, early."""
-    rounds = run_.rounds_to(target)
-    keeps = rounds is not None and run_.final >= target
-    return (rounds if rounds is not None and keeps else float("inf"), -run_.final)
+def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:
+    """Return what is smaller for a better setting: the target reached early, and kept.
+
+    Args:
+        tried: one setting with each of the tuning seeds.
+        target: accuracy in [0, 1].
+    """
+    rounds = [run.rounds_to(target) if run.final >= target else None for run in tried]
+    reached = [number for number in rounds if number is not None]
+    mean = sum(reached) / len(reached) if len(reached) == len(tried) else math.inf
+    return mean, -sum(run.final for run in tried) / len(tried)
 
 
 def grids(methods: Settings) -> dict[str, list[Settings]]:

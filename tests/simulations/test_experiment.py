@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fedcurv.simulations import experiment_runs
 from fedcurv.simulations.data import load
-from fedcurv.simulations.experiment import _worth, run_experiment
+from fedcurv.simulations.experiment import run_experiment, worth
 from fedcurv.simulations.experiment_report import summary
 from fedcurv.simulations.experiment_runs import Plan, Run, configure
 from tests.simulations.test_run import CONF, configuration
@@ -26,6 +26,7 @@ def small(name: str = "fedcurv_digits", **changes):
     experiment = {
         "cells": [{"client.epochs": 1}, {"client.epochs": 2, "num_rounds": 3}],
         "seeds": [1, 2],
+        "tuning_seeds": [11, 12],
         "target": 0.3,
         "methods": {
             "averaging": {"strategy": "fedavg", "grid": {"client.lr": [0.001, 0.3]}},
@@ -52,14 +53,14 @@ def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(tmp_path)
     assert table.row_count == 4
     results, trials = rows_of(tmp_path / "results.csv"), rows_of(tmp_path / "trials.csv")
     assert len(results) == 2 * 2 * 2
-    assert len(trials) == 2 * 2 * 2
+    assert len(trials) == 2 * 2 * 2 * 2
     # what is reported is the setting that was best on the validation split
     for cell in ("epochs 1", "epochs 2, num_rounds 3"):
         own = [t for t in trials if (t["cell"], t["method"]) == (cell, "averaging")]
         best = max(own, key=lambda t: float(t["final"]))
         chosen = {r["settings"] for r in results if (r["cell"], r["method"]) == (cell, "averaging")}
         assert chosen == {best["settings"]} == {"lr 0.3"}
-    assert {t["seed"] for t in trials} == {"11"}
+    assert {t["seed"] for t in trials} == {"11", "12"}
     text = (tmp_path / "summary.md").read_text()
     assert "Command: `the command`" in text
     assert "| epochs 1 | averaging | lr 0.3 |" in text
@@ -88,7 +89,7 @@ def test_a_training_that_diverges_is_a_result_and_not_chosen(tmp_path):
     methods = {"a": {"strategy": "fedcurv", "grid": {"client.lr": [1e30, 0.3]}}}
     run_experiment(small(methods=methods, seeds=[1]), tmp_path, "the command")
     trials = rows_of(tmp_path / "trials.csv")
-    assert [(t["settings"], t["final"] == "0.0") for t in trials[:2]] == [
+    assert [(t["settings"], t["final"] == "0.0") for t in trials[:4:2]] == [
         ("lr 1e+30", True),
         ("lr 0.3", False),
     ]
@@ -127,7 +128,7 @@ def test_every_point_of_every_experiment_is_a_valid_configuration(name):
     experiment = OmegaConf.to_container(config.experiment, resolve=True)
     check_budgets(experiment["methods"])
     assert len(experiment["seeds"]) >= 3
-    assert experiment["tuning_seed"] not in experiment["seeds"]
+    assert not {*experiment["tuning_seeds"]} & {*experiment["seeds"]}
     assert config.data.validation_samples > 0
     for cell in experiment["cells"]:
         for method, points in grids(experiment["methods"]).items():
@@ -141,9 +142,11 @@ def test_a_run_that_loses_the_target_again_is_not_chosen():
     def run(*accuracy):
         return Run(Plan({}, "a", {}, 1, "validation"), list(accuracy), 1.0, 1.0)
 
-    early, lost, late = run(0.1, 0.6, *[0.9] * 5), run(0.95, *[0.3] * 6), run(*[0.5] * 6, 0.99)
-    assert min([lost, late, early], key=lambda r: _worth(r, 0.8)) is early
-    assert min([lost, late], key=lambda r: _worth(r, 0.8)) is late
+    early, lost, late = run(0.1, *[0.9] * 6), run(0.95, *[0.3] * 6), run(0.1, 0.2, *[0.9] * 5)
+    assert min([lost, late, early], key=lambda r: worth([r], 0.8)) is early
+    assert min([lost, late], key=lambda r: worth([r], 0.8)) is late
+    # with several seeds all of them must have it
+    assert worth([early, early], 0.8) < worth([late, late], 0.8) < worth([early, lost], 0.8)
 
 
 def test_the_summary_counts_seeds_that_did_not_reach_a_target():
