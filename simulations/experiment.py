@@ -30,7 +30,8 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
 
     For every cell and method, each point of the method's grid is run on the validation split, with
     each of the tuning seeds. The one that reaches ``target`` in the fewest rounds and still has it
-    in the last five, or else ends best, is run with each of the seeds and evaluated on the test set.
+    in the last five, or else ends best, is run with each of the seeds and evaluated on the test
+    set.
 
     Args:
         config: as conf/experiments.yaml has it.
