@@ -50,6 +50,13 @@ def assert_prints(got: str, expected: str) -> None:
         assert abs(int(one) - int(other)) <= 3
 
 
+CONFIGURATIONS = {
+    "fedcurv-simulate": "config",
+    "fedcurv-label-noise": "label_noise",
+    "fedcurv-experiment": "experiments",
+}
+
+
 def without_options(command: str) -> str:
     """Return a trial's overrides as a simulation's."""
     parser = argument_parser()
@@ -70,7 +77,7 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
             continue
         if program == "fedcurv-site":
             line, program = without_options(line), "fedcurv-simulate"
-        config = {"fedcurv-simulate": "config", "fedcurv-label-noise": "label_noise"}[program]
+        config = CONFIGURATIONS[program]
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
 
 
