@@ -85,9 +85,7 @@ def run_app(
 
 def reason_in(log: list[str]) -> str:
     """Return why a run failed, in one line: the last exception in its log."""
-    begins = [
-        i for i, line in enumerate(log) if re.match(r"[\w.]+(Error|Failed|Exception): ", line)
-    ]
+    begins = [index for index, line in enumerate(log) if _EXCEPTION.match(line)]
     if not begins:
         return _shortened(log[-10:])
     kind, _, text = log[begins[-1]].partition(": ")
