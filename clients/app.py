@@ -77,7 +77,7 @@ def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
 
 
 def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
-    local = begin_round(make_task, message, context)
+    local = begin_round(make_task(message, context), message, context)
     with local.reproducible():
         by_site = local.task.settings.trainer == "lasgd"
         train_it, report = _by_site(local) if by_site else _in_this_process(local)
@@ -171,13 +171,12 @@ class LocalRound:
         return Message(content, reply_to=self.message)
 
 
-def begin_round(make_task: MakeTask, message: Message, context: Context) -> LocalRound:
+def begin_round(task: LocalTask, message: Message, context: Context) -> LocalRound:
     """Return what a client does in the round that a training message begins.
 
     Raises:
         ValueError: if the client has no samples, or the message is not fit for use.
     """
-    task = make_task(message, context)
     inputs, targets = task.train_samples
     if len(inputs) == 0:
         raise ValueError(

@@ -56,13 +56,14 @@ class BatchedGrid(LocalGrid):
         if message.metadata.message_type != MessageType.TRAIN:
             return None
         context = self.contexts[message.metadata.dst_node_id]
-        self._name(message)  # the client remembers which message it answers
-        received = copy.deepcopy(message)
         try:
-            local = begin_round(self._make_task, received, context)
+            task = self._make_task(message, context)
+            if not can_be_stacked(task):
+                return None
+            self._name(message)  # the client remembers which message it answers
+            return begin_round(task, copy.deepcopy(message), context)
         except Exception:
             return None  # the ClientApp will meet it again, and say so in its reply
-        return local if can_be_stacked(local) else None
 
     def _finish(self, local: LocalRound) -> str:
         def answer() -> Message:

@@ -13,18 +13,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fedcurv.clients.app import LocalRound
+from fedcurv.clients.app import LocalRound, LocalTask
 from fedcurv.clients.training import InMemoryBatches
 from fedcurv.losses import CrossEntropy
-from fedcurv.penalty import CurvaturePenalty
-
-
-@dataclass
-class _Pull:
-    """The others' statistics for one parameter of all clients, or what is made of them."""
-
-    precision: Tensor
-    information: Tensor
+from fedcurv.quadratic import Quadratic
 
 
 @dataclass
@@ -34,12 +26,12 @@ class _Parameter:
     Attributes:
         values: shape (clients, ...).
         start: as the round began, for FedProx; None without it.
-        pull: None without a penalty.
+        pull: the others' statistics, for proximal steps in that form; None without a penalty.
     """
 
     values: Tensor
     start: Tensor | None
-    pull: _Pull | None
+    pull: Quadratic | None
 
 
 @dataclass
@@ -57,16 +49,15 @@ class _Epoch:
     active: Tensor
 
 
-def can_be_stacked(local: LocalRound) -> bool:
-    """Return whether a client's round is of the kind that this module trains."""
-    task = local.task
+def can_be_stacked(task: LocalTask) -> bool:
+    """Return whether a client's task is of the kind that this module trains."""
     settings = task.settings
     return (
         settings.optimizer == "sgd"
         and settings.momentum == settings.weight_decay == 0.0
         and settings.trainer == "local"
         and (task.criterion is None or _is_plain_cross_entropy(task.criterion))
-        and _is_perceptron(local.model)
+        and _is_perceptron(task.model)
     )
 
 
@@ -129,32 +120,24 @@ class _Stack:
         self.num_clients, self.mode = len(rounds), settings.penalty_mode
         self.inputs = torch.cat([local.samples[0].flatten(1) for local in rounds])
         self.targets = torch.cat([local.samples[1] for local in rounds])
-        first, *_ = _penalties(rounds)
-        self.strength = 0.0 if first is None else first.strength
-        pulls = [None if p is None else p.curvature for p in _penalties(rounds)]
+        # of one kind, either all have a penalty or none
+        penalties = [p for local in rounds if (p := local.curvature.penalty) is not None]
+        self.strength = penalties[0].strength if penalties else 0.0
+        pulls = [penalty.curvature for penalty in penalties]
         self.parameters: list[_Parameter] = []
         for name, _ in rounds[0].model.named_parameters():
             values = torch.stack([local.model.get_parameter(name).detach() for local in rounds])
             pull = None
             if self.strength > 0.0:
-                pull = _Pull(
-                    torch.stack([p.precision[name] for p in pulls if p is not None]),
-                    torch.stack([p.information[name] for p in pulls if p is not None]),
+                pull = Quadratic(
+                    torch.stack([p.precision[name] for p in pulls]),
+                    torch.stack([p.information[name] for p in pulls]),
                 )
+                if self.mode == "proximal":
+                    pull.become_proximal(2.0 * settings.lr * self.strength)
             start = values.clone() if rounds[0].mu else None
             self.parameters.append(_Parameter(values, start, pull))
-        if self.mode == "proximal":
-            self._become_proximal(settings.lr)
         self.losses = torch.zeros(self.num_clients, device=device)
-
-    def _become_proximal(self, lr: float) -> None:
-        """Hold W = cP/(1 + cP) and θ* = Q/P, c = 2·lr·λ, in the place of P and Q."""
-        for parameter in self.parameters:
-            if (pull := parameter.pull) is not None:
-                weight = 2.0 * lr * self.strength * pull.precision
-                optimum = pull.information / pull.precision.clamp_min(torch.finfo().tiny)
-                pull.information = torch.where(pull.precision > 0, optimum, 0.0)
-                pull.precision = weight / (1.0 + weight)
 
     def train_epoch(self, epoch: _Epoch, lr: float, mu: float, *, with_losses: bool) -> Tensor:
         """Take every step of an epoch; return the sums of the losses, if they are wanted."""
@@ -209,8 +192,8 @@ class _Stack:
         steps = _beside(active, parameter.values)
         pull = None
         if parameter.pull is not None and self.mode == "gradient":
-            pull = parameter.pull.precision * parameter.values
-            pull.sub_(parameter.pull.information).mul_(2.0 * lr * self.strength)
+            pull = parameter.pull.first * parameter.values
+            pull.sub_(parameter.pull.second).mul_(2.0 * lr * self.strength)
         if parameter.start is not None:
             away = (parameter.values - parameter.start).mul_(lr * mu)
             pull = away if pull is None else pull.add_(away)
@@ -219,18 +202,14 @@ class _Stack:
 
     def _pull_after_step(self, parameter: _Parameter, active: Tensor) -> None:
         if parameter.pull is not None and self.mode == "proximal":
-            weight = parameter.pull.precision * _beside(active, parameter.values)
-            parameter.values.lerp_(parameter.pull.information, weight)
+            weight = parameter.pull.first * _beside(active, parameter.values)
+            parameter.values.lerp_(parameter.pull.second, weight)
 
     def hand_back(self, rounds: Sequence[LocalRound]) -> None:
         """Give every client its model."""
         for index, local in enumerate(rounds):
             for own, parameter in zip(local.model.parameters(), self.parameters, strict=True):
                 own.copy_(parameter.values[index])
-
-
-def _penalties(rounds: Sequence[LocalRound]) -> list[CurvaturePenalty | None]:
-    return [local.curvature.penalty for local in rounds]
 
 
 def _beside(active: Tensor, values: Tensor) -> Tensor:

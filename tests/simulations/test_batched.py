@@ -1,5 +1,5 @@
 import copy
-import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedcurv.simulations.run import simulate
 from fedcurv.simulations.stacked import can_be_stacked, train_stacked
 from fedcurv.strategies.records import Instruction, pack_instruction
 from tests.federation import context_of, message_with
-from tests.simulations.test_run import configuration
+from tests.simulations.test_run import configuration, rows_of
 
 SHAPE, CLASSES = (1, 2, 3), 4
 SIZES = [5, 8, 1, 7, 4]
@@ -64,7 +64,7 @@ def message_for(client: int, mu: float, pulled: bool) -> Message:
 def rounds(settings: TrainingSettings, mu: float, pulled: bool, **more):
     return [
         begin_round(
-            lambda message, context, c=client: task_of(c, settings, **more),
+            task_of(client, settings, **more),
             message_for(client, mu, pulled),
             context_of(client),
         )
@@ -97,7 +97,7 @@ def test_a_stack_trains_each_client_as_it_would_alone(mode, mu, pulled, batch_si
     settings = TrainingSettings(epochs=3, batch_size=batch_size, lr=LR, penalty_mode=mode)
     alone, together = (rounds(settings, mu, pulled) for _ in range(2))
     expected = [trained_one_by_one(local) for local in alone]
-    assert all(can_be_stacked(local) for local in together)
+    assert all(can_be_stacked(local.task) for local in together)
     losses = train_stacked(together)
     assert losses == pytest.approx(expected, rel=1e-4)
     moved = 0.0
@@ -119,15 +119,15 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_optimizers_are_left_to_the_clients(name):
-    assert not any(can_be_stacked(local) for local in rounds(OTHERS[name], 0.0, False))
+    assert not any(can_be_stacked(local.task) for local in rounds(OTHERS[name], 0.0, False))
 
 
 def test_other_losses_are_left_to_the_clients():
     for criterion in (nn.MSELoss(), nn.CrossEntropyLoss(label_smoothing=0.1)):
         stackable = rounds(TrainingSettings(), 0.0, False, criterion=criterion)
-        assert not any(can_be_stacked(local) for local in stackable)
+        assert not any(can_be_stacked(local.task) for local in stackable)
     plain = rounds(TrainingSettings(), 0.0, False, criterion=nn.CrossEntropyLoss())
-    assert all(can_be_stacked(local) for local in plain)
+    assert all(can_be_stacked(local.task) for local in plain)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,9 @@ def test_other_losses_are_left_to_the_clients():
 )
 def test_other_models_are_left_to_the_clients(change):
     changed = change(start_model())
-    local = rounds(TrainingSettings(), 0.0, False)[0]
-    assert can_be_stacked(local)
-    local.model = changed
-    assert not can_be_stacked(local)
+    task = task_of(0, TrainingSettings())
+    assert can_be_stacked(task)
+    assert not can_be_stacked(dataclasses.replace(task, model=changed))
 
 
 # ---- what is estimated with some of the samples
@@ -171,11 +170,6 @@ def test_a_share_of_the_samples_is_chosen_for_the_estimate():
 
 
 # ---- the runner
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def run(folder: Path, *overrides: str) -> list[dict[str, str]]:
