@@ -73,9 +73,19 @@ def device_data(config: TaskDescription) -> DeviceData:
     return DeviceData(**{key: config["data"][key] for key in keys})
 
 
+def described_data(config: TaskDescription) -> ImageData | DeviceData:
+    """Return the data set that a configuration names, or what it says of the devices' data.
+
+    Raises:
+        ValueError: if it cannot be meant.
+        FileNotFoundError: if the data are missing.
+    """
+    return device_data(config) if on_devices(config) else load_data(config)
+
+
 def load_data(config: TaskDescription) -> ImageData:
     """Return the data set that a configuration names, or some of its training samples."""
-    settings = dict(config["data"])
+    settings = config["data"]
     seed, number = config["seed"], settings["train_samples"]
     data = load(**{key: settings[key] for key in ("name", "root", "download")})
     if held_out := settings["validation_samples"]:
@@ -152,11 +162,12 @@ def make_task(message: Message, context: Context) -> LocalTask:
     """Return the task that the message describes, on this node's own data or its partition."""
     description = str(message.content["config"][_TASK_KEY])
     config = json.loads(description)
-    make = _task_on_own_data if on_devices(config) else _task_on_partition
-    return make(config, description, context)
+    if on_devices(config):
+        return _task_on_own_data(config, context)
+    return _task_on_partition(config, description, context)
 
 
-def _task_on_own_data(config: TaskDescription, _: str, context: Context) -> LocalTask:
+def _task_on_own_data(config: TaskDescription, context: Context) -> LocalTask:
     data = device_data(config)
     train_samples, test_samples = load_device(context.node_config, data)
     return LocalTask(

@@ -18,13 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedcurv.simulations.client import make_model, make_partition, make_settings, on_devices
+from fedcurv.simulations.client import (
+    described_data,
+    make_model,
+    make_partition,
+    make_settings,
+    on_devices,
+)
 from fedcurv.simulations.data import ImageData
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.noise import check_noise
 from fedcurv.simulations.report import Summary, evaluation, table, write_report
 from fedcurv.simulations.runners import RUNNERS, run
-from fedcurv.simulations.server import History, load_for_server, make_server_app
+from fedcurv.simulations.server import History, make_server_app
 from fedcurv.simulations.strategy import make_strategy
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.rounds import RoundRecord
@@ -154,7 +160,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     if not on_devices(settings):
         # workers of Ray have working directories of their own
         settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
-    data, _ = load_for_server(settings)
+    data = described_data(settings)
     parts: dict[str, Callable[[], object]] = {"model": lambda: make_model(settings, data)}
     if isinstance(data, ImageData):
         parts["partition"] = lambda: make_partition(settings, data)

@@ -11,15 +11,9 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedcurv.clients.training import InMemoryBatches, evaluate
-from fedcurv.simulations.client import (
-    DataShape,
-    describe_task,
-    device_data,
-    load_data,
-    make_model,
-    on_devices,
-)
-from fedcurv.simulations.device import load_test_set
+from fedcurv.simulations.client import describe_task, described_data, make_model
+from fedcurv.simulations.data import ImageData
+from fedcurv.simulations.device import DeviceData, load_test_set
 from fedcurv.strategies import start
 from fedcurv.strategies.rounds import RoundRecord
 
@@ -64,7 +58,8 @@ def make_server_app(
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        data, test_samples = load_for_server(config)
+        data = described_data(config)
+        test_samples = _test_samples(config, data)
         # all strategies start from the same weights
         with torch.random.fork_rng():
             torch.manual_seed(config["seed"])
@@ -88,20 +83,13 @@ def make_server_app(
     return server_app
 
 
-def load_for_server(
-    config: Mapping[str, Any],
-) -> tuple[DataShape, tuple[Tensor, Tensor] | None]:
-    """Return what the model must know of the data, and the server's test set if it has one.
-
-    Raises:
-        ValueError: if the configuration cannot work.
-        FileNotFoundError: if the data are missing.
-    """
-    if not on_devices(config):
-        images = load_data(config)
-        return images, images.test_samples()
-    data = device_data(config)
-    return data, load_test_set(config["data"]["test"], data)
+def _test_samples(
+    config: Mapping[str, Any], data: ImageData | DeviceData
+) -> tuple[Tensor, Tensor] | None:
+    """Return the server's test set, or None if it has none."""
+    if isinstance(data, ImageData):
+        return data.test_samples()
+    return load_test_set(config["data"]["test"], data)
 
 
 def _evaluation(
