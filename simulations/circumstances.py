@@ -21,7 +21,7 @@ def circumstances(command: str) -> list[str]:
         "Configuration: config.yaml in this folder  ",
         f"Date: {datetime.now(UTC):%Y-%m-%d}{_commit()}  ",
         f"Versions: Python {platform.python_version()}, {versions}  ",
-        f"Machine: {_processor()}, {os.cpu_count()} cores, {cuda}",
+        f"Machine: {processor()}, {os.cpu_count()} cores, {cuda}",
     ]
 
 
@@ -35,7 +35,8 @@ def _commit() -> str:
     return f", commit {done.stdout.strip()}" if done.returncode == 0 else ""
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         named = next(line for line in lines if line.startswith("model name"))

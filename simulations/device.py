@@ -67,6 +67,11 @@ class DeviceData:
         """How many classes there are."""
         return len(self.classes)
 
+    @property
+    def index_by_class(self) -> dict[str, int]:
+        """Every class's number, by its name."""
+        return {name: index for index, name in enumerate(self.classes)}
+
     def standardised(self, numbers: Tensor) -> Tensor:
         """Return numbers less the mean, over the deviation."""
         return (numbers - self.mean) / self.deviation
@@ -146,8 +151,9 @@ def _pictures(folder: Path, data: DeviceData) -> Samples | None:
             f"{folder}: expected folders named after data.classes ({', '.join(data.classes)}), "
             f"got {', '.join(unknown[:5])}"
         )
-    indices = {name: index for index, name in enumerate(data.classes)}
-    found = make_dataset(str(folder), indices, extensions=IMG_EXTENSIONS, allow_empty=True)
+    found = make_dataset(
+        str(folder), data.index_by_class, extensions=IMG_EXTENSIONS, allow_empty=True
+    )
     if not found:
         return None
     pictures = [_picture(Path(file), data.shape) for file, _ in found]
@@ -178,7 +184,7 @@ def _from_csv(source: Mapping[str, Any], part: str, data: DeviceData) -> Samples
 
 def _rows(file: Path, data: DeviceData) -> Samples | None:
     numbers, labels = [], []
-    indices = {name: index for index, name in enumerate(data.classes)}
+    indices = data.index_by_class
     with file.open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines, restval=None)
         columns = [name for name in reader.fieldnames or () if name != data.label]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedcurv.simulations.experiment_report import view, write_report
 from fedcurv.simulations.experiment_runs import Plan, Run, Settings, run_or_read
 from fedcurv.simulations.run import (
-    console,
+    counting_progress,
     require_simulated_data,
     resolve,
     run_command,
@@ -51,7 +50,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
     tuned: list[Run] = []
     trials: list[Run] = []
     cells, methods = experiment["cells"], experiment["methods"]
-    with _progress() as progress:
+    with counting_progress(44) as progress:
         points = len(next(iter(grids(methods).values())))
         per_method = len(experiment["seeds"]) + points * len(experiment["tuning_seeds"])
         task = progress.add_task("", total=len(cells) * len(methods) * per_method)
@@ -110,16 +109,6 @@ def check_budgets(methods: Settings) -> None:
             "experiment.methods: expected the same number of trials for every method, as a method "
             f"that is tuned more looks better than it is, got {sizes}"
         )
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<44}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 if __name__ == "__main__":

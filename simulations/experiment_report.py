@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from fedcurv.simulations.experiment_runs import Run, Settings
-from fedcurv.simulations.report import write_csv, write_summary
+from fedcurv.simulations.report import mean_and_deviation, write_csv, write_summary
 
 _CAPTION = (
     "Test accuracy in %, mean ± standard deviation over seeds; final is the mean of the last five "
@@ -81,7 +81,7 @@ def _rounds(runs: Sequence[Run], target: float) -> str:
     reached = [r for run in runs if (r := run.rounds_to(target)) is not None]
     if not reached:
         return "-"
-    text = _mean(reached)
+    text = mean_and_deviation(reached)
     return text if len(reached) == len(runs) else f"{text} ({len(reached)} of {len(runs)})"
 
 
@@ -89,16 +89,11 @@ def _megabytes(runs: Sequence[Run], target: float) -> str:
     reached = [run for run in runs if run.rounds_to(target) is not None]
     if len(reached) < len(runs):
         return "-"
-    return _mean([run.megabytes * (run.rounds_to(target) or 0) for run in runs])
+    return mean_and_deviation([run.megabytes * (run.rounds_to(target) or 0) for run in runs])
 
 
 def _percent(values: Sequence[float]) -> str:
-    return _mean([100 * value for value in values])
-
-
-def _mean(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
+    return mean_and_deviation([100 * value for value in values])
 
 
 def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.archive import replaced
-from fedcurv.simulations.report import accuracies
+from fedcurv.simulations.report import accuracies, summarise
 from fedcurv.simulations.run import resolve
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.server import History, make_server_app
@@ -114,13 +114,12 @@ def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig) -> Run:
         run(server_app, resolved)
     except RoundFailed as error:
         failure = str(error).strip().splitlines()[-1]
-    clients = [client for record in history.rounds for client in record.clients]
-    num_rounds = max(1, len(history.rounds) - 1)
+    taken = summarise(history, ())
     return Run(
         plan,
         accuracy=list(accuracies(history).values()),
-        megabytes=sum(c.bytes_down + c.bytes_up for c in clients) / 1e6 / num_rounds,
-        seconds=sum(record.seconds for record in history.rounds),
+        megabytes=(taken.bytes_down + taken.bytes_up) / 1e6,
+        seconds=taken.seconds,
         failure=failure,
     )
 

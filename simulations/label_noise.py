@@ -9,14 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.noise import check_noise
-from fedcurv.simulations.report import accuracies, write_csv, write_summary
+from fedcurv.simulations.report import accuracies, mean_and_deviation, write_csv, write_summary
 from fedcurv.simulations.run import (
-    console,
+    counting_progress,
     only_strategy,
     require_simulated_data,
     resolve,
@@ -89,7 +88,7 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
         check_noise({**resolved["data"]["noise"], **noise}, resolved["num_clients"])
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    with _progress() as progress:
+    with counting_progress(28) as progress:
         number = len(plan["losses"]) * len(plan["noises"]) * len(plan["seeds"])
         task = progress.add_task("", total=number)
         for loss in plan["losses"]:
@@ -143,8 +142,7 @@ def summary(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 
 def _percent(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+    return mean_and_deviation([100 * value for value in values])
 
 
 def write_report(
@@ -185,16 +183,6 @@ def accuracy_figure(outcomes: Sequence[Outcome]) -> Figure:
     axes.tick_params(axis="x", rotation=15)
     figure.legend(loc="outside right upper")
     return figure
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<28}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _view(rows: Sequence[Sequence[str]]) -> Table:

@@ -1,6 +1,7 @@
 """A comparison's files: a table, the plot, the configuration, and what they were made of."""
 
 import csv
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -258,6 +259,12 @@ def _traffic_rows(histories: Sequence[History]) -> list[dict[str, object]]:
         for record in history.rounds
         for name in dict.fromkeys(n for c in record.clients for n in (*c.down, *c.up))
     ]
+
+
+def mean_and_deviation(values: Sequence[float]) -> str:
+    """Return mean ± standard deviation for a table, or the only value."""
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -221,6 +221,17 @@ def set_up_flower_log(*, verbose: bool) -> None:
     flower_log.propagate = False  # Hydra's root handler would print every line once more
 
 
+def counting_progress(width: int) -> Progress:
+    """Return a bar for trainings that are counted, with a description of that width."""
+    return Progress(
+        TextColumn(f"{{task.description:<{width}}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description:<16}"),

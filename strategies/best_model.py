@@ -3,13 +3,12 @@
 import math
 import os
 from pathlib import Path
-from typing import get_args
 
 import torch
 from flwr.serverapp.strategy import Result
 
 from fedcurv.archive import replaced
-from fedcurv.strategies.stopping import Mode, metric_by_round
+from fedcurv.strategies.stopping import Mode, metric_by_round, sign_of
 
 
 class BestModel:
@@ -30,10 +29,7 @@ class BestModel:
     def __init__(
         self, path: str | os.PathLike[str], metric: str = "accuracy", mode: Mode = "max"
     ) -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be max or min, got {mode!r}")
-        self.path, self._metric = Path(path), metric
-        self._sign = 1.0 if mode == "max" else -1.0
+        self.path, self._metric, self._sign = Path(path), metric, sign_of(mode)
 
     def keep(self, server_round: int, result: Result) -> bool:
         """Save the result's arrays if this round is the best; return whether it is.

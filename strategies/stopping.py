@@ -2,11 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from flwr.serverapp.strategy import Result
 
 Mode = Literal["max", "min"]
+
+
+def sign_of(mode: Mode) -> float:
+    """Return the sign that makes the greater of two values the better.
+
+    Raises:
+        ValueError: for another mode.
+    """
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode must be max or min, got {mode!r}")
+    return 1.0 if mode == "max" else -1.0
 
 
 def metric_by_round(result: Result, metric: str) -> dict[int, float]:
@@ -47,8 +58,7 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.mode not in ("max", "min"):
-            raise ValueError(f"mode must be max or min, got {self.mode!r}")
+        sign_of(self.mode)
         if self.patience is None and self.target is None:
             raise ValueError("expected patience or target, got neither")
         if self.patience is not None and self.patience < 1:
@@ -63,7 +73,7 @@ class EarlyStopping:
             ValueError: if no round has the metric.
         """
         values = metric_by_round(result, self.metric).values()
-        sign = 1.0 if self.mode == "max" else -1.0
+        sign = sign_of(self.mode)
         signed = [sign * value for value in values]
         if self.target is not None and signed[-1] >= sign * self.target:
             return True

@@ -1,6 +1,5 @@
 """SuperLink and SuperNodes on loopback: processes, as on real devices."""
 
-import csv
 import os
 import re
 import signal
@@ -19,13 +18,9 @@ from fedcurv.simulations.deployment import Deployment, DeploymentFailed, free_po
 from fedcurv.simulations.flower_run import reason_in, with_programs
 from fedcurv.simulations.keys import write_certificates, write_node_key
 from fedcurv.strategies import JsonLines
+from tests.simulations.test_run import rows_of
 
 COMMAND = Path(sys.executable).with_name("fedcurv-site")
-
-
-def rows_of(file: Path) -> list[dict[str, str]]:
-    with file.open() as lines:
-        return list(csv.DictReader(lines))
 
 
 def fedcurv_site(*arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedcurv.simulations.circumstances import processor
+
 FILE = Path("outputs") / "benchmarks" / "costs.md"
 
 
@@ -50,18 +52,9 @@ def _circumstances() -> list[str]:
         f"Command: `{shlex.join(['python', '-m', 'pytest', *sys.argv[1:]])}`  ",
         f"Date: {date.today()}  ",
         f"Versions: Python {platform.python_version()}, {packages}  ",
-        f"Machine: {_processor()}, {os.cpu_count()} cores, {cuda}",
+        f"Machine: {processor()}, {os.cpu_count()} cores, {cuda}",
         "",
     ]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        return next(v.strip() for k, v in fields.items() if k.strip() == "model name")
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 @pytest.fixture(scope="session")

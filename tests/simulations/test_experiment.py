@@ -1,7 +1,5 @@
-import csv
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from fedcurv.simulations.data import load
 from fedcurv.simulations.experiment import run_experiment, worth
 from fedcurv.simulations.experiment_report import summary
 from fedcurv.simulations.experiment_runs import Plan, Run, configure
-from tests.simulations.test_run import CONF, configuration
+from tests.simulations.test_run import CONF, configuration, rows_of
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -41,11 +39,6 @@ def small(name: str = "fedcurv_digits", **changes):
     for key, value in experiment.items():
         OmegaConf.update(config, f"experiment.{key}", value, merge=False, force_add=True)
     return config
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(tmp_path):

@@ -1,7 +1,6 @@
 import math
 import random
 import re
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from fedcurv.strategies.records import (
     pack_instruction,
     unpack_instruction,
 )
+from tests.apps.faults.witness import a_pickle
 from tests.federation import NAMES, Federation, new_model, options, same_bits, samples
 from tests.oracles import federation as oracle
 
@@ -237,12 +237,6 @@ def fill(name, value):
         tensors[name].view(-1)[0] = value
 
     return change
-
-
-def a_pickle(content: RecordDict) -> None:
-    buffer = BytesIO()
-    np.save(buffer, np.array([{"any": "object"}], dtype=object), allow_pickle=True)
-    content["arrays"]["bias"] = Array("object", (1,), "numpy.ndarray", buffer.getvalue())
 
 
 def no_metrics(content: RecordDict) -> None:
