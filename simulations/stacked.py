@@ -8,15 +8,17 @@ of many small ones; the product that forms a weight's gradient takes the step at
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fedcurv.clients.app import LocalRound, LocalTask
 from fedcurv.clients.training import InMemoryBatches
 from fedcurv.losses import CrossEntropy
 from fedcurv.quadratic import Quadratic
+from fedcurv.simulations.products import affine, back_through, step_
 
 
 @dataclass
@@ -35,18 +37,18 @@ class _Parameter:
 
 
 @dataclass
-class _Epoch:
-    """Every client's batches of one epoch, padded to the same number and size.
+class _Step:
+    """Every client's batch of one step, padded to the largest of them.
 
     Attributes:
-        samples: shape (steps, clients * batch size), rows of all clients' samples.
-        shares: shape (steps, clients, batch size, 1): one over the batch's size, 0 for padding.
-        active: shape (steps, clients): 1 where a client takes the step.
+        samples: shape (clients * batch size), rows of all clients' samples.
+        shares: shape (clients, batch size, 1): one over the batch's size, 0 for padding.
+        active: shape (clients): 1 where a client takes the step; None if all do.
     """
 
     samples: Tensor
     shares: Tensor
-    active: Tensor
+    active: Tensor | None
 
 
 def can_be_stacked(task: LocalTask) -> bool:
@@ -106,7 +108,7 @@ def train_stacked(rounds: Sequence[LocalRound]) -> list[float]:
     batches = [local.batches() for local in rounds]
     for epoch in range(settings.epochs):
         is_last = epoch == settings.epochs - 1
-        losses = stack.train_epoch(_epoch_of(batches), settings.lr, mu, with_losses=is_last)
+        losses = stack.train_epoch(_steps_of(batches), settings.lr, mu, with_losses=is_last)
     stack.hand_back(rounds)
     return [
         loss / len(local.samples[0]) for loss, local in zip(losses.tolist(), rounds, strict=True)
@@ -139,22 +141,23 @@ class _Stack:
             self.parameters.append(_Parameter(values, start, pull))
         self.losses = torch.zeros(self.num_clients, device=device)
 
-    def train_epoch(self, epoch: _Epoch, lr: float, mu: float, *, with_losses: bool) -> Tensor:
+    def train_epoch(
+        self, steps: Sequence[_Step], lr: float, mu: float, *, with_losses: bool
+    ) -> Tensor:
         """Take every step of an epoch; return the sums of the losses, if they are wanted."""
         self.losses.zero_()
         width = self.inputs.shape[1]
-        steps = zip(epoch.samples, epoch.shares, epoch.active, strict=True)
-        for samples, shares, active in steps:
-            inputs = self.inputs.index_select(0, samples).view(self.num_clients, -1, width)
-            targets = self.targets.index_select(0, samples).view(self.num_clients, -1, 1)
+        for step in steps:
+            inputs = self.inputs.index_select(0, step.samples).view(self.num_clients, -1, width)
+            targets = self.targets.index_select(0, step.samples).view(self.num_clients, -1, 1)
             activations = self._forward(inputs)
             logits = activations.pop()
             if with_losses:
                 nll = -logits.log_softmax(2).gather(2, targets)
-                self.losses += (nll * (shares > 0)).sum((1, 2))
+                self.losses += (nll * (step.shares > 0)).sum((1, 2))
             residual = logits.softmax(2)
             residual.scatter_add_(2, targets, torch.full_like(targets, -1.0, dtype=residual.dtype))
-            self._step_back(activations, residual.mul_(shares), active, lr, mu)
+            self._step_back(activations, residual.mul_(step.shares), step.active, lr, mu)
         return self.losses
 
     def _forward(self, inputs: Tensor) -> list[Tensor]:
@@ -162,24 +165,27 @@ class _Stack:
         layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
         activations = [inputs]
         for index, (weight, bias) in enumerate(layers):
-            outputs = torch.baddbmm(
-                bias.values.unsqueeze(1), activations[-1], weight.values.transpose(1, 2)
-            )
+            outputs = affine(activations[-1], weight.values, bias.values)
             activations.append(outputs.relu_() if index < len(layers) - 1 else outputs)
         return activations
 
     def _step_back(
-        self, activations: list[Tensor], residual: Tensor, active: Tensor, lr: float, mu: float
+        self,
+        activations: list[Tensor],
+        residual: Tensor,
+        active: Tensor | None,
+        lr: float,
+        mu: float,
     ) -> None:
         """Go back through the layers and step each as soon as its weights have passed on."""
         for index in reversed(range(len(activations))):
             weight, bias = self.parameters[2 * index], self.parameters[2 * index + 1]
             below = None
             if index > 0:
-                below = torch.bmm(residual, weight.values).mul_(activations[index] > 0)
+                below = back_through(residual, weight.values).mul_(activations[index] > 0)
             for parameter in (weight, bias):
                 self._pull_before_step(parameter, active, lr, mu)
-            weight.values.baddbmm_(residual.transpose(1, 2), activations[index], alpha=-lr)
+            step_(weight.values, residual, activations[index], lr)
             bias.values.sub_(residual.sum(1), alpha=lr)
             for parameter in (weight, bias):
                 self._pull_after_step(parameter, active)
@@ -187,9 +193,8 @@ class _Stack:
                 residual = below
 
     def _pull_before_step(
-        self, parameter: _Parameter, active: Tensor, lr: float, mu: float
+        self, parameter: _Parameter, active: Tensor | None, lr: float, mu: float
     ) -> None:
-        steps = _beside(active, parameter.values)
         pull = None
         if parameter.pull is not None and self.mode == "gradient":
             pull = parameter.pull.first * parameter.values
@@ -198,11 +203,11 @@ class _Stack:
             away = (parameter.values - parameter.start).mul_(lr * mu)
             pull = away if pull is None else pull.add_(away)
         if pull is not None:
-            parameter.values.sub_(pull.mul_(steps))
+            parameter.values.sub_(_where(active, pull))
 
-    def _pull_after_step(self, parameter: _Parameter, active: Tensor) -> None:
+    def _pull_after_step(self, parameter: _Parameter, active: Tensor | None) -> None:
         if parameter.pull is not None and self.mode == "proximal":
-            weight = parameter.pull.first * _beside(active, parameter.values)
+            weight = _where(active, parameter.pull.first)
             parameter.values.lerp_(parameter.pull.second, weight)
 
     def hand_back(self, rounds: Sequence[LocalRound]) -> None:
@@ -212,28 +217,28 @@ class _Stack:
                 own.copy_(parameter.values[index])
 
 
-def _beside(active: Tensor, values: Tensor) -> Tensor:
-    return active.view(-1, *[1] * (values.ndim - 1))
+def _where(active: Tensor | None, values: Tensor) -> Tensor:
+    """Return the values, and 0 for clients that do not take the step."""
+    return values if active is None else values * active.view(-1, *[1] * (values.ndim - 1))
 
 
-def _epoch_of(clients: Sequence[InMemoryBatches]) -> _Epoch:
-    """Return the order in which ``InMemoryBatches`` would go through each client's samples."""
-    size = min(clients[0].batch_size, max(len(batches.inputs) for batches in clients))
-    steps = max(-(-len(batches.inputs) // size) for batches in clients)
-    device = clients[0].inputs.device
-    samples = torch.zeros(len(clients), steps * size, dtype=torch.int64)
-    shares = torch.zeros(len(clients), steps * size)
-    starts = [0, *torch.tensor([len(b.inputs) for b in clients]).cumsum(0).tolist()]
-    for row, (batches, (start, end)) in enumerate(zip(clients, pairwise(starts), strict=True)):
-        number = end - start
-        samples[row, :number] = batches.order() + start
-        full, rest = divmod(number, size)
-        shares[row, : full * size] = 1.0 / size
-        shares[row, full * size : number] = 1.0 / max(1, rest)
-    samples = samples.view(len(clients), steps, size).transpose(0, 1)
-    shares = shares.view(len(clients), steps, size).transpose(0, 1)
-    return _Epoch(
-        samples.reshape(steps, -1).to(device),
-        shares.unsqueeze(-1).contiguous().to(device),
-        (shares.sum(-1) > 0).float().to(device),
-    )
+def _steps_of(clients: Sequence[InMemoryBatches]) -> list[_Step]:
+    """Return an epoch in the order of each client's ``InMemoryBatches``."""
+    size, device = clients[0].batch_size, clients[0].inputs.device
+    numbers = [len(batches.inputs) for batches in clients]
+    starts = [0, *accumulate(numbers)]
+    orders = [batches.order() + start for batches, start in zip(clients, starts, strict=False)]
+    steps = []
+    for first in range(0, max(numbers), size):
+        sizes = torch.tensor([min(size, max(0, number - first)) for number in numbers])
+        samples = pad_sequence([order[first : first + size] for order in orders], batch_first=True)
+        within = torch.arange(samples.shape[1]) < sizes.unsqueeze(1)
+        shares = within / sizes.clamp(min=1).unsqueeze(1)
+        steps.append(
+            _Step(
+                samples.flatten().to(device),
+                shares.unsqueeze(-1).to(device),
+                None if sizes.all() else (sizes > 0).float().to(device),
+            )
+        )
+    return steps

@@ -1,0 +1,82 @@
+"""Matrix products of several clients' layers, by the faster of the two libraries that torch has.
+
+torch multiplies float32 matrices on a CPU with MKL, which leaves half of AMD's AVX-512 unused;
+oneDNN does not, but only one matrix at a time, and with more ado for small ones.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fedcurv.simulations.circumstances import processor
+
+# multiplications of one client's product from which on oneDNN is the faster
+_LARGE = 3_000_000
+
+
+def affine(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    """Return every client's ``inputs @ weights.T + biases``, shape (clients, rows, out).
+
+    Args:
+        inputs: shape (clients, rows, in).
+        weights: shape (clients, out, in).
+        biases: shape (clients, out).
+    """
+    if (linear := _linear_for(inputs, weights)) is None:
+        return torch.baddbmm(biases.unsqueeze(1), inputs, weights.transpose(1, 2))
+    return torch.stack(
+        [linear(*client, "none", [], "") for client in zip(inputs, weights, biases, strict=True)]
+    )
+
+
+def back_through(residual: Tensor, weights: Tensor) -> Tensor:
+    """Return every client's ``residual @ weights``, shape (clients, rows, in).
+
+    Args:
+        residual: shape (clients, rows, out).
+        weights: shape (clients, out, in).
+    """
+    if (linear := _linear_for(residual, weights)) is None:
+        return torch.bmm(residual, weights)
+    return torch.stack(
+        [
+            linear(of_client, weight.t(), None, "none", [], "")
+            for of_client, weight in zip(residual, weights, strict=True)
+        ]
+    )
+
+
+def step_(weights: Tensor, residual: Tensor, inputs: Tensor, lr: float) -> None:
+    """Take ``lr * residual.T @ inputs`` off every client's weights, in place.
+
+    Args:
+        weights: shape (clients, out, in).
+        residual: shape (clients, rows, out).
+        inputs: shape (clients, rows, in).
+        lr: learning rate.
+    """
+    if (linear := _linear_for(inputs, weights)) is None:
+        weights.baddbmm_(residual.transpose(1, 2), inputs, alpha=-lr)
+        return
+    for weight, of_client, rows in zip(weights, residual, inputs, strict=True):
+        weight.sub_(linear(of_client.t(), rows.t(), None, "none", [], ""), alpha=lr)
+
+
+def _linear_for(rows: Tensor, weights: Tensor) -> Callable[..., Tensor] | None:
+    """Return oneDNN's layer if it is the faster one for these shapes."""
+    large = rows.shape[1] * weights[0].numel() >= _LARGE
+    return _onednn_linear() if large and rows.device.type == "cpu" else None
+
+
+@cache
+def _onednn_linear() -> Callable[..., Tensor] | None:
+    """Return oneDNN's layer, which only torch's compiler calls otherwise, if MKL is slow here."""
+    mkl_is_slow = (
+        processor().startswith("AMD") and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
+    if not mkl_is_slow or not torch.backends.mkldnn.enabled:
+        return None
+    found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return found
