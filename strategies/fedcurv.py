@@ -53,7 +53,7 @@ class FedCurv(Strategy):
     Args:
         strategy: the strategy to wrap; by default ``FedAvg(**fedavg_options)``.
         strength: λ >= 0. 0 sends no statistics and asks for none: plain FedAvg, bit for bit.
-            ``AutoStrength(lr, local_steps)`` finds it from the first round's statistics.
+            ``AutoStrength(lr, local_steps)`` finds it from each round's statistics.
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
@@ -259,7 +259,7 @@ class FedCurv(Strategy):
 
     @property
     def strength(self) -> float | None:
-        """λ; None while it is still to be found."""
+        """λ of the next round; None while it is still to be found."""
         return self._strength.value
 
     @property

@@ -1,4 +1,4 @@
-"""How strongly the others pull: λ, given or found from the first round's statistics."""
+"""How strongly the others pull: λ, given or found from each round's statistics."""
 
 import logging
 import math
@@ -10,17 +10,20 @@ from fedcurv.penalty import checked_strength
 logger = logging.getLogger(__name__)
 
 # of a step at most, and of a round's steps together, in units of lr·λ·max(P)
-_STEP, _ROUND = 2.0, 25.0
+_STEP, _ROUND = 2.0, 50.0
 
 
 @dataclass(frozen=True)
 class AutoStrength:
-    """λ with lr·λ·max(P) = min(2, 25/T), from the first sums, for the proximal form.
+    """λ with lr·λ·max(P) = min(2, 50/T), from each round's sums, for the proximal form.
 
     max(P) is the stiffest parameter's precision, summed over the clients, and T the number of a
     client's steps in a round. The rule says how far that parameter goes towards the others'
     optimum: four fifths of the way in a step, and over a round about as far whatever the number of
-    steps. What it is worth is in docs/results.md.
+    steps. It is applied anew to every round's sums, because their size depends on λ: clients that
+    are held back fit their own data less, so that their Fisher information, and with it the next
+    round's pull, grows; with one λ for all rounds the pull can swing. What the rule is worth is in
+    docs/results.md.
 
     Attributes:
         lr: the clients' learning rate, > 0.
@@ -30,8 +33,8 @@ class AutoStrength:
     Raises:
         ValueError: if one is out of range.
 
-    Source: ours; the two numbers were found on one data set (digits), where the best of a grid of
-    strengths lay within a factor of two and a half of it.
+    Source: ours; the two numbers were found on one data set (digits), and a third or three times
+    the λ that they give made little difference there.
     """
 
     lr: float
@@ -45,10 +48,10 @@ class AutoStrength:
             raise ValueError(f"local_steps must be >= 1 and finite, got {self.local_steps!r}")
 
     def found(self, sums: Curvature) -> float | None:
-        """Return λ, or None if the statistics are all zero.
+        """Return λ for the next round, or None if the statistics are all zero.
 
         Args:
-            sums: of the first round that has any.
+            sums: of a round.
         """
         largest = max((float(p.max()) for p in sums.precision.values() if p.numel()), default=0.0)
         if largest <= 0.0:
@@ -65,7 +68,7 @@ class Strength:
         given: a number, or how to find it.
 
     Attributes:
-        value: λ; None until it is found.
+        value: λ of the next round; None until it is found.
 
     Raises:
         ValueError: if the number is negative or not finite.
@@ -81,9 +84,9 @@ class Strength:
         return 1.0 if self.value is None else self.value
 
     def see(self, sums: Curvature) -> None:
-        """Find λ, if that is still to be done."""
-        if self.value is None and self._rule is not None:
-            self.value = self._rule.found(sums)
+        """Find the next round's λ, if it is not given; statistics that are zero leave it."""
+        if self._rule is not None and (found := self._rule.found(sums)) is not None:
+            self.value = found
 
     def resume(self, found: float | None) -> None:
         """Take what an earlier run found; a number that was given stays the caller's to decide."""

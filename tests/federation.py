@@ -51,6 +51,7 @@ class Visit:
     solution: dict[str, torch.Tensor]
     precision: dict[str, torch.Tensor] | None
     information: dict[str, torch.Tensor] | None
+    strength: float | None
 
 
 # spoils a reply: gets the content that an honest client would send
@@ -137,6 +138,7 @@ class Federation:
                 {n: p.detach().clone() for n, p in model.named_parameters()},
                 None if penalty is None else penalty.curvature.precision,
                 None if penalty is None else penalty.curvature.information,
+                None if penalty is None else penalty.strength,
             )
         )
         self.spoil.get((server_round, partition), lambda content: None)(content)

@@ -6,6 +6,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedcurv import Curvature
 from fedcurv.strategies import AutoStrength, FedCurv
+from fedcurv.strategies.strength import Strength
 from tests.federation import Federation, options, same_bits
 
 
@@ -18,8 +19,8 @@ def sums(*largest: float) -> Curvature:
     ("lr", "steps", "largest", "expected"),
     [
         (0.1, 5, 2.0, 10.0),  # 2 / (0.1 * 2)
-        (0.1, 25, 0.5, 20.0),  # 1 / (0.1 * 0.5)
-        (0.1, 250, 0.001, 1000.0),  # 0.1 / (0.1 * 0.001)
+        (0.1, 50, 0.5, 20.0),  # 1 / (0.1 * 0.5)
+        (0.1, 500, 0.001, 1000.0),  # 0.1 / (0.1 * 0.001)
         (0.5, 12.5, 4.0, 1.0),  # 2 / (0.5 * 4)
     ],
 )
@@ -46,26 +47,44 @@ def test_settings_out_of_range(lr, steps, message):
         AutoStrength(lr, steps)
 
 
-def test_it_is_found_in_round_1_and_then_the_run_is_that_of_the_number():
-    strategy = FedCurv(strength=AutoStrength(0.1, 3), **options())
+def test_every_round_has_the_strength_that_the_last_rounds_statistics_give():
+    rule = AutoStrength(0.1, 3)
+    strategy = FedCurv(strength=rule, **options())
     assert strategy.strength is None
     federation = Federation(mode="proximal")
     found = federation.run(strategy, num_rounds=4)
-    assert strategy.strength > 0
-    first = [v for v in federation.visits if v.server_round == 1]
-    assert all(visit.precision is None for visit in first)
-    numbered = FedCurv(strength=strategy.strength, **options())
-    assert same_bits(Federation(mode="proximal").run(numbered, num_rounds=4).arrays, found.arrays)
+    assert all(v.precision is None for v in federation.visits if v.server_round == 1)
+    strengths: dict[int, set[float | None]] = {}
+    for visit in federation.visits:
+        strengths.setdefault(visit.server_round, set()).add(visit.strength)
+    assert all(len(of_round) == 1 for of_round in strengths.values())
+    sent = {r: of_round.pop() for r, of_round in strengths.items() if r > 1}
+    assert len(set(sent.values())) == len(sent) == 3
     plain = Federation().run(FedAvg(**options()), num_rounds=4)
     assert not same_bits(plain.arrays, found.arrays)
 
 
+def test_statistics_that_are_zero_leave_the_strength_as_it_is():
+    strength = Strength(AutoStrength(0.1, 5))
+    strength.see(sums(0.0))
+    assert strength.value is None
+    strength.see(sums(2.0))
+    strength.see(sums(0.0))
+    assert strength.value == pytest.approx(10.0)
+
+
 def test_a_resumed_run_goes_on_with_what_was_found(tmp_path):
+    whole = FedCurv(strength=AutoStrength(0.1, 3), **options())
+    forgetful = frozenset((2, partition) for partition in range(4))  # as new contexts are
+    wanted = Federation(mode="proximal", forgetful=forgetful).run(whole, num_rounds=2)
     one = FedCurv(strength=AutoStrength(0.1, 3), **options())
     Federation(mode="proximal").run(one, num_rounds=1, checkpoint=tmp_path)
     two = FedCurv(strength=AutoStrength(0.1, 3), **options())
-    Federation(mode="proximal").run(two, num_rounds=2, checkpoint=tmp_path, resume=True)
-    assert two.strength == one.strength
+    federation = Federation(mode="proximal")
+    got = federation.run(two, num_rounds=2, checkpoint=tmp_path, resume=True)
+    assert {visit.strength for visit in federation.visits} == {one.strength}
+    assert two.strength == whole.strength
+    assert same_bits(got.arrays, wanted.arrays)
     # a number that is given is the caller's, whatever was found before
     three = FedCurv(strength=0.5, **options())
     Federation(mode="proximal").run(three, num_rounds=3, checkpoint=tmp_path, resume=True)
