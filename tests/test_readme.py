@@ -50,14 +50,14 @@ def test_the_same_app_with_fedavg_prints_what_it_says():
     assert abs(percent(run_blocks(with_fedavg)) - percent(sentence)) <= 3
 
 
-def test_the_guess_is_what_it_is_said_to_be():
+def test_the_strength_that_is_found_reaches_what_it_is_said_to_reach():
     guess = re.findall(r"`(AutoStrength\(.*?\))`", README)[0]
 
     def with_guess(code: str) -> str:
         code = code.replace("FedCurv(strength=100, fraction", f"FedCurv(strength={guess}, fraction")
         return code.replace("strategies import FedCurv", "strategies import AutoStrength, FedCurv")
 
-    (sentence,) = re.findall(r"which is too little \((\d+ %)\)", README)
+    (sentence,) = re.findall(r"statistics, and reaches (\d+ %) here", README)
     assert abs(percent(run_blocks(with_guess)) - percent(sentence)) <= 3
 
 
