@@ -119,7 +119,7 @@ class ClientCurvature:
                 parameter name; where it does not (a list of arrays, say), F·θ̂ is sent as well.
             model: the trained model.
             batches: the node's own training data, (inputs, targets).
-            kind: see ``fisher_diagonal``.
+            kind: see ``fisher_diagonal``; docs/results.md shows what each kind is worth.
             likelihood: see ``fisher_diagonal``.
             generator: see ``fisher_diagonal``.
 
