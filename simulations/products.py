@@ -26,9 +26,7 @@ def affine(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
     """
     if (linear := _linear_for(inputs, weights)) is None:
         return torch.baddbmm(biases.unsqueeze(1), inputs, weights.transpose(1, 2))
-    return torch.stack(
-        [linear(*client, "none", [], "") for client in zip(inputs, weights, biases, strict=True)]
-    )
+    return torch.stack([linear(*client) for client in zip(inputs, weights, biases, strict=True)])
 
 
 def back_through(residual: Tensor, weights: Tensor) -> Tensor:
@@ -40,12 +38,8 @@ def back_through(residual: Tensor, weights: Tensor) -> Tensor:
     """
     if (linear := _linear_for(residual, weights)) is None:
         return torch.bmm(residual, weights)
-    return torch.stack(
-        [
-            linear(of_client, weight.t(), None, "none", [], "")
-            for of_client, weight in zip(residual, weights, strict=True)
-        ]
-    )
+    transposed = weights.transpose(1, 2)
+    return torch.stack([linear(*client) for client in zip(residual, transposed, strict=True)])
 
 
 def step_(weights: Tensor, residual: Tensor, inputs: Tensor, lr: float) -> None:
@@ -61,7 +55,7 @@ def step_(weights: Tensor, residual: Tensor, inputs: Tensor, lr: float) -> None:
         weights.baddbmm_(residual.transpose(1, 2), inputs, alpha=-lr)
         return
     for weight, of_client, rows in zip(weights, residual, inputs, strict=True):
-        weight.sub_(linear(of_client.t(), rows.t(), None, "none", [], ""), alpha=lr)
+        weight.sub_(linear(of_client.t(), rows.t()), alpha=lr)
 
 
 def _linear_for(rows: Tensor, weights: Tensor) -> Callable[..., Tensor] | None:
@@ -72,11 +66,15 @@ def _linear_for(rows: Tensor, weights: Tensor) -> Callable[..., Tensor] | None:
 
 @cache
 def _onednn_linear() -> Callable[..., Tensor] | None:
-    """Return oneDNN's layer, which only torch's compiler calls otherwise, if MKL is slow here."""
+    """Return ``linear_by_onednn`` if MKL is slow here."""
     mkl_is_slow = (
         processor().startswith("AMD") and torch.backends.cpu.get_cpu_capability() == "AVX512"
     )
-    if not mkl_is_slow or not torch.backends.mkldnn.enabled:
-        return None
-    found: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return found
+    usable = torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return linear_by_onednn if mkl_is_slow and usable else None
+
+
+def linear_by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``torch.nn.functional.linear``'s result, by what only torch's compiler calls else."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return result

@@ -226,7 +226,7 @@ def _steps_of(clients: Sequence[InMemoryBatches]) -> list[_Step]:
     """Return an epoch in the order of each client's ``InMemoryBatches``."""
     size, device = clients[0].batch_size, clients[0].inputs.device
     numbers = [len(batches.inputs) for batches in clients]
-    starts = [0, *accumulate(numbers)]
+    starts = accumulate(numbers, initial=0)
     orders = [batches.order() + start for batches, start in zip(clients, starts, strict=False)]
     steps = []
     for first in range(0, max(numbers), size):

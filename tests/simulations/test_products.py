@@ -13,10 +13,9 @@ SMALL, LARGE = (3, 5, 7, 4), (3, 64, 300, 200)  # clients, rows, in, out
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the libraries in turn, whatever the processor."""
     if request.param != "as it comes":
-        linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-        if request.param == "oneDNN" and linear is None:
+        if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             pytest.skip("this torch has no oneDNN")
-        chosen = linear if request.param == "oneDNN" else None
+        chosen = products.linear_by_onednn if request.param == "oneDNN" else None
         monkeypatch.setattr(products, "_onednn_linear", lambda: chosen)
 
 
