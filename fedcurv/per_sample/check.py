@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.parameters import accumulation_dtype, fresh_gradients
-from fedcurv.per_sample.layers import Findings
+from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
 from fedcurv.per_sample.squares import PerSampleSquares
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,56 +16,30 @@ from torch.utils.hooks import RemovableHandle
 from fedcurv.parameters import accumulation_dtype
 from fedcurv.per_sample.attention import AttentionByProjections, Source
 from fedcurv.per_sample.catalogue import rule_for
-from fedcurv.per_sample.replay import Call, Nest, Replay, mapped, tensors_of
+from fedcurv.per_sample.findings import Findings
+from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
 from fedcurv.per_sample.rules import LayerRule
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Findings:
-    """What the self-check found out about models of one structure.
+class Pass:
+    """The pass over a batch that is under way; 0 samples: none is.
 
     Attributes:
-        slow: parameters that only the whole model shows rightly.
-        idle: parameters that nothing depended on; a later call of their module is noticed.
-        axes: by layer, where the samples lie in its input, or a nest of such axes.
-        alone: whether each sample must be a batch of its own, since samples of one interact.
-        infer: whether ``axes`` is being found out, by batches whose size is telling.
-        by_loop: modules that vmap cannot run, "" for the model itself.
-        bytes_per_number: what a graph keeps for its backward pass, for each number of the inputs;
-            0 if that is not known.
+        findings: of the model's self-check.
+        anchor: what a graph may begin with.
+        samples: in the batch.
+        in_backward: whether the forward pass is over.
+        cotangents: how many backward passes there are, known in them.
     """
-
-    slow: set[str] = field(default_factory=set)
-    idle: set[str] = field(default_factory=set)
-    axes: dict[str, Nest] = field(default_factory=dict)
-    alone: bool = False
-    infer: bool = False
-    by_loop: set[str] = field(default_factory=set)
-    bytes_per_number: float = 0.0
-
-    def graph_bytes(self, inputs: Tensor) -> float:
-        """Return about how much a graph over these inputs keeps; 0 if that is not known."""
-        return self.bytes_per_number * inputs.numel()
-
-    def axis_of(self, layer: str, tensor: Tensor, samples: int) -> int:
-        """Return where the samples lie in a layer's input: first, unless found out otherwise."""
-        if self.infer:
-            second = tensor.ndim > 1 and tensor.shape[0] != samples == tensor.shape[1]
-            self.axes[layer] = int(second)
-        axis: int = self.axes.get(layer, 0)
-        return axis
-
-
-@dataclass
-class Pass:
-    """The pass over a batch that is under way; 0 samples: none is."""
 
     findings: Findings
     anchor: Tensor
     samples: int = 0
     in_backward: bool = False
+    cotangents: int = 0
 
 
 class Layer:
@@ -127,6 +101,7 @@ class RuleLayer(Layer):
 
     Attributes:
         waiting: (x, g) of calls whose squares cannot be taken before all calls are known.
+        summed: (x, Σ_v of the rule's ``squared``) over the backward passes so far, which share x.
     """
 
     def __init__(
@@ -134,12 +109,14 @@ class RuleLayer(Layer):
     ) -> None:
         self.rule = rule
         self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.summed: tuple[Tensor, Tensor] | None = None
         super().__init__(name, module, sources)
 
     def reset(self) -> None:
         """Forget the last pass."""
         super().reset()
         self.waiting.clear()
+        self.summed = None
 
     def _watch(self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         x = args[0] if args else kwargs.get("input")
@@ -154,10 +131,10 @@ class RuleLayer(Layer):
         beginning = None
         if not output.requires_grad:
             output = beginning = _beginning(output, under_way.anchor)
-        output.register_hook(partial(self._on_gradient, x, axis))
+        output.register_hook(partial(self._on_gradient, under_way, x, axis))
         return beginning
 
-    def _on_gradient(self, x: Tensor, axis: int, g: Tensor) -> None:
+    def _on_gradient(self, under_way: Pass, x: Tensor, axis: int, g: Tensor) -> None:
         if not self.fit or not self.totals:
             return
         if axis:
@@ -169,8 +146,17 @@ class RuleLayer(Layer):
             g = g.to(dtype)
         if self.uses > 1 or self.shares or self._is_late:
             self.waiting.append((x, g))
+        elif under_way.cotangents > 1 and (squared := self.rule.squared(x, g)) is not None:
+            self.summed = (x, squared if self.summed is None else self.summed[1].add_(squared))
         else:
             self.rule.add_squares(self.module, x, g, self.totals)
+
+    @torch.no_grad()
+    def add_summed(self) -> None:
+        """Add what was summed over the backward passes."""
+        if self.summed is not None:
+            self.rule.add_squared(*self.summed, self.totals)
+            self.summed = None
 
 
 class ReplayedLayer(Layer):

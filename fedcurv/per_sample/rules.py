@@ -28,6 +28,14 @@ class LayerRule:
             if name in totals:
                 totals[name].add_(gradient.square_().sum(0))
 
+    def squared(self, x: Tensor, g: Tensor) -> Tensor | None:
+        """Return what ``add_squared`` needs of g, if it is the sum of that over several g."""
+        return None
+
+    def add_squared(self, x: Tensor, squared: Tensor, totals: Mapping[str, Tensor]) -> None:
+        """Add Σ_n Σ_v (∂ℓ_nv/∂p)² to the totals, given Σ_v squared(x, g_v)."""
+        raise NotImplementedError
+
     def new_total(self, parameter: Tensor) -> Tensor:
         """Return zeros in the parameter's shape, laid out in memory as the rule likes it."""
         return torch.zeros_like(
@@ -49,19 +57,27 @@ class Linear(LayerRule):
     def add_squares(
         self, module: nn.Module, x: Tensor, g: Tensor, totals: Mapping[str, Tensor]
     ) -> None:
-        """With one position the square of an outer product is the outer product of squares."""
-        if x.ndim == 2 or x.shape[1:-1].numel() == 1:
-            g = _without_positions(g).square()
-            if "weight" in totals:
-                totals["weight"].addmm_(g.T, _without_positions(x).square())
-            if "bias" in totals:
-                totals["bias"].add_(g.sum(0))
+        """Form the products of the positions, unless there is one alone."""
+        if (squared := self.squared(x, g)) is not None:
+            self.add_squared(x, squared, totals)
             return
         x, g = _with_one_axis_of_positions(x), _with_one_axis_of_positions(g)
         if "weight" in totals:
             add_squared_products(totals["weight"], g.mT, x)
         if "bias" in totals:
             totals["bias"].add_(g.sum(1).square_().sum(0))
+
+    def squared(self, x: Tensor, g: Tensor) -> Tensor | None:
+        """Return g², shape (N, features), if samples have one position."""
+        one_position = x.ndim == 2 or x.shape[1:-1].numel() == 1
+        return _without_positions(g).square() if one_position else None
+
+    def add_squared(self, x: Tensor, squared: Tensor, totals: Mapping[str, Tensor]) -> None:
+        """Add the outer products of squares, which are the squares of the outer products."""
+        if "weight" in totals:
+            totals["weight"].addmm_(squared.T, _without_positions(x).square())
+        if "bias" in totals:
+            totals["bias"].add_(squared.sum(0))
 
 
 class Embedding(LayerRule):

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.per_sample.attention import AttentionByProjections
-from fedcurv.per_sample.layers import Findings, Pass, ReplayedLayer, RuleLayer, layers_of
+from fedcurv.per_sample.findings import Findings
+from fedcurv.per_sample.layers import Pass, ReplayedLayer, RuleLayer, layers_of
 from fedcurv.per_sample.memory import keep_freed_memory
 from fedcurv.per_sample.replay import Call, Replay
 from fedcurv.per_sample.rules import LayerRule
@@ -118,7 +119,7 @@ class PerSampleSquares:
                     f"{type(self._model).__name__}; wrap it in a module that returns its logits"
                 )
             cotangents = cotangents_of(outputs.detach())
-            under_way.in_backward = True
+            under_way.in_backward, under_way.cotangents = True, len(cotangents)
             for index, v in enumerate(cotangents):
                 if outputs.requires_grad:
                     _backward(outputs, v, retain_graph=index + 1 < len(cotangents))
@@ -126,6 +127,8 @@ class PerSampleSquares:
                 if slow:
                     call = Call((inputs,), {}, [v], ((0,), {}, [0]))
                     self._whole.add_squares(call, {name: self.totals[name] for name in slow})
+            for layer in self._rule_layers:
+                layer.add_summed()
         finally:
             under_way.samples = 0  # the hooks have nothing to do outside of this
         if self._replayed or slow:

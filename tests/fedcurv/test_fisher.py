@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedcurv import fisher_diagonal
+from fedcurv.per_sample.rules import Linear
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, ZOO, inputs_for
 
@@ -291,3 +292,26 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
 def test_bad_input(model, batches, options, message):
     with pytest.raises(ValueError, match=message):
         fisher_diagonal(model, batches, **options)
+
+
+def test_the_exact_kind_multiplies_once_whatever_the_number_of_classes(monkeypatch):
+    """The input is the same for every class: squared gradients are summed before the product."""
+    products = []
+    add_squared = Linear.add_squared
+
+    def counted(rule, x, squared, totals):
+        products.append(x.shape)
+        add_squared(rule, x, squared, totals)
+
+    monkeypatch.setattr(Linear, "add_squared", counted)
+    model, inputs, labels = problem("linear")
+    linears = sum(isinstance(module, nn.Linear) for module in model.modules())
+    fisher_diagonal(model, [(inputs, labels)], self_check=False, kind="exact")
+    assert len(products) == linears > 0
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+def test_the_result_keeps_no_graph(kind):
+    model, inputs, labels = problem("linear")
+    fisher = fisher_diagonal(model, [(inputs, labels)], kind=kind)
+    assert not any(tensor.requires_grad for tensor in fisher.values())
