@@ -49,7 +49,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
     runs_folder = folder / "runs"
     tuned: list[Run] = []
     trials: list[Run] = []
-    cells, methods = experiment["cells"], experiment["methods"]
+    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment["only"])
     with counting_progress(44) as progress:
         points = len(next(iter(grids(methods).values())))
         per_method = len(experiment["seeds"]) + points * len(experiment["tuning_seeds"])
@@ -99,6 +99,21 @@ def grids(methods: Settings) -> dict[str, list[Settings]]:
         ]
         for name, method in methods.items()
     }
+
+
+def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
+    """Return the methods with these names; all of them for None.
+
+    Raises:
+        ValueError: for none, or a name that none has.
+    """
+    if only is None:
+        return methods
+    if not only or not set(only) <= methods.keys():
+        raise ValueError(
+            f"experiment.only must name some of {', '.join(methods)}, got {only!r}"
+        )
+    return {name: method for name, method in methods.items() if name in only}
 
 
 def check_budgets(methods: Settings) -> None:

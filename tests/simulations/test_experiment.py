@@ -107,6 +107,19 @@ def test_methods_with_other_budgets_are_refused(tmp_path):
         run_experiment(small(methods=methods), tmp_path, "the command")
 
 
+def test_some_methods_can_be_run_alone(tmp_path):
+    table = run_experiment(small(only=["curvature"]), tmp_path, "the command")
+    assert table.row_count == 2
+    assert {run["method"] for run in rows_of(tmp_path / "trials.csv")} == {"curvature"}
+
+
+@pytest.mark.parametrize("only", [[], ["curvature", "curvatur"]])
+def test_a_method_that_does_not_exist_is_refused_with_the_names_of_those_that_do(only, tmp_path):
+    with pytest.raises(ValueError, match="only must name some of averaging, curvature, got"):
+        run_experiment(small(only=only), tmp_path, "the command")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_strategy_that_does_not_exist_is_named(tmp_path):
     methods = {"a": {"strategy": "fedavgg", "grid": {"client.lr": [0.1]}}}
     with pytest.raises(ValueError, match=r"a\.strategy must be one of fedavg, .*'fedavgg'"):
