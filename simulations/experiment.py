@@ -110,9 +110,7 @@ def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
     if only is None:
         return methods
     if not only or not set(only) <= methods.keys():
-        raise ValueError(
-            f"experiment.only must name some of {', '.join(methods)}, got {only!r}"
-        )
+        raise ValueError(f"experiment.only must name some of {', '.join(methods)}, got {only!r}")
     return {name: method for name, method in methods.items() if name in only}
 
 
