@@ -46,7 +46,7 @@ def fisher_diagonal(
         model: maps inputs to what the likelihood takes.
         batches: pairs (inputs, targets) of shapes (N, ...); moved to the model's device.
         kind: ``empirical`` takes the given labels, ``exact`` the expectation over the model's own
-            class probabilities (C backward passes), ``sampled`` one label drawn per sample.
+            class probabilities (C − 1 backward passes), ``sampled`` one label drawn per sample.
         likelihood: ``categorical`` takes logits (N, C) and targets as
             ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), where a sample's
             log-likelihood is the sum over its positions; ``gaussian`` is regression with unit
