@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -25,7 +26,7 @@ from fedcurv.strategies.records import Instruction
 from fedcurv.strategies.replies import (
     Shapes,
     check_reply,
-    check_weight,
+    checked_weight,
     require_some_messages,
     require_some_success,
 )
@@ -53,7 +54,7 @@ class FedCurv(Strategy):
     Args:
         strategy: the strategy to wrap; by default ``FedAvg(**fedavg_options)``.
         strength: λ >= 0. 0 sends no statistics and asks for none: plain FedAvg, bit for bit.
-            ``AutoStrength(lr, local_steps)`` finds it from each round's statistics.
+            ``AutoStrength(lr, epochs, batch_size)`` finds it from each round's statistics.
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
@@ -168,7 +169,8 @@ class FedCurv(Strategy):
         self.refused = refused
         require_some_success(server_round, received, refused)
         if agreed.sums is not None:
-            self._strength.see(agreed.sums)
+            weights = self._weights(received, agreed.contributors)
+            self._strength.see(agreed.sums, statistics.fmean(weights))
         self._instruction = Instruction(self._strength.to_ask_with)
         if agreed.sums is not None and self.strength is not None:
             self._parameter_names = agreed.parameter_names
@@ -192,6 +194,14 @@ class FedCurv(Strategy):
         arrays = check_reply(content, self._sent, self._weighted_by_key)
         sums.add(message_id, content, arrays, report)
 
+    def _weights(self, received: Sequence[Message], contributors: Sequence[str]) -> list[float]:
+        of_contributors = set(contributors)
+        return [
+            checked_weight(message.content, self._weighted_by_key)
+            for message in received
+            if message.metadata.reply_to_message_id in of_contributors
+        ]
+
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -206,7 +216,7 @@ class FedCurv(Strategy):
         for message in replies:
             try:
                 if message.has_content():
-                    check_weight(message.content, self._weighted_by_key)
+                    checked_weight(message.content, self._weighted_by_key)
                 fit.append(message)
             except ValueError as error:
                 logger.warning(

@@ -86,7 +86,7 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> Arra
     """
     if len(content.array_records) != 1:
         raise ValueError(f"expected one ArrayRecord, got {sorted(content.array_records)}")
-    check_weight(content, weighted_by_key)
+    checked_weight(content, weighted_by_key)
     (record,) = content.array_records.values()
     tensors = unpack_tensors(record)
     require_same_shapes(sent, shapes_of(tensors), "what was sent", "the reply")
@@ -97,11 +97,11 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> Arra
     return Arrays(tensors, {name: max(-low, high) for name, (low, high) in ranges.items()})
 
 
-def check_weight(content: RecordDict, weighted_by_key: str) -> None:
-    """Check that a reply has one MetricRecord with a weight > 0 to average by.
+def checked_weight(content: RecordDict, weighted_by_key: str) -> float:
+    """Return the weight by which a reply is averaged.
 
     Raises:
-        ValueError: unless it has.
+        ValueError: unless it has one MetricRecord with a weight > 0.
     """
     if len(content.metric_records) != 1:
         raise ValueError(f"expected one MetricRecord, got {sorted(content.metric_records)}")
@@ -109,6 +109,7 @@ def check_weight(content: RecordDict, weighted_by_key: str) -> None:
     weight = metrics.get(weighted_by_key)
     if not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"expected {weighted_by_key!r} > 0 in the metrics, got {weight!r}")
+    return float(weight)
 
 
 def metric_names(content: RecordDict) -> frozenset[str]:

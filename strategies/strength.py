@@ -25,10 +25,13 @@ class AutoStrength:
     round's pull, grows; with one λ for all rounds the pull can swing. What the rule is worth is in
     docs/results.md.
 
+    T is ``epochs`` times the batches of a client with as many samples as the round's contributors
+    have on average, by the weights of their replies (``num-examples``).
+
     Attributes:
         lr: the clients' learning rate, > 0.
-        local_steps: a client's steps in a round, T >= 1; with E epochs over n samples in batches of
-            B that is E·n/B.
+        epochs: over a client's samples in a round, > 0.
+        batch_size: of the clients' steps, >= 1.
 
     Raises:
         ValueError: if one is out of range.
@@ -38,25 +41,30 @@ class AutoStrength:
     """
 
     lr: float
-    local_steps: float
+    epochs: float
+    batch_size: int
 
     def __post_init__(self) -> None:
         """Check the values."""
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be > 0 and finite, got {self.lr!r}")
-        if not 1 <= self.local_steps < math.inf:
-            raise ValueError(f"local_steps must be >= 1 and finite, got {self.local_steps!r}")
+        if not 0 < self.epochs < math.inf:
+            raise ValueError(f"epochs must be > 0 and finite, got {self.epochs!r}")
+        if not 1 <= self.batch_size < math.inf:
+            raise ValueError(f"batch_size must be >= 1 and finite, got {self.batch_size!r}")
 
-    def found(self, sums: Curvature) -> float | None:
+    def found(self, sums: Curvature, mean_samples: float) -> float | None:
         """Return λ for the next round, or None if the statistics are all zero.
 
         Args:
             sums: of a round.
+            mean_samples: of its contributors, > 0.
         """
         largest = max((float(p.max()) for p in sums.precision.values() if p.numel()), default=0.0)
         if largest <= 0.0:
             return None
-        strength = min(_STEP, _ROUND / self.local_steps) / (self.lr * largest)
+        local_steps = self.epochs * math.ceil(mean_samples / self.batch_size)
+        strength = min(_STEP, _ROUND / local_steps) / (self.lr * largest)
         logger.info("strength: %g, with a largest precision of %g", strength, largest)
         return checked_strength(strength)
 
@@ -83,9 +91,16 @@ class Strength:
         """What clients are told: above 0, so that they report, until it is found."""
         return 1.0 if self.value is None else self.value
 
-    def see(self, sums: Curvature) -> None:
-        """Find the next round's λ, if it is not given; statistics that are zero leave it."""
-        if self._rule is not None and (found := self._rule.found(sums)) is not None:
+    def see(self, sums: Curvature, mean_samples: float) -> None:
+        """Find the next round's λ, if it is not given; statistics that are zero leave it.
+
+        Args:
+            sums: of a round.
+            mean_samples: of its contributors.
+        """
+        if self._rule is None:
+            return
+        if (found := self._rule.found(sums, mean_samples)) is not None:
             self.value = found
 
     def resume(self, found: float | None) -> None:

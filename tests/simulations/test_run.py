@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from fedcurv.simulations import run as run_module
 from fedcurv.simulations.client import data_root, describe_task, make_settings, make_task
 from fedcurv.simulations.run import resolve, simulate
-from fedcurv.simulations.strategy import local_steps
 from tests.federation import message_with
 from tests.simulations.test_data import write_mnist
 
@@ -178,12 +177,6 @@ def test_the_environment_is_left_as_it_was(tmp_path, monkeypatch):
     monkeypatch.delenv("FEDCURV_DATA_ROOT", raising=False)
     run(tmp_path, "strategy=fedavg")
     assert "FEDCURV_DATA_ROOT" not in os.environ
-
-
-def test_auto_counts_the_steps_of_a_client_of_average_size():
-    resolved = resolve(configuration("client.epochs=3", "client.batch_size=16"))
-    # 1437 samples over 20 clients are 72 each, in 5 batches
-    assert local_steps(resolved) == 15
 
 
 def test_stragglers_train_for_fewer_epochs():

@@ -16,39 +16,63 @@ def sums(*largest: float) -> Curvature:
 
 
 @pytest.mark.parametrize(
-    ("lr", "steps", "largest", "expected"),
+    ("epochs", "batch_size", "mean_samples", "largest", "expected"),
     [
-        (0.1, 5, 2.0, 10.0),  # 2 / (0.1 * 2)
-        (0.1, 50, 0.5, 20.0),  # 1 / (0.1 * 0.5)
-        (0.1, 500, 0.001, 1000.0),  # 0.1 / (0.1 * 0.001)
-        (0.5, 12.5, 4.0, 1.0),  # 2 / (0.5 * 4)
+        (1, 8, 40, 2.0, 10.0),  # 5 steps: 2 / (0.1 * 2)
+        (10, 8, 40, 0.5, 20.0),  # 50 steps: 1 / (0.1 * 0.5)
+        (10, 8, 32.5, 0.5, 20.0),  # the last batch may be small
+        (100, 8, 40, 0.001, 1000.0),  # 500 steps: 0.1 / (0.1 * 0.001)
+        (0.5, 1000, 40, 2.0, 10.0),  # less than a step
     ],
 )
-def test_the_rule(lr, steps, largest, expected):
-    assert AutoStrength(lr, steps).found(sums(largest / 7, largest)) == pytest.approx(expected)
+def test_the_rule(epochs, batch_size, mean_samples, largest, expected):
+    rule = AutoStrength(0.1, epochs, batch_size)
+    assert rule.found(sums(largest / 7, largest), mean_samples) == pytest.approx(expected)
 
 
 def test_statistics_that_are_zero_say_nothing():
-    assert AutoStrength(0.1, 5).found(sums(0.0, 0.0)) is None
+    assert AutoStrength(0.1, 5, 8).found(sums(0.0, 0.0), 40) is None
 
 
 @pytest.mark.parametrize(
-    ("lr", "steps", "message"),
+    ("lr", "epochs", "batch_size", "message"),
     [
-        (0.0, 5, "lr must be > 0"),
-        (math.inf, 5, "lr must be > 0 and finite"),
-        (math.nan, 5, "lr must be > 0"),
-        (0.1, 0, "local_steps must be >= 1"),
-        (0.1, math.nan, "local_steps must be >= 1"),
+        (0.0, 5, 8, "lr must be > 0"),
+        (math.inf, 5, 8, "lr must be > 0 and finite"),
+        (math.nan, 5, 8, "lr must be > 0"),
+        (0.1, 0, 8, "epochs must be > 0"),
+        (0.1, math.nan, 8, "epochs must be > 0"),
+        (0.1, 5, 0, "batch_size must be >= 1"),
     ],
 )
-def test_settings_out_of_range(lr, steps, message):
+def test_settings_out_of_range(lr, epochs, batch_size, message):
     with pytest.raises(ValueError, match=message):
-        AutoStrength(lr, steps)
+        AutoStrength(lr, epochs, batch_size)
+
+
+def test_the_samples_are_those_of_the_clients_whose_statistics_are_in_the_sums(monkeypatch):
+    """Client 0 has 12 samples, 1 says that it has 36, 2 is refused, 3 sends no statistics."""
+    means = []
+
+    def found(rule, sums, mean_samples):
+        means.append(mean_samples)
+        return 1.0
+
+    def counts_more(content):
+        content["metrics"]["num-examples"] = 36
+
+    def is_poisoned(content):
+        content["metrics"]["num-examples"] = math.nan
+
+    monkeypatch.setattr(AutoStrength, "found", found)
+    spoil = {(1, 1): counts_more, (1, 2): is_poisoned}
+    strategy = FedCurv(strength=AutoStrength(0.1, 1, 8), **options())
+    Federation(spoil=spoil, plain=frozenset({3})).run(strategy, num_rounds=1)
+    assert means == [24.0]
 
 
 def test_every_round_has_the_strength_that_the_last_rounds_statistics_give():
-    strategy = FedCurv(strength=AutoStrength(0.1, 3), **options())
+    strategy = FedCurv(strength=AutoStrength(0.1, 1, 4), **options())
     assert strategy.strength is None
     federation = Federation(mode="proximal")
     found = federation.run(strategy, num_rounds=4)
@@ -65,21 +89,21 @@ def test_every_round_has_the_strength_that_the_last_rounds_statistics_give():
 
 
 def test_statistics_that_are_zero_leave_the_strength_as_it_is():
-    strength = Strength(AutoStrength(0.1, 5))
-    strength.see(sums(0.0))
+    strength = Strength(AutoStrength(0.1, 1, 8))
+    strength.see(sums(0.0), 40)
     assert strength.value is None
-    strength.see(sums(2.0))
-    strength.see(sums(0.0))
+    strength.see(sums(2.0), 40)
+    strength.see(sums(0.0), 40)
     assert strength.value == pytest.approx(10.0)
 
 
 def test_a_resumed_run_goes_on_with_what_was_found(tmp_path):
-    whole = FedCurv(strength=AutoStrength(0.1, 3), **options())
+    whole = FedCurv(strength=AutoStrength(0.1, 1, 4), **options())
     forgetful = frozenset((2, partition) for partition in range(4))  # as new contexts are
     wanted = Federation(mode="proximal", forgetful=forgetful).run(whole, num_rounds=2)
-    one = FedCurv(strength=AutoStrength(0.1, 3), **options())
+    one = FedCurv(strength=AutoStrength(0.1, 1, 4), **options())
     Federation(mode="proximal").run(one, num_rounds=1, checkpoint=tmp_path)
-    two = FedCurv(strength=AutoStrength(0.1, 3), **options())
+    two = FedCurv(strength=AutoStrength(0.1, 1, 4), **options())
     federation = Federation(mode="proximal")
     got = federation.run(two, num_rounds=2, checkpoint=tmp_path, resume=True)
     assert {visit.strength for visit in federation.visits} == {one.strength}
