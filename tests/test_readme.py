@@ -40,7 +40,7 @@ def test_the_code_runs_and_prints_what_it_says():
 
 def test_the_same_app_with_fedavg_prints_what_it_says():
     def with_fedavg(code: str) -> str:
-        code = code.replace("FedCurv(strength=100, fraction", "FedAvg(fraction")
+        code = code.replace("FedCurv(strength=30, fraction", "FedAvg(fraction")
         return code.replace(
             "from fedcurv.strategies import FedCurv",
             "from flwr.serverapp.strategy import FedAvg",
@@ -54,7 +54,7 @@ def test_the_strength_that_is_found_reaches_what_it_is_said_to_reach():
     guess = re.findall(r"`(AutoStrength\(.*?\))`", README)[0]
 
     def with_guess(code: str) -> str:
-        code = code.replace("FedCurv(strength=100, fraction", f"FedCurv(strength={guess}, fraction")
+        code = code.replace("FedCurv(strength=30, fraction", f"FedCurv(strength={guess}, fraction")
         return code.replace("strategies import FedCurv", "strategies import AutoStrength, FedCurv")
 
     (sentence,) = re.findall(r"statistics, and reaches (\d+ %) here", README)
