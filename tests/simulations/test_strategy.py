@@ -1,0 +1,18 @@
+from omegaconf import OmegaConf
+
+from fedcurv.simulations.strategy import make_strategy
+from fedcurv.strategies import FedCurv
+
+
+def test_auto_is_a_rule_with_the_clients_settings_and_needs_none_of_their_data(monkeypatch):
+    made = {}
+    monkeypatch.setattr(
+        "fedcurv.strategies.AutoStrength", lambda **options: made.update(options) or 0.5
+    )
+    node = OmegaConf.create({"_target_": "fedcurv.strategies.FedCurv", "strength": "auto"})
+    client = {"lr": 0.2, "epochs": 3, "batch_size": 16}
+    strategy = make_strategy(node, {"client": client, "data": {"name": "device"}})
+    assert isinstance(strategy, FedCurv)
+    assert strategy.strength == 0.5
+    assert made == client
+    assert node.strength == "auto"
