@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
@@ -17,6 +19,9 @@ _CAPTION = (
     "rounds. Rounds to a target: if not all seeds reached it, how many did. MB: what all clients "
     "receive and send until the target that was tuned for. A training that diverged counts as 0."
 )
+
+# the plot leaves out what lies below all accuracies after one in so many rounds: the first climb
+_STEEP = 4
 
 
 def write_report(
@@ -125,24 +130,37 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
     for place in axes.flat[len(cells) :]:
         place.set_visible(False)
     for cell, place in zip(cells, axes.flat, strict=False):
-        for index, method in enumerate(methods):
-            own = [
-                run.accuracy
-                for run in runs
-                if (_text(run.plan.cell), run.plan.method) == (cell, method) and not run.failure
-            ]
-            by_round = [[100 * a for a in of_round] for of_round in zip(*own, strict=True)]
-            if not by_round:
-                continue
-            means = [statistics.mean(a) for a in by_round]
-            rounds = range(len(means))
-            place.plot(rounds, means, label=method, color=f"C{index}")
-            low, high = [min(a) for a in by_round], [max(a) for a in by_round]
-            place.fill_between(rounds, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
-        place.set(title=cell, xlabel="round", ylabel="test accuracy (%)")
-        place.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize="small")
+        _draw(place, [run for run in runs if _text(run.plan.cell) == cell], methods)
+        place.set_title(cell)
+    lines_by_method = {line.get_label(): line for place in axes.flat for line in place.lines}
+    if lines_by_method:
+        figure.legend(
+            lines_by_method.values(),
+            lines_by_method,
+            loc="outside lower center",
+            ncols=2 * columns,
+        )
     return figure
+
+
+def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str]) -> None:
+    later: list[float] = []
+    for index, method in enumerate(methods):
+        own = [run.accuracy for run in runs if run.plan.method == method and not run.failure]
+        by_round = [[100 * a for a in of_round] for of_round in zip(*own, strict=True)]
+        if not by_round:
+            continue
+        means = [statistics.mean(a) for a in by_round]
+        rounds = range(len(means))
+        place.plot(rounds, means, label=method, color=f"C{index}")
+        low, high = [min(a) for a in by_round], [max(a) for a in by_round]
+        place.fill_between(rounds, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
+        later += means[len(means) // _STEEP :]
+    if later:
+        place.set_ylim(max(0.0, min(later) - 5), min(100.5, max(later) + 2))
+    place.set(xlabel="round", ylabel="test accuracy (%)")
+    place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    place.grid(alpha=0.3)
 
 
 def view(rows: Sequence[Sequence[str]]) -> Table:
