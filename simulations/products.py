@@ -1,7 +1,7 @@
 """Matrix products of several clients' layers, by the faster of the two libraries that torch has.
 
-torch multiplies float32 matrices on a CPU with MKL, which leaves half of AMD's AVX-512 unused;
-oneDNN does not, but only one matrix at a time, and with more ado for small ones.
+oneDNN is the faster on some processors (see ``fedcurv.onednn``), but multiplies one matrix at a
+time, and with more ado for small ones.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fedcurv import onednn
 from fedcurv.simulations.circumstances import processor
 
 # multiplications of one client's product from which on oneDNN is the faster
@@ -66,15 +67,9 @@ def _linear_for(rows: Tensor, weights: Tensor) -> Callable[..., Tensor] | None:
 
 @cache
 def _onednn_linear() -> Callable[..., Tensor] | None:
-    """Return ``linear_by_onednn`` if MKL is slow here."""
+    """Return ``onednn.linear`` if MKL is slow here."""
     mkl_is_slow = (
         processor().startswith("AMD") and torch.backends.cpu.get_cpu_capability() == "AVX512"
     )
-    usable = torch.backends.mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return linear_by_onednn if mkl_is_slow and usable else None
-
-
-def linear_by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return ``torch.nn.functional.linear``'s result, by what only torch's compiler calls else."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return result
+    usable = torch.backends.mkldnn.enabled and onednn.works()
+    return onednn.linear if mkl_is_slow and usable else None

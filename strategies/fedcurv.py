@@ -169,15 +169,14 @@ class FedCurv(Strategy):
         self.refused = refused
         require_some_success(server_round, received, refused)
         if agreed.sums is not None:
-            weights = self._weights(received, agreed.contributors)
-            self._strength.see(agreed.sums, statistics.fmean(weights))
+            self._strength.see(agreed.sums, statistics.fmean(agreed.contributors.values()))
         self._instruction = Instruction(self._strength.to_ask_with)
         if agreed.sums is not None and self.strength is not None:
             self._parameter_names = agreed.parameter_names
             self._instruction = Instruction(
                 strength=self.strength,
                 sums_round=server_round,
-                contributors=agreed.contributors,
+                contributors=list(agreed.contributors),
                 sums=agreed.sums,
             )
         fit = [m for m in received if m.metadata.reply_to_message_id not in refused]
@@ -193,14 +192,6 @@ class FedCurv(Strategy):
             )
         arrays = check_reply(content, self._sent, self._weighted_by_key)
         sums.add(message_id, content, arrays, report)
-
-    def _weights(self, received: Sequence[Message], contributors: Sequence[str]) -> list[float]:
-        of_contributors = set(contributors)
-        return [
-            checked_weight(message.content, self._weighted_by_key)
-            for message in received
-            if message.metadata.reply_to_message_id in of_contributors
-        ]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -71,10 +71,12 @@ class Arrays:
     Attributes:
         tensors: by name.
         largest: the greatest magnitude in each.
+        weight: to average them by, > 0.
     """
 
     tensors: Mapping[str, Tensor]
     largest: Mapping[str, float]
+    weight: float
 
 
 def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> Arrays:
@@ -86,7 +88,7 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> Arra
     """
     if len(content.array_records) != 1:
         raise ValueError(f"expected one ArrayRecord, got {sorted(content.array_records)}")
-    checked_weight(content, weighted_by_key)
+    weight = checked_weight(content, weighted_by_key)
     (record,) = content.array_records.values()
     tensors = unpack_tensors(record)
     require_same_shapes(sent, shapes_of(tensors), "what was sent", "the reply")
@@ -94,7 +96,8 @@ def check_reply(content: RecordDict, sent: Shapes, weighted_by_key: str) -> Arra
     poisoned = [name for name, ends in ranges.items() if not all(map(math.isfinite, ends))]
     if poisoned:
         raise ValueError(f"expected finite numbers, got NaN or inf in {listed(poisoned)}")
-    return Arrays(tensors, {name: max(-low, high) for name, (low, high) in ranges.items()})
+    largest = {name: max(-low, high) for name, (low, high) in ranges.items()}
+    return Arrays(tensors, largest, weight)
 
 
 def checked_weight(content: RecordDict, weighted_by_key: str) -> float:

@@ -19,10 +19,10 @@ _LARGEST_TERM = 1e30
 
 @dataclass
 class _Group:
-    """Replies of one kind: their sums, and the messages that they answered."""
+    """Replies of one kind: their sums, and their weights by the message that they answered."""
 
     sums: CurvatureSum = field(default_factory=CurvatureSum)
-    contributors: list[str] = field(default_factory=list)
+    contributors: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Agreed:
     Attributes:
         refused: reason by message id for the replies that do not.
         parameter_names: of the statistics.
-        contributors: ids of the messages whose replies are in the sums.
+        contributors: weight by message id of the replies that are in the sums.
         sums: None if there are no contributors.
     """
 
     refused: Mapping[str, str]
     parameter_names: Names
-    contributors: list[str]
+    contributors: Mapping[str, float]
     sums: Curvature | None
 
 
@@ -77,7 +77,7 @@ class RoundSums:
             names = frozenset(report.precision)
             group = self._groups.get((metrics, names), _Group())
             _add_checked(group.sums, report, arrays, self._max_precision)
-            group.contributors.append(message_id)
+            group.contributors[message_id] = arrays.weight
             self._groups[metrics, names] = group
             self._statistics[message_id] = names
         self._metrics[message_id] = metrics
@@ -98,7 +98,7 @@ class RoundSums:
                 refused[message_id] = "; ".join(faults)
         group = self._groups.get((metrics, names))
         if group is None:
-            return Agreed(refused, names, [], None)
+            return Agreed(refused, names, {}, None)
         return Agreed(refused, names, group.contributors, group.sums.total(torch.float32))
 
 

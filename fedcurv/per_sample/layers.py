@@ -101,7 +101,7 @@ class RuleLayer(Layer):
 
     Attributes:
         waiting: (x, g) of calls whose squares cannot be taken before all calls are known.
-        summed: (x, Σ_v of the rule's ``squared``) over the backward passes so far, which share x.
+        summed: (x, Σ_v of the rule's ``summand``) over the backward passes so far, which share x.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class RuleLayer(Layer):
             g = g.to(dtype)
         if self.uses > 1 or self.shares or self._is_late:
             self.waiting.append((x, g))
-        elif under_way.cotangents > 1 and (squared := self.rule.squared(x, g)) is not None:
-            self.summed = (x, squared if self.summed is None else self.summed[1].add_(squared))
+        elif under_way.cotangents > 1 and (summand := self.rule.summand(x, g)) is not None:
+            self.summed = (x, summand if self.summed is None else self.summed[1].add_(summand))
         else:
             self.rule.add_squares(self.module, x, g, self.totals)
 
@@ -155,7 +155,7 @@ class RuleLayer(Layer):
     def add_summed(self) -> None:
         """Add what was summed over the backward passes."""
         if self.summed is not None:
-            self.rule.add_squared(*self.summed, self.totals)
+            self.rule.add_summed(*self.summed, self.totals)
             self.summed = None
 
 

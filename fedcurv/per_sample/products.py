@@ -1,10 +1,11 @@
 """Σ_n (A_n B_n)², elementwise, over pairs of matrices, without keeping the products."""
 
 from collections.abc import Callable
-from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
+
+from fedcurv import onednn
 
 # from inputs (R, P) and a weight (C, P) to their product (R, C)
 Linear = Callable[[Tensor, Tensor], Tensor]
@@ -47,7 +48,7 @@ def _add_batched(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _add_one_by_one(total: Tensor, left: Tensor, right: Tensor) -> None:
-    multiply = _onednn_linear() if total.dtype == torch.float32 else nn.functional.linear
+    multiply = _linear_for(total.dtype)
     weights = _dense(right).mT.unbind()
     num_parts = -(-total.numel() // _NUMBERS_IN_CACHE)
     for part, rows in zip(total.chunk(num_parts), left.chunk(num_parts, dim=1), strict=True):
@@ -64,23 +65,6 @@ def _dense(matrices: Tensor) -> Tensor:
     return matrices.contiguous()
 
 
-@cache
-def _onednn_linear() -> Linear:
-    """Return x·Wᵀ by oneDNN, or torch's own where torch has none.
-
-    torch multiplies float32 matrices by MKL, which leaves half of the vector units of AMD's
-    processors idle, but convolutions by oneDNN: measured against training, MKL would lose. The
-    operator is no public one, so it is tried first.
-    """
-    inputs, weight = torch.arange(12.0).view(3, 4), torch.arange(20.0).view(5, 4)
-    try:
-        operator = torch.ops.mkldnn._linear_pointwise.default
-        linear = partial(_without_activation, operator)
-        works = torch.allclose(linear(inputs, weight), inputs @ weight.T)
-    except (AttributeError, RuntimeError):
-        works = False
-    return linear if works else nn.functional.linear
-
-
-def _without_activation(operator: Callable[..., Tensor], inputs: Tensor, weight: Tensor) -> Tensor:
-    return operator(inputs, weight, None, "none", [], "")
+def _linear_for(dtype: torch.dtype) -> Linear:
+    """Return the faster x·Wᵀ: measured against training, whose convolutions oneDNN computes."""
+    return onednn.linear if dtype == torch.float32 and onednn.works() else nn.functional.linear

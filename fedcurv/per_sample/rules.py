@@ -28,12 +28,12 @@ class LayerRule:
             if name in totals:
                 totals[name].add_(gradient.square_().sum(0))
 
-    def squared(self, x: Tensor, g: Tensor) -> Tensor | None:
-        """Return what ``add_squared`` needs of g, if it is the sum of that over several g."""
+    def summand(self, x: Tensor, g: Tensor) -> Tensor | None:
+        """Return what ``add_summed`` takes, which may be summed over several g; None: nothing."""
         return None
 
-    def add_squared(self, x: Tensor, squared: Tensor, totals: Mapping[str, Tensor]) -> None:
-        """Add Σ_n Σ_v (∂ℓ_nv/∂p)² to the totals, given Σ_v squared(x, g_v)."""
+    def add_summed(self, x: Tensor, summed: Tensor, totals: Mapping[str, Tensor]) -> None:
+        """Add Σ_n Σ_v (∂ℓ_nv/∂p)² to the totals, given Σ_v summand(x, g_v)."""
         raise NotImplementedError
 
     def new_total(self, parameter: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class Linear(LayerRule):
         self, module: nn.Module, x: Tensor, g: Tensor, totals: Mapping[str, Tensor]
     ) -> None:
         """Form the products of the positions, unless there is one alone."""
-        if (squared := self.squared(x, g)) is not None:
-            self.add_squared(x, squared, totals)
+        if (summand := self.summand(x, g)) is not None:
+            self.add_summed(x, summand, totals)
             return
         x, g = _with_one_axis_of_positions(x), _with_one_axis_of_positions(g)
         if "weight" in totals:
@@ -67,17 +67,17 @@ class Linear(LayerRule):
         if "bias" in totals:
             totals["bias"].add_(g.sum(1).square_().sum(0))
 
-    def squared(self, x: Tensor, g: Tensor) -> Tensor | None:
+    def summand(self, x: Tensor, g: Tensor) -> Tensor | None:
         """Return g², shape (N, features), if samples have one position."""
         one_position = x.ndim == 2 or x.shape[1:-1].numel() == 1
         return _without_positions(g).square() if one_position else None
 
-    def add_squared(self, x: Tensor, squared: Tensor, totals: Mapping[str, Tensor]) -> None:
+    def add_summed(self, x: Tensor, summed: Tensor, totals: Mapping[str, Tensor]) -> None:
         """Add the outer products of squares, which are the squares of the outer products."""
         if "weight" in totals:
-            totals["weight"].addmm_(squared.T, _without_positions(x).square())
+            totals["weight"].addmm_(summed.T, _without_positions(x).square())
         if "bias" in totals:
-            totals["bias"].add_(squared.sum(0))
+            totals["bias"].add_(summed.sum(0))
 
 
 class Embedding(LayerRule):

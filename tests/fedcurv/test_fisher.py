@@ -297,13 +297,13 @@ def test_bad_input(model, batches, options, message):
 def test_the_exact_kind_multiplies_once_whatever_the_number_of_classes(monkeypatch):
     """The input is the same for every class: squared gradients are summed before the product."""
     products = []
-    add_squared = Linear.add_squared
+    add_summed = Linear.add_summed
 
-    def counted(rule, x, squared, totals):
+    def counted(rule, x, summed, totals):
         products.append(x.shape)
-        add_squared(rule, x, squared, totals)
+        add_summed(rule, x, summed, totals)
 
-    monkeypatch.setattr(Linear, "add_squared", counted)
+    monkeypatch.setattr(Linear, "add_summed", counted)
     model, inputs, labels = problem("linear")
     linears = sum(isinstance(module, nn.Linear) for module in model.modules())
     fisher_diagonal(model, [(inputs, labels)], self_check=False, kind="exact")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedcurv import onednn
 from fedcurv.simulations import products
 
 SMALL, LARGE = (3, 5, 7, 4), (3, 64, 300, 200)  # clients, rows, in, out
@@ -13,9 +14,9 @@ SMALL, LARGE = (3, 5, 7, 4), (3, 64, 300, 200)  # clients, rows, in, out
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of the libraries in turn, whatever the processor."""
     if request.param != "as it comes":
-        if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        if request.param == "oneDNN" and not onednn.works():
             pytest.skip("this torch has no oneDNN")
-        chosen = products.linear_by_onednn if request.param == "oneDNN" else None
+        chosen = onednn.linear if request.param == "oneDNN" else None
         monkeypatch.setattr(products, "_onednn_linear", lambda: chosen)
 
 

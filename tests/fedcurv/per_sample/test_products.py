@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from fedcurv import onednn
 from fedcurv.per_sample import products
 from fedcurv.per_sample.products import add_squared_products
 
@@ -54,9 +55,9 @@ def test_matrices_with_gaps_are_copied_before_onednn_sees_them():
 
 
 def test_without_onednn_torchs_own_product_serves(monkeypatch):
-    products._onednn_linear.cache_clear()
+    onednn.works.cache_clear()
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     try:
-        assert products._onednn_linear() is torch.nn.functional.linear
+        assert products._linear_for(torch.float32) is torch.nn.functional.linear
     finally:
-        products._onednn_linear.cache_clear()
+        onednn.works.cache_clear()
