@@ -190,11 +190,12 @@ def write_summary(
     # where the data lay on this machine is no part of the result
     shown = {**config, "data": {k: v for k, v in config["data"].items() if k != "root"}}
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
-    lines = [*_markdown_table(rows), "", caption, "", *circumstances(command), ""]
+    lines = [*markdown_table(rows), "", caption, "", *circumstances(command), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table, of which the first row is the header."""
     header, *others = rows
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *others)]
 
