@@ -3,7 +3,8 @@
 Each step is the one that ``fedcurv.clients.train`` takes with plain SGD and cross-entropy, for
 every client on its own batch, to rounding: the same batches in the same order, FedProx's term,
 FedCurv's penalty as a gradient or a proximal step. One matrix product for all clients does the work
-of many small ones; the product that forms a weight's gradient takes the step at once.
+of many small ones; the product that forms a weight's gradient takes the step at once. Convolutions
+are no small operations: stacked, they were slower on a CPU (tests/benchmarks).
 """
 
 from collections.abc import Sequence
