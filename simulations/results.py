@@ -1,11 +1,12 @@
 """``python -m fedcurv.simulations.results``: one page of all experiments that were run.
 
-Every folder below has what ``fedcurv-experiment`` wrote. ``conclusions.md`` beside them is written
-by hand and stands in front; a table of FedCurv beside what it was put around follows.
+Every folder below has what ``fedcurv-experiment`` wrote. ``introduction.md`` and ``conclusions.md``
+beside them are written by hand; a table of FedCurv beside what it was put around stands between.
 """
 
 import argparse
 import csv
+import itertools
 import math
 import os
 import statistics
@@ -17,18 +18,17 @@ from omegaconf import OmegaConf
 
 from fedcurv.simulations.report import markdown_table
 
-CONCLUSIONS = "conclusions.md"
-
-_TITLE = "# When FedCurv pays: results"
+INTRODUCTION, CONCLUSIONS = "introduction.md", "conclusions.md"
 
 # a method, and the same with FedCurv around it
-_WITH_FEDCURV = {
-    "fedavg": "fedcurv-auto",
-    "fedadam": "fedcurv-fedadam",
-    "ce-fedavg": "ce-fedcurv",
-    "gce-fedavg": "gce-fedcurv",
-    "nce-rce-fedavg": "nce-rce-fedcurv",
-}
+_PAIRS = (
+    ("fedavg", "fedcurv-auto"),
+    ("fedadam", "fedcurv-fedadam"),
+    ("fedadam", "fedcurv-fedadam-exact"),
+    ("ce-fedavg", "ce-fedcurv"),
+    ("gce-fedavg", "gce-fedcurv"),
+    ("nce-rce-fedavg", "nce-rce-fedcurv"),
+)
 
 _GLANCE_HEADER = (
     *("experiment", "cell", "method", "with FedCurv", "to"),
@@ -51,17 +51,19 @@ def page(folder: Path, beside: Path) -> str:
         beside: where the page will stand, for its links.
 
     Raises:
-        FileNotFoundError: if there is no experiment, or no conclusions.
+        FileNotFoundError: if there is no experiment, no introduction or no conclusions.
     """
     experiments = sorted(path.parent for path in folder.glob("*/summary.md"))
     if not experiments:
         raise FileNotFoundError(f"{folder}: expected a folder with summary.md for each experiment")
     parts = [
-        _TITLE,
-        (folder / CONCLUSIONS).read_text(encoding="utf-8").strip(),
+        "# When FedCurv pays: results",
+        (folder / INTRODUCTION).read_text(encoding="utf-8").strip(),
         "## At a glance",
         "\n".join(markdown_table(glance(experiments))),
         _GLANCE_CAPTION,
+        "## Conclusions",
+        (folder / CONCLUSIONS).read_text(encoding="utf-8").strip(),
     ]
     for experiment in experiments:
         link = Path(os.path.relpath(experiment, beside)).as_posix()
@@ -70,7 +72,8 @@ def page(folder: Path, beside: Path) -> str:
             f"![Test accuracy over rounds]({link}/accuracy.png)",
             (experiment / "summary.md").read_text(encoding="utf-8").strip(),
             f"Every run is a line of [results.csv]({link}/results.csv), every trial of "
-            f"[trials.csv]({link}/trials.csv); [config.yaml]({link}/config.yaml).",
+            f"[trials.csv]({link}/trials.csv), {_minutes(experiment):.0f} minutes in all; "
+            f"[config.yaml]({link}/config.yaml).",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -85,10 +88,10 @@ def glance(experiments: Sequence[Path]) -> list[list[str]]:
     for experiment in experiments:
         target = OmegaConf.load(experiment / "config.yaml").experiment.target
         outcomes = _outcomes(experiment / "results.csv", f"rounds_to_{target:g}")
-        for (cell, method), without in outcomes.items():
-            fedcurv = _WITH_FEDCURV.get(method, "")
-            if (cell, fedcurv) in outcomes:
-                compared = _compared(without, outcomes[cell, fedcurv])
+        cells = dict.fromkeys(cell for cell, _ in outcomes)
+        for cell, (method, fedcurv) in itertools.product(cells, _PAIRS):
+            if (cell, method) in outcomes and (cell, fedcurv) in outcomes:
+                compared = _compared(outcomes[cell, method], outcomes[cell, fedcurv])
                 rows.append(
                     [experiment.name, cell, method, fedcurv, f"{100 * target:g} %", *compared]
                 )
@@ -104,14 +107,23 @@ class _Outcome:
     final: list[float]
 
 
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _minutes(experiment: Path) -> float:
+    names = ("results.csv", "trials.csv")
+    return sum(float(run["seconds"]) for name in names for run in _lines(experiment / name)) / 60
+
+
 def _outcomes(results: Path, rounds_to: str) -> dict[tuple[str, str], _Outcome]:
     outcomes: dict[tuple[str, str], _Outcome] = {}
-    with results.open(newline="", encoding="utf-8") as file:
-        for run in csv.DictReader(file):
-            own = outcomes.setdefault((run["cell"], run["method"]), _Outcome([], [], []))
-            own.rounds.append(float(run[rounds_to] or math.inf))
-            own.megabytes.append(own.rounds[-1] * float(run["megabytes_a_round"]))
-            own.final.append(100 * float(run["final"]))
+    for run in _lines(results):
+        own = outcomes.setdefault((run["cell"], run["method"]), _Outcome([], [], []))
+        own.rounds.append(float(run[rounds_to] or math.inf))
+        own.megabytes.append(own.rounds[-1] * float(run["megabytes_a_round"]))
+        own.final.append(100 * float(run["final"]))
     return outcomes
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcurv.simulations.results import CONCLUSIONS, glance, page
+from fedcurv.simulations.results import CONCLUSIONS, INTRODUCTION, glance, page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "results" / "experiments"
@@ -14,6 +14,7 @@ def an_experiment(folder: Path, runs: list[tuple[str, str, str, str, str]]) -> P
     (folder / "config.yaml").write_text("experiment: {target: 0.9}")
     lines = ["cell,method,rounds_to_0.9,final,megabytes_a_round", *map(",".join, runs)]
     (folder / "results.csv").write_text("\n".join(lines))
+    (folder / "trials.csv").write_text("seconds\n60\n61.5")
     return folder
 
 
@@ -26,11 +27,14 @@ def test_every_experiment_is_on_the_page(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.md").write_text(f"the table of {name}")
         an_experiment(tmp_path / name, [])
-    (tmp_path / CONCLUSIONS).write_text("what follows")
+    (tmp_path / INTRODUCTION).write_text("what was done")
+    (tmp_path / CONCLUSIONS).write_text("what we think")
     text = page(tmp_path, tmp_path.parent)
-    order = [text.index(part) for part in ("what follows", "the table of a", "the table of b")]
+    parts = ("what was done", "| experiment |", "what we think", "the table of a", "the table of b")
+    order = [text.index(part) for part in parts]
     assert order == sorted(order)
     assert f"({tmp_path.name}/a/accuracy.png)" in text
+    assert "2 minutes in all" in text
 
 
 def test_without_experiments_there_is_no_page(tmp_path):
