@@ -35,7 +35,8 @@ from fedcurv.simulations.strategy import make_strategy
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.rounds import RoundRecord
 
-console = Console()
+# where no terminal sets the width, as in a log, an experiment's table should not be folded
+console = Console(width=None if sys.stdout.isatty() else 200)
 
 CONF = Path(__file__).parent / "conf"
 
