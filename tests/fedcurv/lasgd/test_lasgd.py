@@ -181,7 +181,7 @@ def test_an_optimizer_step_that_raises_does_not_block_the_others():
 
 
 def test_a_newcomer_gets_the_model_and_shares_the_work():
-    host, begun = Host(), threading.Event()
+    host, begun, shared = Host(), threading.Event(), threading.Event()
 
     def member(rank):
         model = make_model(seed=rank)
@@ -193,6 +193,7 @@ def test_a_newcomer_gets_the_model_and_shares_the_work():
                 for batch in loader:
                     step(model, optimizer, *batch)
                     begun.set()
+                    shared.wait(0.1)  # a busy machine lets the newcomer in late
                     time.sleep(0.01)
         return values(model), lasgd.stats, lasgd.worker
 
@@ -203,6 +204,7 @@ def test_a_newcomer_gets_the_model_and_shares_the_work():
         with LASGD(model, optimizer, sync_every=4, store=client(host.port), join=True) as lasgd:
             for batch in lasgd.loader(DATA, 8):
                 step(model, optimizer, *batch)
+                shared.set()
                 time.sleep(0.01)
         return values(model), lasgd.stats, lasgd.worker
 
