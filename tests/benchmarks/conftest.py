@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedcurv.simulations.circumstances import processor
+from fedcurv.simulations.report import markdown_table
 
 FILE = Path("outputs") / "benchmarks" / "costs.md"
 
@@ -32,17 +33,13 @@ class Tables:
     def markdown(self) -> str:
         lines = []
         for title, rows in self._rows.items():
-            lines += [f"## {title}", "", *_table(rows), ""]
+            header = list(rows[0])
+            cells = [[row[name] for name in header] for row in rows]
+            lines += [f"## {title}", "", *markdown_table([header, *cells]), ""]
         return "\n".join([*lines, *_circumstances()])
 
     def __len__(self) -> int:
         return len(self._rows)
-
-
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    header = list(rows[0])
-    lines = [header, ["---"] * len(header), *([row[name] for name in header] for row in rows)]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _circumstances() -> list[str]:

@@ -10,7 +10,7 @@ FOLDER = ROOT / "docs" / "results" / "experiments"
 
 def an_experiment(folder: Path, runs: list[tuple[str, str, str, str, str]]) -> Path:
     """Runs are cell, method, rounds to 90 %, final accuracy and megabytes a round."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     (folder / "config.yaml").write_text("experiment: {target: 0.9}")
     lines = ["cell,method,rounds_to_0.9,final,megabytes_a_round", *map(",".join, runs)]
     (folder / "results.csv").write_text("\n".join(lines))
@@ -24,9 +24,8 @@ def test_the_page_is_what_the_command_makes_of_the_outputs():
 
 def test_every_experiment_is_on_the_page(tmp_path):
     for name in ("b", "a"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "summary.md").write_text(f"the table of {name}")
-        an_experiment(tmp_path / name, [])
+        folder = an_experiment(tmp_path / name, [])
+        (folder / "summary.md").write_text(f"the table of {name}")
     (tmp_path / INTRODUCTION).write_text("what was done")
     (tmp_path / CONCLUSIONS).write_text("what we think")
     text = page(tmp_path, tmp_path.parent)
