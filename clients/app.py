@@ -24,6 +24,7 @@ from fedcurv.clients.training import (
     evaluate,
     train,
 )
+from fedcurv.global_state import cudnn, seeded
 from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, client_id_of, pack_client_id
 
 Samples = tuple[Tensor, Tensor]
@@ -93,11 +94,13 @@ class LocalRound:
         message: that asks for it.
         context: of the client.
         task: what to train.
-        model: with the server's weights, on the device where it is trained in this process.
+        model: with the server's weights, on the device where it is trained in this process, or on
+            the CPU if others train it.
         samples: for training, likewise.
         curvature: FedCurv's part of the message.
         mu: FedProx's coefficient, 0 for none.
         seed: of the client's random numbers in this round.
+        fisher: at the trained model, if it has been estimated already.
     """
 
     message: Message
@@ -108,6 +111,7 @@ class LocalRound:
     curvature: ClientCurvature
     mu: float
     seed: int
+    fisher: Mapping[str, Tensor] | None = None
     _began: float = field(default_factory=time.perf_counter)
     _trained: float = 0.0
     _loss: float = math.nan
@@ -130,11 +134,10 @@ class LocalRound:
 
     @contextmanager
     def reproducible(self) -> Iterator[None]:
-        """Seed all of torch for this client and round; leave the process as it was."""
-        deterministic = torch.backends.cudnn.flags(deterministic=True, benchmark=False)
+        """Seed torch for this client and round; leave the process as it was."""
         threads = _threads(self.task.settings.num_threads)
-        with threads, torch.random.fork_rng(), deterministic:
-            torch.manual_seed(self.seed)
+        random_numbers = seeded(self.seed, self.samples[0].device)
+        with threads, random_numbers, cudnn(deterministic=True, benchmark=False):
             yield
 
     def trained(self, loss: float) -> None:
@@ -145,6 +148,9 @@ class LocalRound:
 
     def report(self, content: RecordDict) -> None:
         """Add FedCurv's part to a reply."""
+        if self.fisher is not None:
+            self.curvature.report_fisher(content, self.model, self.fisher)
+            return
         settings = self.task.settings
         batches = InMemoryBatches(*self.fisher_samples(), settings.fisher_batch_size)
         self.curvature.report(content, self.model, batches, kind=settings.fisher_kind)
@@ -171,8 +177,16 @@ class LocalRound:
         return Message(content, reply_to=self.message)
 
 
-def begin_round(task: LocalTask, message: Message, context: Context) -> LocalRound:
+def begin_round(
+    task: LocalTask, message: Message, context: Context, device: torch.device | None = None
+) -> LocalRound:
     """Return what a client does in the round that a training message begins.
+
+    Args:
+        task: what to train.
+        message: that asks for it.
+        context: of the client.
+        device: where the model and the samples are put; None for the settings' own.
 
     Raises:
         ValueError: if the client has no samples, or the message is not fit for use.
@@ -183,9 +197,10 @@ def begin_round(task: LocalTask, message: Message, context: Context) -> LocalRou
             f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
         )
     config = message.content.config_records["config"]
-    # the workers of a site take the samples to their own devices
-    by_site = task.settings.trainer == "lasgd"
-    device = torch.device("cpu") if by_site else task.settings.make_device()
+    if device is None:
+        # the workers of a site take the samples to their own devices
+        by_site = task.settings.trainer == "lasgd"
+        device = torch.device("cpu") if by_site else task.settings.make_device()
     model = task.model.to(device)
     model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
     return LocalRound(

@@ -12,7 +12,7 @@ gradient: the square of a batch's mean gradient is another quantity, and shrinks
 import math
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import get_args
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.curvature import extremes
+from fedcurv.global_state import cudnn
 from fedcurv.likelihoods import LIKELIHOODS, FisherKind, Likelihood, cotangents
 from fedcurv.parameters import listed, trainable_parameters
 from fedcurv.per_sample import PerSampleSquares, findings_of, samples_at_once, unchecked
@@ -169,7 +170,7 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(False):
+        with torch.random.fork_rng(devices), torch.inference_mode(False), _backward_in_eval(model):
             yield
     finally:
         random.setstate(python_state)
@@ -179,3 +180,9 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
         for name, buffer in model.named_buffers():
             if name in buffers and not torch.equal(buffer, buffers[name]):
                 buffer.copy_(buffers[name])
+
+
+def _backward_in_eval(model: nn.Module) -> AbstractContextManager[None]:
+    """Leave recurrent layers to torch: cuDNN's can go backward in train mode only."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return cudnn(enabled=False) if recurrent else nullcontext()

@@ -11,6 +11,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedcurv.clients.training import InMemoryBatches, evaluate
+from fedcurv.global_state import seeded
 from fedcurv.simulations.client import describe_task, described_data, make_model
 from fedcurv.simulations.data import ImageData
 from fedcurv.simulations.device import DeviceData, load_test_set
@@ -61,10 +62,9 @@ def make_server_app(
         data = described_data(config)
         test_samples = _test_samples(config, data)
         # all strategies start from the same weights
-        with torch.random.fork_rng():
-            torch.manual_seed(config["seed"])
+        with seeded(config["seed"]):
             model = make_model(config, data)
-        task = describe_task(config)
+        task, device = describe_task(config), _device(config)
         start(
             strategy,
             grid,
@@ -73,7 +73,7 @@ def make_server_app(
             timeout=config["round_timeout"],
             train_config=task,
             evaluate_config=ConfigRecord(dict(task)),
-            evaluate_fn=None if test_samples is None else _evaluation(model, test_samples),
+            evaluate_fn=None if test_samples is None else _evaluation(model, test_samples, device),
             wait_for_nodes=config["num_clients"],
             seed=config["seed"],
             on_round=[history.note, *watchers],
@@ -92,10 +92,18 @@ def _test_samples(
     return load_test_set(config["data"]["test"], data)
 
 
+def _device(config: Mapping[str, Any]) -> torch.device:
+    """Return the server's own GPU if it has one, unless the clients are told to use none."""
+    usable = config["client"]["device"] != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if usable else "cpu")
+
+
 def _evaluation(
-    model: nn.Module, samples: tuple[Tensor, Tensor]
+    model: nn.Module, samples: tuple[Tensor, Tensor], device: torch.device
 ) -> Callable[[int, ArrayRecord], MetricRecord]:
-    batches = InMemoryBatches(*samples, _EVALUATION_BATCH_SIZE)
+    model.to(device)
+    inputs, targets = samples
+    batches = InMemoryBatches(inputs.to(device), targets.to(device), _EVALUATION_BATCH_SIZE)
 
     def evaluate_on_test_set(server_round: int, arrays: ArrayRecord) -> MetricRecord:
         model.load_state_dict(arrays.to_torch_state_dict())

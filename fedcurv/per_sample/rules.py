@@ -200,9 +200,27 @@ def _group_statistics(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tenso
 
 
 def _channel_sums(x: Tensor, g: Tensor, mean: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    """Return Σ g·(x − mean)·scale and Σ g over positions, shapes (N, channels).
+    """Return Σ g·(x − mean)·scale and Σ g over positions, shapes (N, channels)."""
+    sums = channel_sums_in_one_pass if x.device.type == "cpu" else channel_sums_by_definition
+    weight, bias = sums(x, g, mean, scale)
+    return {"weight": weight, "bias": bias}
 
-    To the backward pass of batch normalisation each sample's channel is a channel of its own.
+
+def channel_sums_by_definition(
+    x: Tensor, g: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return both sums, on any device."""
+    x, g = x.reshape(*mean.shape, -1), g.reshape(*mean.shape, -1)
+    normalised = (x - mean.unsqueeze(2)).mul_(scale.unsqueeze(2))
+    return normalised.mul_(g).sum(2), g.sum(2)
+
+
+def channel_sums_in_one_pass(
+    x: Tensor, g: Tensor, mean: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the same on a CPU by the backward pass of batch normalisation.
+
+    To it each sample's channel is a channel of its own. On CUDA it does not give these sums.
     """
     _, weight, bias = torch.ops.aten.native_batch_norm_backward(
         g.contiguous().view(1, mean.numel(), -1),
@@ -216,4 +234,4 @@ def _channel_sums(x: Tensor, g: Tensor, mean: Tensor, scale: Tensor) -> dict[str
         0.0,
         [False, True, True],
     )
-    return {"weight": weight.view(mean.shape), "bias": bias.view(mean.shape)}
+    return weight.view(mean.shape), bias.view(mean.shape)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fedcurv.per_sample.catalogue import rule_for
+from fedcurv.per_sample.rules import channel_sums_by_definition, channel_sums_in_one_pass
 
 
 def batch_norm(make, **options):
@@ -123,3 +124,12 @@ def test_a_subclass_that_computes_the_same_has_the_same_rule():
     for kind, arguments in ((nn.Linear, (2, 3)), (nn.Conv2d, (2, 3, 2)), (nn.LayerNorm, (2,))):
         subclass = type("Subclass", (kind,), {"extra": 1})
         assert rule_for(subclass(*arguments)) is rule_for(kind(*arguments)) is not None
+
+
+@pytest.mark.parametrize("shape", [FLAT, IMAGE])
+def test_both_ways_to_sum_over_channels_agree(shape):
+    """The one is for CPUs, the other for GPUs."""
+    x, g = torch.randn(2, *shape, dtype=torch.float64)
+    mean, scale = torch.rand(2, *shape[:2], dtype=torch.float64)
+    expected = channel_sums_in_one_pass(x, g, mean, scale)
+    torch.testing.assert_close(channel_sums_by_definition(x, g, mean, scale), expected)

@@ -1,0 +1,43 @@
+"""What torch holds for the whole process, changed for a block and put back."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch; the random states of the CPU and of the device are put back.
+
+    Args:
+        seed: as for ``torch.manual_seed``.
+        device: where random numbers are drawn beside the CPU.
+    """
+    gpus = [device] if device is not None and device.type == "cuda" else []
+    # without a list it would fork the state of every GPU, and warn of several
+    with torch.random.fork_rng(gpus):
+        if device is None or device.type == "cpu":
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake the GPUs
+        else:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def cudnn(**settings: bool) -> Iterator[None]:
+    """Change these settings of ``torch.backends.cudnn`` and no others.
+
+    Its own ``flags`` sets all: what is not named, ``enabled`` too, to a default.
+    """
+    before = {name: getattr(torch.backends.cudnn, name) for name in settings}
+    try:
+        _set_cudnn(settings)
+        yield
+    finally:
+        _set_cudnn(before)
+
+
+def _set_cudnn(settings: dict[str, bool]) -> None:
+    for name, value in settings.items():
+        setattr(torch.backends.cudnn, name, value)
