@@ -13,6 +13,8 @@ from flwr.clientapp import ClientApp
 from fedcurv.clients.app import LocalRound, MakeTask, begin_round
 from fedcurv.simulations.local import LocalGrid
 from fedcurv.simulations.stacked import can_be_stacked, same_kind, train_stacked
+from fedcurv.simulations.stacked_batches import StackedSamples
+from fedcurv.simulations.stacked_fisher import OWN_KINDS, can_be_estimated, fisher_stacked
 
 # on a CPU the weights of so many clients stay in a core's cache
 _CLIENTS_ON_CPU = 8
@@ -61,7 +63,9 @@ class BatchedGrid(LocalGrid):
             if not can_be_stacked(task):
                 return None
             self._name(message)  # the client remembers which message it answers
-            return begin_round(task, copy.deepcopy(message), context)
+            # stacks go to a GPU in one piece; only what a client does by itself is there before
+            device = None if task.settings.fisher_kind in OWN_KINDS else torch.device("cpu")
+            return begin_round(task, copy.deepcopy(message), context, device)
         except Exception:
             return None  # the ClientApp will meet it again, and say so in its reply
 
@@ -82,16 +86,27 @@ def _train(rounds: Sequence[LocalRound]) -> None:
     torch.set_num_threads(1)  # of each stack's operations
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for stack, losses in zip(stacks, pool.map(train_stacked, stacks), strict=True):
-                for local, loss in zip(stack, losses, strict=True):
-                    local.trained(loss)
+            list(pool.map(_train_stack, stacks))  # raises what they raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _train_stack(stack: Sequence[LocalRound]) -> None:
+    settings = stack[0].task.settings
+    device = settings.make_device()
+    samples = StackedSamples([local.samples for local in stack], device)
+    for local, loss in zip(stack, train_stacked(stack, samples), strict=True):
+        local.trained(loss)
+    if can_be_estimated(stack[0]):
+        if settings.fisher_share < 1:
+            samples = StackedSamples([local.fisher_samples() for local in stack], device)
+        for local, fisher in zip(stack, fisher_stacked(stack, samples), strict=True):
+            local.fisher = fisher
 
 
 def _stacks(rounds: Sequence[LocalRound]) -> list[list[LocalRound]]:
     """Return stacks of clients with about equally many samples, so that little is padding."""
     by_size = sorted(rounds, key=lambda local: len(local.samples[0]))
-    on_cpu = rounds[0].samples[0].device.type == "cpu"
+    on_cpu = rounds[0].task.settings.make_device().type == "cpu"
     size = _CLIENTS_ON_CPU if on_cpu else len(by_size)
     return [by_size[start : start + size] for start in range(0, len(by_size), size)]

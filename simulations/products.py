@@ -1,10 +1,10 @@
-"""Matrix products of several clients' layers, by the faster of the two libraries that torch has.
+"""Matrix products of several clients' perceptrons, by the faster of the two libraries torch has.
 
 oneDNN is the faster on some processors (see ``fedcurv.onednn``), but multiplies one matrix at a
 time, and with more ado for small ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -15,6 +15,21 @@ from fedcurv.simulations.circumstances import processor
 
 # multiplications of one client's product from which on oneDNN is the faster
 _LARGE = 3_000_000
+
+
+def forward(weights: Sequence[Tensor], biases: Sequence[Tensor], inputs: Tensor) -> list[Tensor]:
+    """Return what goes into each layer of a perceptron with ReLU, and what comes out of the last.
+
+    Args:
+        weights: of every layer, shape (clients, out, in).
+        biases: likewise, shape (clients, out).
+        inputs: shape (clients, rows, in).
+    """
+    activations = [inputs]
+    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        outputs = affine(activations[-1], weight, bias)
+        activations.append(outputs.relu_() if index < len(weights) - 1 else outputs)
+    return activations
 
 
 def affine(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:

@@ -7,19 +7,20 @@ of many small ones; the product that forms a weight's gradient takes the step at
 are no small operations: stacked, they were slower on a CPU (tests/benchmarks).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from fedcurv.clients.app import LocalRound, LocalTask
-from fedcurv.clients.training import InMemoryBatches
 from fedcurv.losses import CrossEntropy
 from fedcurv.quadratic import Quadratic
-from fedcurv.simulations.products import affine, back_through, step_
+from fedcurv.simulations.products import back_through, forward, step_
+from fedcurv.simulations.stacked_batches import StackedBatches, StackedSamples, Step
+
+# to record a graph of an epoch takes as long as a few epochs without one
+_EPOCHS_WORTH_A_GRAPH = 5
 
 
 @dataclass
@@ -35,21 +36,6 @@ class _Parameter:
     values: Tensor
     start: Tensor | None
     pull: Quadratic | None
-
-
-@dataclass
-class _Step:
-    """Every client's batch of one step, padded to the largest of them.
-
-    Attributes:
-        samples: shape (clients * batch size), rows of all clients' samples.
-        shares: shape (clients, batch size, 1): one over the batch's size, 0 for padding.
-        active: shape (clients): 1 where a client takes the step; None if all do.
-    """
-
-    samples: Tensor
-    shares: Tensor
-    active: Tensor | None
 
 
 def can_be_stacked(task: LocalTask) -> bool:
@@ -94,114 +80,118 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
         tuple(p.shape for p in local.model.parameters()),
         local.mu,
         None if penalty is None else penalty.strength,
+        local.curvature.active,
     )
 
 
 @torch.no_grad()
-def train_stacked(rounds: Sequence[LocalRound]) -> list[float]:
+def train_stacked(rounds: Sequence[LocalRound], samples: StackedSamples) -> list[float]:
     """Train all models in place; return each client's mean loss over the last epoch.
 
     Args:
         rounds: of one kind, see :func:`same_kind`, each fit by :func:`can_be_stacked`.
+        samples: of these rounds, on the device to train on.
     """
-    settings, mu = rounds[0].task.settings, rounds[0].mu
-    stack = _Stack(rounds)
-    batches = [local.batches() for local in rounds]
-    for epoch in range(settings.epochs):
-        is_last = epoch == settings.epochs - 1
-        losses = stack.train_epoch(_steps_of(batches), settings.lr, mu, with_losses=is_last)
+    settings, device = rounds[0].task.settings, samples.inputs.device
+    stack, batches = _Stack(rounds, device), StackedBatches(samples, settings.batch_size)
+    of_clients = [local.batches() for local in rounds]
+    losses = torch.zeros(len(rounds), device=device)
+
+    def take_steps() -> None:
+        for step in batches:
+            stack.take(step)
+
+    if losses.is_cuda and settings.epochs >= _EPOCHS_WORTH_A_GRAPH:
+        take_steps = _Replayed(take_steps)
+    for _ in range(settings.epochs - 1):
+        batches.set_order([client.order() for client in of_clients])
+        take_steps()
+    batches.set_order([client.order() for client in of_clients])
+    for step in batches:
+        nll = -stack.take(step).log_softmax(2).gather(2, step.labels)
+        losses += (nll * (step.shares > 0)).sum((1, 2))
     stack.hand_back(rounds)
-    return [
-        loss / len(local.samples[0]) for loss, local in zip(losses.tolist(), rounds, strict=True)
-    ]
+    return [loss / size for loss, size in zip(losses.tolist(), samples.sizes, strict=True)]
+
+
+class _Replayed:
+    """Queues the same work on a GPU again and again, after the first call by one graph for all."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work, self._calls = work, 0
+        self._graph = torch.cuda.CUDAGraph()
+
+    def __call__(self) -> None:
+        self._calls += 1
+        if self._calls == 1:  # libraries prepare themselves, which a graph cannot hold
+            return self._work()
+        if self._calls == 2:
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._work()
+        self._graph.replay()
 
 
 class _Stack:
-    def __init__(self, rounds: Sequence[LocalRound]) -> None:
+    def __init__(self, rounds: Sequence[LocalRound], device: torch.device) -> None:
+        def stacked(tensors: Iterable[Tensor]) -> Tensor:
+            return torch.stack(list(tensors)).to(device)
+
         settings = rounds[0].task.settings
-        device = rounds[0].samples[0].device
-        self.num_clients, self.mode = len(rounds), settings.penalty_mode
-        self.inputs = torch.cat([local.samples[0].flatten(1) for local in rounds])
-        self.targets = torch.cat([local.samples[1] for local in rounds])
+        self.lr, self.mu, self.mode = settings.lr, rounds[0].mu, settings.penalty_mode
         # of one kind, either all have a penalty or none
         penalties = [p for local in rounds if (p := local.curvature.penalty) is not None]
         self.strength = penalties[0].strength if penalties else 0.0
         pulls = [penalty.curvature for penalty in penalties]
         self.parameters: list[_Parameter] = []
         for name, _ in rounds[0].model.named_parameters():
-            values = torch.stack([local.model.get_parameter(name).detach() for local in rounds])
+            values = stacked(local.model.get_parameter(name).detach() for local in rounds)
             pull = None
             if self.strength > 0.0:
                 pull = Quadratic(
-                    torch.stack([p.precision[name] for p in pulls]),
-                    torch.stack([p.information[name] for p in pulls]),
+                    stacked(p.precision[name] for p in pulls),
+                    stacked(p.information[name] for p in pulls),
                 )
                 if self.mode == "proximal":
                     pull.become_proximal(2.0 * settings.lr * self.strength)
-            start = values.clone() if rounds[0].mu else None
+            start = values.clone() if self.mu else None
             self.parameters.append(_Parameter(values, start, pull))
-        self.losses = torch.zeros(self.num_clients, device=device)
+        self.weights = [parameter.values for parameter in self.parameters[::2]]
+        self.biases = [parameter.values for parameter in self.parameters[1::2]]
 
-    def train_epoch(
-        self, steps: Sequence[_Step], lr: float, mu: float, *, with_losses: bool
-    ) -> Tensor:
-        """Take every step of an epoch; return the sums of the losses, if they are wanted."""
-        self.losses.zero_()
-        width = self.inputs.shape[1]
-        for step in steps:
-            inputs = self.inputs.index_select(0, step.samples).view(self.num_clients, -1, width)
-            targets = self.targets.index_select(0, step.samples).view(self.num_clients, -1, 1)
-            activations = self._forward(inputs)
-            logits = activations.pop()
-            if with_losses:
-                nll = -logits.log_softmax(2).gather(2, targets)
-                self.losses += (nll * (step.shares > 0)).sum((1, 2))
-            residual = logits.softmax(2)
-            residual.scatter_add_(2, targets, torch.full_like(targets, -1.0, dtype=residual.dtype))
-            self._step_back(activations, residual.mul_(step.shares), step.active, lr, mu)
-        return self.losses
-
-    def _forward(self, inputs: Tensor) -> list[Tensor]:
-        """Return what goes into each layer, and the logits."""
-        layers = list(zip(self.parameters[::2], self.parameters[1::2], strict=True))
-        activations = [inputs]
-        for index, (weight, bias) in enumerate(layers):
-            outputs = affine(activations[-1], weight.values, bias.values)
-            activations.append(outputs.relu_() if index < len(layers) - 1 else outputs)
-        return activations
+    def take(self, step: Step) -> Tensor:
+        """Take one step; return the clients' logits before it, shape (clients, batch size, C)."""
+        activations = forward(self.weights, self.biases, step.inputs)
+        logits = activations.pop()
+        residual = logits.softmax(2)
+        residual.scatter_add_(2, step.labels, residual.new_full(step.labels.shape, -1.0))
+        self._step_back(activations, residual.mul_(step.shares), step.active)
+        return logits
 
     def _step_back(
-        self,
-        activations: list[Tensor],
-        residual: Tensor,
-        active: Tensor | None,
-        lr: float,
-        mu: float,
+        self, activations: list[Tensor], residual: Tensor, active: Tensor | None
     ) -> None:
         """Go back through the layers and step each as soon as its weights have passed on."""
         for index in reversed(range(len(activations))):
-            weight, bias = self.parameters[2 * index], self.parameters[2 * index + 1]
             below = None
             if index > 0:
-                below = back_through(residual, weight.values).mul_(activations[index] > 0)
-            for parameter in (weight, bias):
-                self._pull_before_step(parameter, active, lr, mu)
-            step_(weight.values, residual, activations[index], lr)
-            bias.values.sub_(residual.sum(1), alpha=lr)
-            for parameter in (weight, bias):
+                below = back_through(residual, self.weights[index]).mul_(activations[index] > 0)
+            of_layer = self.parameters[2 * index : 2 * index + 2]
+            for parameter in of_layer:
+                self._pull_before_step(parameter, active)
+            step_(self.weights[index], residual, activations[index], self.lr)
+            self.biases[index].sub_(residual.sum(1), alpha=self.lr)
+            for parameter in of_layer:
                 self._pull_after_step(parameter, active)
             if below is not None:
                 residual = below
 
-    def _pull_before_step(
-        self, parameter: _Parameter, active: Tensor | None, lr: float, mu: float
-    ) -> None:
+    def _pull_before_step(self, parameter: _Parameter, active: Tensor | None) -> None:
         pull = None
         if parameter.pull is not None and self.mode == "gradient":
             pull = parameter.pull.first * parameter.values
-            pull.sub_(parameter.pull.second).mul_(2.0 * lr * self.strength)
+            pull.sub_(parameter.pull.second).mul_(2.0 * self.lr * self.strength)
         if parameter.start is not None:
-            away = (parameter.values - parameter.start).mul_(lr * mu)
+            away = (parameter.values - parameter.start).mul_(self.lr * self.mu)
             pull = away if pull is None else pull.add_(away)
         if pull is not None:
             parameter.values.sub_(_where(active, pull))
@@ -213,33 +203,13 @@ class _Stack:
 
     def hand_back(self, rounds: Sequence[LocalRound]) -> None:
         """Give every client its model."""
-        for index, local in enumerate(rounds):
-            for own, parameter in zip(local.model.parameters(), self.parameters, strict=True):
-                own.copy_(parameter.values[index])
+        models = [local.model.parameters() for local in rounds]
+        for parameter, *owns in zip(self.parameters, *models, strict=True):
+            # in one piece from a GPU
+            for own, values in zip(owns, parameter.values.to(owns[0].device), strict=True):
+                own.copy_(values)
 
 
 def _where(active: Tensor | None, values: Tensor) -> Tensor:
     """Return the values, and 0 for clients that do not take the step."""
     return values if active is None else values * active.view(-1, *[1] * (values.ndim - 1))
-
-
-def _steps_of(clients: Sequence[InMemoryBatches]) -> list[_Step]:
-    """Return an epoch in the order of each client's ``InMemoryBatches``."""
-    size, device = clients[0].batch_size, clients[0].inputs.device
-    numbers = [len(batches.inputs) for batches in clients]
-    starts = accumulate(numbers, initial=0)
-    orders = [batches.order() + start for batches, start in zip(clients, starts, strict=False)]
-    steps = []
-    for first in range(0, max(numbers), size):
-        sizes = torch.tensor([min(size, max(0, number - first)) for number in numbers])
-        samples = pad_sequence([order[first : first + size] for order in orders], batch_first=True)
-        within = torch.arange(samples.shape[1]) < sizes.unsqueeze(1)
-        shares = within / sizes.clamp(min=1).unsqueeze(1)
-        steps.append(
-            _Step(
-                samples.flatten().to(device),
-                shares.unsqueeze(-1).to(device),
-                None if sizes.all() else (sizes > 0).float().to(device),
-            )
-        )
-    return steps

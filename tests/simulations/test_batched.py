@@ -15,6 +15,8 @@ from fedcurv.simulations import batched
 from fedcurv.simulations.models import mlp
 from fedcurv.simulations.run import simulate
 from fedcurv.simulations.stacked import can_be_stacked, train_stacked
+from fedcurv.simulations.stacked_batches import StackedSamples
+from fedcurv.simulations.stacked_fisher import can_be_estimated, fisher_stacked
 from fedcurv.strategies.records import Instruction, pack_instruction
 from tests.federation import context_of, message_with
 from tests.simulations.test_run import configuration, rows_of
@@ -67,9 +69,14 @@ def rounds(settings: TrainingSettings, mu: float, pulled: bool, **more):
             task_of(client, settings, **more),
             message_for(client, mu, pulled),
             context_of(client),
+            torch.device("cpu"),
         )
         for client in range(len(SIZES))
     ]
+
+
+def stacked(samples) -> StackedSamples:
+    return StackedSamples(list(samples), TrainingSettings().make_device())
 
 
 def trained_one_by_one(local) -> float:
@@ -98,7 +105,7 @@ def test_a_stack_trains_each_client_as_it_would_alone(mode, mu, pulled, batch_si
     alone, together = (rounds(settings, mu, pulled) for _ in range(2))
     expected = [trained_one_by_one(local) for local in alone]
     assert all(can_be_stacked(local.task) for local in together)
-    losses = train_stacked(together)
+    losses = train_stacked(together, stacked(local.samples for local in together))
     assert losses == pytest.approx(expected, rel=1e-4)
     moved = 0.0
     for one, other in zip(alone, together, strict=True):
@@ -169,6 +176,45 @@ def test_a_share_of_the_samples_is_chosen_for_the_estimate():
         torch.testing.assert_close(reported["5.weight"], expected["5.weight"])
 
 
+# ---- the estimates of a stack
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_stack_estimates_each_clients_fisher_information(share, kind, batch_size, monkeypatch):
+    monkeypatch.setattr(TrainingSettings, "fisher_batch_size", batch_size)
+    settings = TrainingSettings(fisher_kind=kind, fisher_share=share)
+    together = rounds(settings, 0.0, pulled=False)
+    assert all(can_be_estimated(local) for local in together)
+    for client, local in enumerate(together):
+        torch.manual_seed(client)
+        for parameter in local.model.parameters():
+            nn.init.normal_(parameter, std=0.7)
+    samples = stacked(local.fisher_samples() for local in together)
+    for local, fisher in zip(together, fisher_stacked(together, samples), strict=True):
+        expected = fisher_diagonal(local.model, [local.fisher_samples()], kind=kind)
+        torch.testing.assert_close(fisher, expected, rtol=1e-4, atol=1e-7)
+        assert sum(float(values.sum()) for values in fisher.values()) > 0.1
+
+
+def test_an_estimate_that_is_not_finite_is_left_to_the_client():
+    settings = TrainingSettings(epochs=1, lr=0.1)
+    together = rounds(settings, 0.0, pulled=False)
+    with torch.no_grad():
+        together[1].model.get_parameter("5.bias").fill_(torch.nan)
+    estimates = fisher_stacked(together, stacked(local.samples for local in together))
+    given = [fisher is not None for fisher in estimates]
+    assert given == [True, False, True, True, True]
+    with pytest.raises(ValueError, match="expected finite losses and gradients"):
+        together[1].reply()
+
+
+def test_the_sampled_kind_is_left_to_each_client():
+    sampled = rounds(TrainingSettings(fisher_kind="sampled"), 0.0, pulled=False)
+    assert not any(can_be_estimated(local) for local in sampled)
+
+
 # ---- the runner
 
 
@@ -201,6 +247,19 @@ def test_the_batched_runner_gives_the_results_of_the_local_one(mode, tmp_path):
 def test_the_batched_runner_gives_the_same_bits_for_the_same_seed(tmp_path):
     one, two = (run(tmp_path / name, "runner=batched", "strategy=fedcurv") for name in "ab")
     assert [row["loss"] for row in one] == [row["loss"] for row in two]
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+def test_the_batched_runner_estimates_stacks(kind, tmp_path, monkeypatch):
+    estimated = []
+
+    def noted(stack, samples):
+        estimated.extend(stack)
+        return fisher_stacked(stack, samples)
+
+    monkeypatch.setattr(batched, "fisher_stacked", noted)
+    run(tmp_path, "runner=batched", "strategy=fedcurv", f"client.fisher_kind={kind}")
+    assert len(estimated) == 7 * 3
 
 
 def test_what_cannot_be_stacked_has_the_bits_of_the_local_runner(tmp_path):
