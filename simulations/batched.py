@@ -82,10 +82,12 @@ def _train(rounds: Sequence[LocalRound]) -> None:
     for local in rounds:
         together.setdefault(same_kind(local), []).append(local)
     stacks = [stack for group in together.values() for stack in _stacks(group)]
+    # each core takes one stack after the other; a GPU, one stack at a time
+    at_a_time = os.cpu_count() if all(map(_on_cpu, stacks)) else 1
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of each stack's operations
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(at_a_time) as pool:
             list(pool.map(_train_stack, stacks))  # raises what they raise
     finally:
         torch.set_num_threads(threads)
@@ -107,6 +109,10 @@ def _train_stack(stack: Sequence[LocalRound]) -> None:
 def _stacks(rounds: Sequence[LocalRound]) -> list[list[LocalRound]]:
     """Return stacks of clients with about equally many samples, so that little is padding."""
     by_size = sorted(rounds, key=lambda local: len(local.samples[0]))
-    on_cpu = rounds[0].task.settings.make_device().type == "cpu"
-    size = _CLIENTS_ON_CPU if on_cpu else len(by_size)
+    size = _CLIENTS_ON_CPU if _on_cpu(rounds) else len(by_size)
     return [by_size[start : start + size] for start in range(0, len(by_size), size)]
+
+
+def _on_cpu(rounds: Sequence[LocalRound]) -> bool:
+    """Return whether rounds of one kind are trained on the CPU."""
+    return rounds[0].task.settings.make_device().type == "cpu"
