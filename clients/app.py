@@ -24,7 +24,7 @@ from fedcurv.clients.training import (
     evaluate,
     train,
 )
-from fedcurv.global_state import cudnn, seeded
+from fedcurv.global_state import cudnn, num_threads, seeded
 from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, client_id_of, pack_client_id
 
 Samples = tuple[Tensor, Tensor]
@@ -58,8 +58,6 @@ class LocalTask:
 
 
 MakeTask = Callable[[Message, Context], LocalTask]
-# trains and returns the loss; adds FedCurv's report to a reply
-_Trainer = tuple[Callable[[], float], Callable[[RecordDict], None]]
 
 
 def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
@@ -80,10 +78,11 @@ def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
 def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
     local = begin_round(make_task(message, context), message, context)
     with local.reproducible():
-        by_site = local.task.settings.trainer == "lasgd"
-        train_it, report = _by_site(local) if by_site else _in_this_process(local)
-        local.trained(train_it())
-        return local.reply(report)
+        if local.task.settings.trainer == "lasgd":
+            _train_on_site(local)
+        else:
+            _train_in_this_process(local)
+        return local.reply()
 
 
 @dataclass
@@ -135,7 +134,7 @@ class LocalRound:
     @contextmanager
     def reproducible(self) -> Iterator[None]:
         """Seed torch for this client and round; leave the process as it was."""
-        threads = _threads(self.task.settings.num_threads)
+        threads = num_threads(self.task.settings.num_threads)
         random_numbers = seeded(self.seed, self.samples[0].device)
         with threads, random_numbers, cudnn(deterministic=True, benchmark=False):
             yield
@@ -155,14 +154,10 @@ class LocalRound:
         batches = InMemoryBatches(*self.fisher_samples(), settings.fisher_batch_size)
         self.curvature.report(content, self.model, batches, kind=settings.fisher_kind)
 
-    def reply(self, report: Callable[[RecordDict], None] | None = None) -> Message:
-        """Return the reply.
-
-        Args:
-            report: adds FedCurv's part, in the place of :meth:`report`.
-        """
+    def reply(self) -> Message:
+        """Return the reply."""
         content = RecordDict({"arrays": ArrayRecord(self.model.state_dict())})
-        (report or self.report)(content)
+        self.report(content)
         content["metrics"] = MetricRecord(
             {
                 **self.task.metrics,
@@ -215,51 +210,38 @@ def begin_round(
     )
 
 
-def _in_this_process(local: LocalRound) -> _Trainer:
-    """Return what trains the task's model, and what then adds FedCurv's report to a reply."""
+def _train_in_this_process(local: LocalRound) -> None:
     model, task = local.model, local.task
-
-    def train_it() -> float:
-        optimizer = task.settings.make_optimizer(model)
-        if local.mu:
-            attach_proximal_term(optimizer, model, local.mu)
-        local.curvature.attach(optimizer, mode=task.settings.penalty_mode)
-        criterion = None if task.criterion is None else task.criterion.to(local.samples[0].device)
-        return train(
-            model, local.batches(), optimizer, epochs=task.settings.epochs, criterion=criterion
-        )
-
-    return train_it, local.report
+    optimizer = task.settings.make_optimizer(model)
+    if local.mu:
+        attach_proximal_term(optimizer, model, local.mu)
+    local.curvature.attach(optimizer, mode=task.settings.penalty_mode)
+    criterion = None if task.criterion is None else task.criterion.to(local.samples[0].device)
+    epochs = task.settings.epochs
+    local.trained(train(model, local.batches(), optimizer, epochs=epochs, criterion=criterion))
 
 
-def _by_site(local: LocalRound) -> _Trainer:
-    """Return the same for the workers of a site."""
+def _train_on_site(local: LocalRound) -> None:
+    """Let the workers of a site train, and estimate the Fisher information if it is wanted."""
     model, task = local.model, local.task
     pool, penalty = pool_for(task.settings), local.curvature.penalty
     pull = None if penalty is None else (penalty.curvature, penalty.strength)
     share = Share(
         model, local.samples, task.settings, task.criterion, local.mu, pull, local.seed % 2**31
     )
-
-    def train_it() -> float:
-        done = train_on_site(pool, share)
-        model.load_state_dict(done.weights)
-        return done.loss_sum / done.num_samples
-
-    def report(content: RecordDict) -> None:
-        if local.curvature.active:
-            samples = local.fisher_samples()
-            fisher = fisher_on_site(pool, dataclasses.replace(share, penalty=None, samples=samples))
-            local.curvature.report_fisher(content, model, fisher)
-
-    return train_it, report
+    done = train_on_site(pool, share)
+    model.load_state_dict(done.weights)
+    local.trained(done.loss_sum / done.num_samples)
+    if local.curvature.active:
+        share = dataclasses.replace(share, penalty=None, samples=local.fisher_samples())
+        local.fisher = fisher_on_site(pool, share)
 
 
 def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Message:
     task = make_task(message, context)
     if task.test_samples is None:
         raise ValueError(f"client {client_id_of(context)} has no test samples")
-    with _threads(task.settings.num_threads):
+    with num_threads(task.settings.num_threads):
         model = task.model.to(task.settings.make_device())
         model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         batches = InMemoryBatches(*task.test_samples, _EVALUATION_BATCH_SIZE)
@@ -283,13 +265,3 @@ def _seed(task: LocalTask, context: Context, server_round: int) -> int:
     """Return a seed for one client and round."""
     text = f"{task.seed}/{client_id_of(context)}/{server_round}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

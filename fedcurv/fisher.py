@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.curvature import extremes
-from fedcurv.global_state import cudnn
+from fedcurv.global_state import cudnn, random_states_kept
 from fedcurv.likelihoods import LIKELIHOODS, FisherKind, Likelihood, cotangents
 from fedcurv.parameters import listed, trainable_parameters
 from fedcurv.per_sample import PerSampleSquares, findings_of, samples_at_once, unchecked
@@ -168,9 +168,9 @@ def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     modes = {module: module.training for module in model.modules()}
     python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
-    devices = [device] if device.type == "cuda" else []
+    kept = random_states_kept(device)
     try:
-        with torch.random.fork_rng(devices), torch.inference_mode(False), _backward_in_eval(model):
+        with kept, torch.inference_mode(False), _backward_in_eval(model):
             yield
     finally:
         random.setstate(python_state)

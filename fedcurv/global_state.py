@@ -1,7 +1,7 @@
 """What torch holds for the whole process, changed for a block and put back."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -14,14 +14,29 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         seed: as for ``torch.manual_seed``.
         device: where random numbers are drawn beside the CPU.
     """
-    gpus = [device] if device is not None and device.type == "cuda" else []
-    # without a list it would fork the state of every GPU, and warn of several
-    with torch.random.fork_rng(gpus):
+    with random_states_kept(device):
         if device is None or device.type == "cpu":
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would wake the GPUs
         else:
             torch.manual_seed(seed)
         yield
+
+
+def random_states_kept(device: torch.device | None = None) -> AbstractContextManager[None]:
+    """Return a context after which the random states of the CPU and of the device are as before."""
+    # without a list it would fork the state of every GPU, and warn of several
+    return torch.random.fork_rng([device] if device is not None and device.type == "cuda" else [])
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Let torch's operations use so many threads each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -11,8 +11,14 @@ from flwr.app import Message, MessageType
 from flwr.clientapp import ClientApp
 
 from fedcurv.clients.app import LocalRound, MakeTask, begin_round
+from fedcurv.global_state import num_threads
 from fedcurv.simulations.local import LocalGrid
-from fedcurv.simulations.stacked import can_be_stacked, same_kind, train_stacked
+from fedcurv.simulations.stacked import (
+    can_be_stacked,
+    same_kind,
+    stacked_parameters,
+    train_stacked,
+)
 from fedcurv.simulations.stacked_batches import StackedSamples
 from fedcurv.simulations.stacked_fisher import OWN_KINDS, can_be_estimated, fisher_stacked
 
@@ -84,25 +90,22 @@ def _train(rounds: Sequence[LocalRound]) -> None:
     stacks = [stack for group in together.values() for stack in _stacks(group)]
     # each core takes one stack after the other; a GPU, one stack at a time
     at_a_time = os.cpu_count() if all(map(_on_cpu, stacks)) else 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # of each stack's operations
-    try:
-        with ThreadPoolExecutor(at_a_time) as pool:
-            list(pool.map(_train_stack, stacks))  # raises what they raise
-    finally:
-        torch.set_num_threads(threads)
+    with num_threads(1), ThreadPoolExecutor(at_a_time) as pool:
+        list(pool.map(_train_stack, stacks))  # raises what they raise
 
 
 def _train_stack(stack: Sequence[LocalRound]) -> None:
     settings = stack[0].task.settings
     device = settings.make_device()
     samples = StackedSamples([local.samples for local in stack], device)
-    for local, loss in zip(stack, train_stacked(stack, samples), strict=True):
+    parameters = stacked_parameters(stack, device)
+    for local, loss in zip(stack, train_stacked(stack, samples, parameters), strict=True):
         local.trained(loss)
     if can_be_estimated(stack[0]):
         if settings.fisher_share < 1:
             samples = StackedSamples([local.fisher_samples() for local in stack], device)
-        for local, fisher in zip(stack, fisher_stacked(stack, samples), strict=True):
+        estimates = fisher_stacked(stack, samples, parameters)
+        for local, fisher in zip(stack, estimates, strict=True):
             local.fisher = fisher
 
 

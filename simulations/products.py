@@ -32,6 +32,11 @@ def forward(weights: Sequence[Tensor], biases: Sequence[Tensor], inputs: Tensor)
     return activations
 
 
+def by_client(numbers: Tensor, like: Tensor) -> Tensor:
+    """Return one number for each client, shape (clients), to be broadcast over such a tensor."""
+    return numbers.view(-1, *[1] * (like.ndim - 1))
+
+
 def affine(inputs: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
     """Return every client's ``inputs @ weights.T + biases``, shape (clients, rows, out).
 

@@ -7,7 +7,7 @@ of many small ones; the product that forms a weight's gradient takes the step at
 are no small operations: stacked, they were slower on a CPU (tests/benchmarks).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedcurv.clients.app import LocalRound, LocalTask
 from fedcurv.losses import CrossEntropy
 from fedcurv.quadratic import Quadratic
-from fedcurv.simulations.products import back_through, forward, step_
+from fedcurv.simulations.products import back_through, by_client, forward, step_
 from fedcurv.simulations.stacked_batches import StackedBatches, StackedSamples, Step
 
 # to record a graph of an epoch takes as long as a few epochs without one
@@ -84,18 +84,34 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
     )
 
 
+def stacked_parameters(rounds: Sequence[LocalRound], device: torch.device) -> dict[str, Tensor]:
+    """Return the parameters of all models, each of shape (clients, ...)."""
+    names = [name for name, _ in rounds[0].model.named_parameters()]
+    return {
+        name: _stacked([local.model.get_parameter(name).detach() for local in rounds], device)
+        for name in names
+    }
+
+
+def _stacked(tensors: list[Tensor], device: torch.device) -> Tensor:
+    return torch.stack(tensors).to(device)
+
+
 @torch.no_grad()
-def train_stacked(rounds: Sequence[LocalRound], samples: StackedSamples) -> list[float]:
+def train_stacked(
+    rounds: Sequence[LocalRound], samples: StackedSamples, parameters: Mapping[str, Tensor]
+) -> list[float]:
     """Train all models in place; return each client's mean loss over the last epoch.
 
     Args:
         rounds: of one kind, see :func:`same_kind`, each fit by :func:`can_be_stacked`.
         samples: of these rounds, on the device to train on.
+        parameters: of the models, see :func:`stacked_parameters`, likewise; trained in place too.
     """
-    settings, device = rounds[0].task.settings, samples.inputs.device
-    stack, batches = _Stack(rounds, device), StackedBatches(samples, settings.batch_size)
+    settings = rounds[0].task.settings
+    stack, batches = _Stack(rounds, parameters), StackedBatches(samples, settings.batch_size)
     of_clients = [local.batches() for local in rounds]
-    losses = torch.zeros(len(rounds), device=device)
+    losses = torch.zeros(len(rounds), device=samples.inputs.device)
 
     def take_steps() -> None:
         for step in batches:
@@ -103,11 +119,11 @@ def train_stacked(rounds: Sequence[LocalRound], samples: StackedSamples) -> list
 
     if losses.is_cuda and settings.epochs >= _EPOCHS_WORTH_A_GRAPH:
         take_steps = _Replayed(take_steps)
-    for _ in range(settings.epochs - 1):
+    for epochs_after in reversed(range(settings.epochs)):
         batches.set_order([client.order() for client in of_clients])
-        take_steps()
-    batches.set_order([client.order() for client in of_clients])
-    for step in batches:
+        if epochs_after:
+            take_steps()
+    for step in batches:  # of the last epoch
         nll = -stack.take(step).log_softmax(2).gather(2, step.labels)
         losses += (nll * (step.shares > 0)).sum((1, 2))
     stack.hand_back(rounds)
@@ -132,10 +148,7 @@ class _Replayed:
 
 
 class _Stack:
-    def __init__(self, rounds: Sequence[LocalRound], device: torch.device) -> None:
-        def stacked(tensors: Iterable[Tensor]) -> Tensor:
-            return torch.stack(list(tensors)).to(device)
-
+    def __init__(self, rounds: Sequence[LocalRound], parameters: Mapping[str, Tensor]) -> None:
         settings = rounds[0].task.settings
         self.lr, self.mu, self.mode = settings.lr, rounds[0].mu, settings.penalty_mode
         # of one kind, either all have a penalty or none
@@ -143,13 +156,12 @@ class _Stack:
         self.strength = penalties[0].strength if penalties else 0.0
         pulls = [penalty.curvature for penalty in penalties]
         self.parameters: list[_Parameter] = []
-        for name, _ in rounds[0].model.named_parameters():
-            values = stacked(local.model.get_parameter(name).detach() for local in rounds)
+        for name, values in parameters.items():
             pull = None
             if self.strength > 0.0:
                 pull = Quadratic(
-                    stacked(p.precision[name] for p in pulls),
-                    stacked(p.information[name] for p in pulls),
+                    _stacked([p.precision[name] for p in pulls], values.device),
+                    _stacked([p.information[name] for p in pulls], values.device),
                 )
                 if self.mode == "proximal":
                     pull.become_proximal(2.0 * settings.lr * self.strength)
@@ -212,4 +224,4 @@ class _Stack:
 
 def _where(active: Tensor | None, values: Tensor) -> Tensor:
     """Return the values, and 0 for clients that do not take the step."""
-    return values if active is None else values * active.view(-1, *[1] * (values.ndim - 1))
+    return values if active is None else values * by_client(active, values)

@@ -1,13 +1,13 @@
 """The Fisher diagonals of several multilayer perceptrons of one shape, side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fedcurv.clients.app import LocalRound
 from fedcurv.likelihoods import FisherKind, categorical, cotangents
-from fedcurv.simulations.products import back_through, forward, step_
+from fedcurv.simulations.products import back_through, by_client, forward, step_
 from fedcurv.simulations.stacked_batches import StackedBatches, StackedSamples, Step
 
 # with these each client draws labels by random numbers of its own
@@ -21,13 +21,14 @@ def can_be_estimated(local: LocalRound) -> bool:
 
 @torch.no_grad()
 def fisher_stacked(
-    rounds: Sequence[LocalRound], samples: StackedSamples
+    rounds: Sequence[LocalRound], samples: StackedSamples, parameters: Mapping[str, Tensor]
 ) -> list[dict[str, Tensor] | None]:
     """Return what ``fedcurv.fisher_diagonal`` gives for each client, to rounding.
 
     Args:
         rounds: of one kind, see ``stacked.same_kind``, each fit by :func:`can_be_estimated`.
         samples: to estimate with.
+        parameters: of the clients' models, see ``stacked.stacked_parameters``, on the same device.
 
     Returns:
         the diagonals; None for a client where they are not finite.
@@ -35,17 +36,13 @@ def fisher_stacked(
     settings, device = rounds[0].task.settings, samples.inputs.device
     batches = StackedBatches(samples, settings.fisher_batch_size)
     batches.set_order([torch.arange(size) for size in samples.sizes])
-    names = [name for name, _ in rounds[0].model.named_parameters()]
-    parameters = [
-        torch.stack([local.model.get_parameter(name).detach() for local in rounds]).to(device)
-        for name in names
-    ]
-    totals = [torch.zeros_like(parameter) for parameter in parameters]
+    names, values = list(parameters), list(parameters.values())
+    totals = [torch.zeros_like(parameter) for parameter in values]
     for step in batches:
-        _add_squares(totals, parameters, step, settings.fisher_kind)
+        _add_squares(totals, values, step, settings.fisher_kind)
     sizes = torch.tensor(samples.sizes, device=device)
     for total in totals:
-        total.div_(sizes.view(-1, *[1] * (total.ndim - 1)))
+        total.div_(by_client(sizes, total))
     finite = torch.stack([total.flatten(1).isfinite().all(1) for total in totals]).all(0)
     totals = [total.to(rounds[0].samples[0].device) for total in totals]
     return [

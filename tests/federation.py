@@ -11,7 +11,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from fedcurv.clients import ClientCurvature
-from fedcurv.simulations.local import run_local
+from fedcurv.global_state import seeded
+from fedcurv.simulations.local import LocalGrid, run_on
 from fedcurv.strategies import start
 from fedcurv.strategies.flower_private import set_message_id, task_identity
 from fedcurv.strategies.records import (
@@ -36,9 +37,20 @@ def samples(partition: int, number: int = 12) -> Samples:
 
 
 def new_model(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         return nn.Linear(FEATURES, CLASSES)
+
+
+def served_on(grid: Grid, serve: Callable[[Grid], Result]) -> Result:
+    """Return what a server makes of a federation."""
+    results, server_app = [], ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        results.append(serve(grid))
+
+    run_on(grid, server_app)
+    return results[0]
 
 
 @dataclass
@@ -151,28 +163,16 @@ class Federation:
 
     def run(self, strategy: Strategy, num_rounds: int = 3, **options) -> Result:
         """Run our loop, or with ``own_loop=True`` Flower's."""
-        results = []
         own_loop = options.pop("own_loop", False)
-        server_app = ServerApp()
+        arrays = self.pack(new_model())
+        options = {"on_round": self.rounds.append, **options}
 
-        @server_app.main()
-        def main(grid: Grid, context: Context) -> None:
-            arrays = self.pack(new_model())
+        def serve(grid: Grid) -> Result:
             if own_loop:
-                results.append(strategy.start(grid, arrays, num_rounds=num_rounds))
-            else:
-                results.append(
-                    start(
-                        strategy,
-                        grid,
-                        arrays,
-                        num_rounds=num_rounds,
-                        **{"on_round": self.rounds.append, **options},
-                    )
-                )
+                return strategy.start(grid, arrays, num_rounds=num_rounds)
+            return start(strategy, grid, arrays, num_rounds=num_rounds, **options)
 
-        run_local(server_app, self.client_app(), self.num_nodes)
-        return results[0]
+        return served_on(LocalGrid(self.client_app(), self.num_nodes), serve)
 
     def statuses(self, server_round: int) -> dict[str, str]:
         return {c.client_id: c.status for c in self.rounds[server_round].clients}

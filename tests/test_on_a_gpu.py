@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
 from torch import nn
 
 from fedcurv import Curvature, CurvaturePenalty, fisher_diagonal
@@ -13,11 +14,12 @@ from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.global_state import cudnn, seeded
 from fedcurv.losses import PRESETS, preset
 from fedcurv.simulations.batched import BatchedGrid
-from fedcurv.simulations.local import LocalGrid, run_on
+from fedcurv.simulations.local import LocalGrid
 from fedcurv.simulations.models import cnn, mlp
 from fedcurv.simulations.run import simulate
 from fedcurv.strategies import FedCurv, start
 from tests.fedcurv.test_fisher import assert_same, problem
+from tests.federation import served_on
 from tests.oracles import fisher as oracle
 from tests.simulations.test_run import configuration, rows_of
 from tests.zoo import ZOO
@@ -58,9 +60,9 @@ def test_sampled_fisher_information_draws_on_the_gpu():
             model,
             [(inputs, labels)],
             kind="sampled",
-            generator=torch.Generator(DEVICE).manual_seed(seed),
+            generator=torch.Generator(DEVICE).manual_seed(3),
         )
-        for seed in (3, 3)
+        for _ in range(2)
     )
     assert_same(one, other)
     assert sum(float(tensor.sum()) for tensor in one.values()) > 0
@@ -100,7 +102,7 @@ def test_losses(name):
     results = []
     for device in (torch.device("cpu"), DEVICE):
         loss = preset(name, next(iter(PRESETS[name]))).to(device)
-        leaf = logits.clone().to(device).detach().requires_grad_()
+        leaf = logits.to(device, copy=True).requires_grad_()
         value = loss(leaf, labels.to(device))
         value.backward()
         results.append({"value": value.detach().cpu(), "gradient": leaf.grad.cpu()})
@@ -128,47 +130,35 @@ MODELS = {
 }
 
 
-def make_task_of(settings, model):
+def start_of(model):
     with seeded(7):
-        start = MODELS[model]()
+        return MODELS[model]()
 
+
+def make_task_of(settings, model):
     def make_task(message: object, context: Context) -> LocalTask:
         client = int(context.node_config["partition-id"])
         generator = torch.Generator().manual_seed(client)
         number = 20 + 3 * client
         inputs = torch.randn(number, *SHAPE, generator=generator)
         targets = torch.randint(0, CLASSES, (number,), generator=generator)
-        return LocalTask(copy.deepcopy(start), (inputs, targets), settings=settings)
+        return LocalTask(start_of(model), (inputs, targets), settings=settings)
 
     return make_task
 
 
-def federation(settings, model="mlp", *, together=False, num_rounds=3, strength=0.3):
+def federation(settings, model="mlp", *, together=False, num_rounds=3):
     """Return the last model and every round's metrics."""
     make_task = make_task_of(settings, model)
-    app, server_app = client_app(make_task), ServerApp()
-    results = []
+    app, arrays = client_app(make_task), ArrayRecord(start_of(model).state_dict())
+    strategy = FedCurv(strength=0.3, fraction_evaluate=0.0)
 
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        arrays = ArrayRecord(
-            make_task(None, Context(1, 1, {"partition-id": 0}, {}, {})).model.state_dict()
-        )
-        strategy = FedCurv(strength=strength, fraction_evaluate=0.0)
-        results.append(
-            start(
-                strategy,
-                grid,
-                arrays,
-                num_rounds=num_rounds,
-                seed=0,
-                train_config=ConfigRecord(),
-            )
-        )
+    def serve(grid: Grid) -> Result:
+        config = ConfigRecord()
+        return start(strategy, grid, arrays, num_rounds=num_rounds, seed=0, train_config=config)
 
     grid = BatchedGrid(app, make_task, CLIENTS) if together else LocalGrid(app, CLIENTS)
-    run_on(grid, server_app)
-    (result,) = results
+    result = served_on(grid, serve)
     return result.arrays.to_torch_state_dict(), result.train_metrics_clientapp
 
 

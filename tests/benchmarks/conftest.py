@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedcurv.global_state import num_threads
 from fedcurv.simulations.circumstances import processor
 from fedcurv.simulations.report import markdown_table
 
@@ -66,7 +67,5 @@ def tables() -> Iterator[Tables]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with num_threads(1):
+        yield

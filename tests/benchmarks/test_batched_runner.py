@@ -10,16 +10,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
-from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
+from fedcurv.global_state import num_threads
 from fedcurv.simulations.batched import BatchedGrid
-from fedcurv.simulations.local import LocalGrid, run_on
+from fedcurv.simulations.local import LocalGrid
 from fedcurv.simulations.models import mlp
 from fedcurv.strategies import start
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import DEVICES, compare
+from tests.federation import served_on
 
 CLIENTS, SAMPLES, CLASSES = 96, 625, 10
 # the paper's 50 epochs would take minutes on a CPU, and so would small batches
@@ -31,10 +33,8 @@ CASES = [
 
 @pytest.fixture(autouse=True)
 def all_cores() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(2, os.cpu_count() or 1))
-    yield
-    torch.set_num_threads(before)
+    with num_threads(max(2, os.cpu_count() or 1)):
+        yield
 
 
 @pytest.mark.benchmark_suite
@@ -56,19 +56,17 @@ def test_speed_of_the_batched_runner(
         return LocalTask(mlp(shape, CLASSES), data[client], settings=settings)
 
     app = client_app(make_task)
-    server_app = ServerApp()
 
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
+    def serve(grid: Grid) -> Result:
         arrays = ArrayRecord(mlp(shape, CLASSES).state_dict())
         strategy = FedAvg(fraction_evaluate=0.0)
-        start(strategy, grid, arrays, num_rounds=1, seed=0, train_config=ConfigRecord())
+        return start(strategy, grid, arrays, num_rounds=1, seed=0, train_config=ConfigRecord())
 
-    def local() -> None:
-        run_on(LocalGrid(app, CLIENTS), server_app)
+    def local() -> Result:
+        return served_on(LocalGrid(app, CLIENTS), serve)
 
-    def together() -> None:
-        run_on(BatchedGrid(app, make_task, CLIENTS), server_app)
+    def together() -> Result:
+        return served_on(BatchedGrid(app, make_task, CLIENTS), serve)
 
     times_as_fast = compare(
         benchmark, local, together, device=device, rounds=3 if epochs == 5 else 1

@@ -7,16 +7,17 @@ Both sides run in one process, alternating, and CPU time is compared: 100 client
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context
-from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
 from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
-from fedcurv.simulations.local import run_local
+from fedcurv.simulations.local import LocalGrid
 from fedcurv.simulations.models import cnn
 from fedcurv.strategies import start
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import compare
+from tests.federation import served_on
 
 CLIENTS, SELECTED, ROUNDS, SAMPLES, BATCH = 100, 10, 1, 600, 32
 SHAPE, CLASSES, LR = (1, 28, 28), 10, 0.1
@@ -56,16 +57,14 @@ def make_task(message: object, context: Context) -> LocalTask:
     return LocalTask(cnn(SHAPE, CLASSES, padding=0), DATA[client], settings=settings)
 
 
-def local_runner() -> None:
-    server_app = ServerApp()
+def serve(grid: Grid) -> Result:
+    arrays = ArrayRecord(cnn(SHAPE, CLASSES, padding=0).state_dict())
+    strategy = FedAvg(fraction_train=SELECTED / CLIENTS, fraction_evaluate=0.0)
+    return start(strategy, grid, arrays, num_rounds=ROUNDS, seed=0, train_config=ConfigRecord())
 
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        arrays = ArrayRecord(cnn(SHAPE, CLASSES, padding=0).state_dict())
-        strategy = FedAvg(fraction_train=SELECTED / CLIENTS, fraction_evaluate=0.0)
-        start(strategy, grid, arrays, num_rounds=ROUNDS, seed=0, train_config=ConfigRecord())
 
-    run_local(server_app, client_app(make_task), CLIENTS)
+def local_runner() -> Result:
+    return served_on(LocalGrid(client_app(make_task), CLIENTS), serve)
 
 
 @pytest.mark.benchmark_suite

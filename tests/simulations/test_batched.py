@@ -11,10 +11,11 @@ from torch import nn
 from fedcurv import Curvature, fisher_diagonal
 from fedcurv.clients.app import LocalTask, begin_round, client_app
 from fedcurv.clients.training import TrainingSettings, attach_proximal_term, train
+from fedcurv.global_state import seeded
 from fedcurv.simulations import batched
 from fedcurv.simulations.models import mlp
 from fedcurv.simulations.run import simulate
-from fedcurv.simulations.stacked import can_be_stacked, train_stacked
+from fedcurv.simulations.stacked import can_be_stacked, stacked_parameters, train_stacked
 from fedcurv.simulations.stacked_batches import StackedSamples
 from fedcurv.simulations.stacked_fisher import can_be_estimated, fisher_stacked
 from fedcurv.strategies.records import Instruction, pack_instruction
@@ -35,8 +36,7 @@ def task_of(client: int, settings: TrainingSettings, model=None, criterion=None)
 
 
 def start_model() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         return mlp(SHAPE, CLASSES, hidden=(6, 5))
 
 
@@ -75,8 +75,10 @@ def rounds(settings: TrainingSettings, mu: float, pulled: bool, **more):
     ]
 
 
-def stacked(samples) -> StackedSamples:
-    return StackedSamples(list(samples), TrainingSettings().make_device())
+def stacked(together, samples):
+    """Return what is trained and estimated with."""
+    device = TrainingSettings().make_device()
+    return together, StackedSamples(samples, device), stacked_parameters(together, device)
 
 
 def trained_one_by_one(local) -> float:
@@ -105,7 +107,7 @@ def test_a_stack_trains_each_client_as_it_would_alone(mode, mu, pulled, batch_si
     alone, together = (rounds(settings, mu, pulled) for _ in range(2))
     expected = [trained_one_by_one(local) for local in alone]
     assert all(can_be_stacked(local.task) for local in together)
-    losses = train_stacked(together, stacked(local.samples for local in together))
+    losses = train_stacked(*stacked(together, [local.samples for local in together]))
     assert losses == pytest.approx(expected, rel=1e-4)
     moved = 0.0
     for one, other in zip(alone, together, strict=True):
@@ -191,8 +193,8 @@ def test_a_stack_estimates_each_clients_fisher_information(share, kind, batch_si
         torch.manual_seed(client)
         for parameter in local.model.parameters():
             nn.init.normal_(parameter, std=0.7)
-    samples = stacked(local.fisher_samples() for local in together)
-    for local, fisher in zip(together, fisher_stacked(together, samples), strict=True):
+    estimates = fisher_stacked(*stacked(together, [local.fisher_samples() for local in together]))
+    for local, fisher in zip(together, estimates, strict=True):
         expected = fisher_diagonal(local.model, [local.fisher_samples()], kind=kind)
         torch.testing.assert_close(fisher, expected, rtol=1e-4, atol=1e-7)
         assert sum(float(values.sum()) for values in fisher.values()) > 0.1
@@ -203,7 +205,7 @@ def test_an_estimate_that_is_not_finite_is_left_to_the_client():
     together = rounds(settings, 0.0, pulled=False)
     with torch.no_grad():
         together[1].model.get_parameter("5.bias").fill_(torch.nan)
-    estimates = fisher_stacked(together, stacked(local.samples for local in together))
+    estimates = fisher_stacked(*stacked(together, [local.samples for local in together]))
     given = [fisher is not None for fisher in estimates]
     assert given == [True, False, True, True, True]
     with pytest.raises(ValueError, match="expected finite losses and gradients"):
@@ -253,9 +255,9 @@ def test_the_batched_runner_gives_the_same_bits_for_the_same_seed(tmp_path):
 def test_the_batched_runner_estimates_stacks(kind, tmp_path, monkeypatch):
     estimated = []
 
-    def noted(stack, samples):
+    def noted(stack, *more):
         estimated.extend(stack)
-        return fisher_stacked(stack, samples)
+        return fisher_stacked(stack, *more)
 
     monkeypatch.setattr(batched, "fisher_stacked", noted)
     run(tmp_path, "runner=batched", "strategy=fedcurv", f"client.fisher_kind={kind}")
