@@ -1,0 +1,84 @@
+"""A sweep's tables."""
+
+import csv
+import subprocess
+import sys
+
+from fedcurv.simulations.sweep import write_sweep
+
+SMALL = ["num_clients=4", "num_rounds=2", "target_accuracies=[0.2,0.99]"]
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp_path):
+    command = [sys.executable, "-m", "fedcurv.simulations.run", "--multirun", *SMALL]
+    command += ["strategy=[fedavg,fedcurv]", "seed=1,2", "strategy.fedcurv.strength=3,30"]
+    subprocess.run(
+        [*command, f"hydra.sweep.dir={tmp_path}"], check=True, timeout=300, capture_output=True
+    )
+    rows = rows_of(tmp_path / "sweep.csv")
+    found = {(r["seed"], r["strategy.fedcurv.strength"], r["strategy"]) for r in rows}
+    assert len(rows) == 8
+    assert found == {
+        (seed, strength, strategy)
+        for seed in ("1", "2")
+        for strategy, strengths in (("fedavg", ("",)), ("fedcurv", ("3", "30")))
+        for strength in strengths
+    }
+    assert set(list(rows[0])[1:3]) == {"seed", "strategy.fedcurv.strength"}
+    for row in rows:  # each line says what its job's own files say
+        lines = [
+            line
+            for line in rows_of(tmp_path / row["job"] / "metrics.csv")
+            if line["strategy"] == row["strategy"]
+        ]
+        accuracies = [float(line["accuracy"]) for line in lines]
+        assert float(row["final"]) == accuracies[-1]
+        assert float(row["best"]) == max(accuracies)
+        reached = [int(line["round"]) for line in lines if float(line["accuracy"]) >= 0.2]
+        assert row["rounds_to_0.2"] == (str(reached[0]) if reached else "")
+        assert row["rounds_to_0.99"] == ""
+    table = (tmp_path / "sweep.md").read_text(encoding="utf-8")
+    header, _, *lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert "| strategy.fedcurv.strength |" in header
+    assert "| seed |" not in header
+    assert len(lines) == 3  # fedavg, and fedcurv with two strengths
+    assert all(" ± " in line for line in lines)
+    # fedavg ran twice with each seed, since its own settings were the same in two jobs
+    assert next(line for line in lines if "| fedavg |" in line).split(" | ")[2] == "2"
+
+
+def write_job(folder, *, seed, accuracies):
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"seed: {seed}\ntarget_accuracies: [0.5]\n")
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["strategy", "round", "accuracy", "bytes_down", "bytes_up", "seconds"],
+        )
+        writer.writerows(["fedavg", r, a, 10, 10, 1.0] for r, a in enumerate(accuracies))
+
+
+def test_the_mean_over_seeds_is_that_of_the_jobs(tmp_path):
+    write_job(tmp_path / "0", seed=1, accuracies=[0.1, 0.5, 0.6])
+    write_job(tmp_path / "1", seed=2, accuracies=[0.1, 0.2, 0.8])
+    write_sweep(tmp_path)
+    last = (tmp_path / "sweep.md").read_text(encoding="utf-8").splitlines()[2]
+    # 60 and 80 %: mean 70, deviation 10·√2; rounds 1 and 2
+    assert last == "| fedavg | 2 | 70.0 ± 14.1 | 70.0 ± 14.1 | 1.5 ± 0.7 |"
+
+
+def test_a_job_without_results_is_left_out(tmp_path):
+    write_job(tmp_path / "0", seed=1, accuracies=[0.1, 0.5])
+    (tmp_path / "1").mkdir()
+    write_sweep(tmp_path)
+    assert [row["job"] for row in rows_of(tmp_path / "sweep.csv")] == ["0"]
+
+
+def test_a_folder_without_jobs_gets_no_table(tmp_path):
+    write_sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
