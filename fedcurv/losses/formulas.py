@@ -5,6 +5,10 @@ place of class k. That makes a loss for given labels a selection, one for given 
 labels an expectation, and the sum over labels, which is constant for a symmetric loss, a sum.
 Everything is computed from log p = log softmax(z), since powers and logarithms of a probability
 that underflows have no gradient. p_y is the probability of the label.
+
+A logit of -inf is an impossible class: values and gradients are the limits as that logit falls (as
+these logits fall together), by the double use of a mask: what has no gradient there is computed
+from a finite stand-in. Without a possible class everything is NaN, as torch's cross-entropy is.
 """
 
 import math
@@ -17,6 +21,13 @@ from torch import Tensor
 Formula = Callable[[Tensor], Tensor]
 
 LOG_OF_ZERO = math.log(1e-4)
+
+
+def weighted_sum(alpha: float, first: Tensor, beta: float, second: Tensor) -> Tensor:
+    """Return α·first + β·second; what has the weight 0 adds nothing, even if it is infinite."""
+    if alpha == 0:
+        return beta * second
+    return alpha * first if beta == 0 else alpha * first + beta * second
 
 
 def cross_entropy(logits: Tensor) -> Tensor:
@@ -60,15 +71,24 @@ def symmetric_cross_entropy(
     logits: Tensor, alpha: float = 0.1, beta: float = 1.0, log_of_zero: float = LOG_OF_ZERO
 ) -> Tensor:
     """Return α·cross-entropy + β·reverse cross-entropy."""
-    return alpha * cross_entropy(logits) + beta * reverse_cross_entropy(logits, log_of_zero)
+    active, passive = cross_entropy(logits), reverse_cross_entropy(logits, log_of_zero)
+    return weighted_sum(alpha, active, beta, passive)
 
 
 def normalized_cross_entropy(logits: Tensor) -> Tensor:
-    """Return log p_y / Σ_k log p_k: symmetric, since it sums to 1 over the labels."""
+    """Return log p_y / Σ_k log p_k: symmetric, since it sums to 1 over the labels.
+
+    Beside m impossible classes it is 0 for a possible label and 1/m for an impossible one, without
+    a gradient.
+    """
     log_p = logits.log_softmax(1)
-    total = log_p.sum(1, keepdim=True)
+    impossible = log_p.isneginf()
+    number = impossible.sum(1, keepdim=True, dtype=log_p.dtype)
+    finite = log_p.masked_fill(impossible, 0.0)
+    total = finite.sum(1, keepdim=True)
     # with one class both are 0
-    return log_p / total.clamp(max=-torch.finfo(total.dtype).tiny)
+    ratio = finite / total.clamp(max=-torch.finfo(total.dtype).tiny)
+    return torch.where(number > 0, impossible / number, ratio)
 
 
 def asymmetric_generalized_cross_entropy(logits: Tensor, a: float, q: float) -> Tensor:
@@ -131,6 +151,7 @@ def jensen_shannon(logits: Tensor, weight_of_label: float = 0.5) -> Tensor:
     log_rest = math.log1p(-weight_of_label)
     mixed = weight_of_label + rest * p
     # H(m) − (1−π) H(p), in which all classes but y leave −(1−π) p_k log(1−π)
+    log_p = log_p.masked_fill(log_p.isneginf(), 0.0)  # p log p is 0 there
     divergence = rest * p * log_p - mixed * mixed.log() - rest * (1 - p) * log_rest
     return divergence / (-rest * log_rest)
 
@@ -151,6 +172,8 @@ def regularized_cross_entropy(
         normalize: divide by 1 + λ.
     """
     penalty = regularizer(logits).unsqueeze(1)
-    if normalize:
-        return cross_entropy(logits) / (1 + strength) + penalty * (strength / (1 + strength))
-    return cross_entropy(logits) + strength * penalty
+    factor = strength / (1 + strength) if normalize else strength
+    # without strength even an infinite penalty is none
+    penalty = torch.where(penalty.isinf() & (factor == 0), 0.0, penalty * factor)
+    loss = cross_entropy(logits)
+    return loss / (1 + strength) + penalty if normalize else loss + penalty

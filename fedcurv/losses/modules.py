@@ -134,7 +134,7 @@ class ActivePassiveLoss(RobustLoss):
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
         active, passive = self.active.of_labels(logits), self.passive.of_labels(logits)
-        return self.alpha * active + self.beta * passive
+        return formulas.weighted_sum(self.alpha, active, self.beta, passive)
 
 
 class AsymmetricGeneralizedCrossEntropy(RobustLoss):

@@ -41,7 +41,8 @@ def loss(
     Args:
         formula: gives the loss under every label.
         logits: shape (C,), (N, C) or (N, C, d1, ...).
-        targets: labels, of this shape without C, int64; or probabilities, of the same shape.
+        targets: labels, of this shape without C, integers; or probabilities, of the same shape. A
+            label of probability 0 costs nothing, even if its loss is infinite.
         weight: see ``LossOptions``.
         ignore_index: see ``LossOptions``.
         reduction: see ``LossOptions``.
@@ -74,12 +75,13 @@ def loss(
     weight = None if weight is None else weight.to(of_labels)
     if targets.is_floating_point() and targets.shape == logits.shape:
         return _expected(of_labels, targets.to(of_labels), weight, reduction)
-    if targets.is_floating_point() or targets.shape != logits[:, 0].shape:
+    is_labels = not (targets.is_floating_point() or targets.dtype == torch.bool)
+    if not is_labels or targets.shape != logits[:, 0].shape:
         raise ValueError(
             f"expected labels (integers) of shape {tuple(logits[:, 0].shape)} or probabilities of "
             f"shape {tuple(logits.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}"
         )
-    return _selected(of_labels, targets, weight, ignore_index, reduction)
+    return _selected(of_labels, targets.long(), weight, ignore_index, reduction)
 
 
 def _expected(
@@ -87,6 +89,7 @@ def _expected(
 ) -> Tensor:
     if weight is not None:
         targets = targets * weight.view(-1, *[1] * (of_labels.ndim - 2))
+    of_labels = of_labels.masked_fill(of_labels.isinf() & (targets == 0), 0.0)
     losses = (of_labels * targets).sum(1)
     if reduction == "none":
         return losses
@@ -104,7 +107,7 @@ def _selected(
     labels = torch.where(counts, targets, 0)
     losses = of_labels.gather(1, labels.unsqueeze(1)).squeeze(1)
     weights = counts.to(losses.dtype) if weight is None else weight[labels] * counts
-    losses = torch.where(counts, losses, 0) * weights
+    losses = torch.where(weights != 0, losses, 0) * weights
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / weights.sum()

@@ -1,8 +1,9 @@
 """Cross-entropy with output regularisation."""
 
+import logging
 import math
 from collections.abc import Callable
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from fedcurv.losses import formulas
 from fedcurv.losses.base import RobustLoss
 from fedcurv.losses.reduction import LossOptions
 from fedcurv.losses.regularizers import Regularizer, regularizer_of
+
+logger = logging.getLogger(__name__)
 
 Schedule = Callable[[int], float]
 
@@ -25,6 +28,9 @@ class RegularizedCrossEntropy(RobustLoss):
         regularizer: ``label_smoothing``, ``entropy``, ``squared_output``, ``logit``, or a function
             R from logits (N, C, ...) to shape (N, ...).
         strength: λ, finite and >= 0; or a schedule, called with 0 and, by :meth:`advance`, 1, 2, ….
+            ``state_dict`` holds λ and the position in the schedule. One without the position, of
+            an earlier version, is loaded too: λ is its own, the position stays, and a warning says
+            so.
         normalize: divide by 1 + λ.
         **options: see ``LossOptions``.
 
@@ -35,6 +41,7 @@ class RegularizedCrossEntropy(RobustLoss):
     """
 
     _strength: Tensor
+    _steps: Tensor
 
     def __init__(
         self,
@@ -48,7 +55,7 @@ class RegularizedCrossEntropy(RobustLoss):
         self.regularizer = regularizer_of(regularizer)
         self.normalize = normalize
         self._schedule = strength if callable(strength) else None
-        self._steps = 0
+        self.register_buffer("_steps", torch.zeros((), dtype=torch.long))
         # a buffer, so that a compiled loss need not be compiled anew for each value
         self.register_buffer("_strength", torch.zeros(()))
         self.strength = strength(0) if callable(strength) else strength
@@ -73,7 +80,20 @@ class RegularizedCrossEntropy(RobustLoss):
         if self._schedule is None:
             raise RuntimeError("expected a schedule for strength, got a number; set it instead")
         self._steps += 1
-        self.strength = self._schedule(self._steps)
+        self.strength = self._schedule(int(self._steps))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        key = f"{prefix}_steps"
+        if key not in state_dict and f"{prefix}_strength" in state_dict:
+            state_dict[key] = self._steps
+            if self._schedule is not None:
+                logger.warning(
+                    "the state has λ = %g, but not the position in its schedule, which stays at "
+                    "%d; call advance() as often as it had been called",
+                    float(state_dict[f"{prefix}_strength"]),
+                    int(self._steps),
+                )
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""

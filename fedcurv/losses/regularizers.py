@@ -14,14 +14,15 @@ Regularizer = Callable[[Tensor], Tensor]
 
 
 def label_smoothing(logits: Tensor) -> Tensor:
-    """Return KL(u‖p) = −(1/K) Σ_k log p_k − log K."""
+    """Return KL(u‖p) = −(1/K) Σ_k log p_k − log K; infinite beside an impossible class."""
     return -logits.log_softmax(1).mean(1) - math.log(logits.shape[1])
 
 
 def entropy(logits: Tensor) -> Tensor:
     """Return KL(p‖u) = log K − H(p), the confidence penalty."""
     log_p = logits.log_softmax(1)
-    return (log_p.exp() * log_p).sum(1) + math.log(logits.shape[1])
+    finite = log_p.masked_fill(log_p.isneginf(), 0.0)  # p log p is 0 there
+    return (log_p.exp() * finite).sum(1) + math.log(logits.shape[1])
 
 
 def squared_output(logits: Tensor) -> Tensor:
@@ -30,8 +31,13 @@ def squared_output(logits: Tensor) -> Tensor:
 
 
 def logit(logits: Tensor) -> Tensor:
-    """Return ½‖z − z̄‖², logit squeezing."""
-    return 0.5 * (logits - logits.mean(1, keepdim=True)).square().sum(1)
+    """Return ½‖z − z̄‖², logit squeezing.
+
+    Infinite beside an impossible class, and without a gradient there.
+    """
+    impossible = logits.isneginf().any(1, keepdim=True)
+    distance = (logits - logits.mean(1, keepdim=True)).masked_fill(impossible, 0.0)
+    return (0.5 * distance.square().sum(1)).masked_fill(impossible.squeeze(1), math.inf)
 
 
 REGULARIZERS: dict[str, Regularizer] = {

@@ -1,5 +1,7 @@
 """How far a loss is from symmetric, which decides how much label noise it stands."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,8 @@ from fedcurv.losses.base import RobustLoss
 @torch.no_grad()
 def symmetry_gap(loss: nn.Module, logits: Tensor) -> float:
     """Return (max − min over samples of Σ_k ℓ(z, k)) / C: 0 for a symmetric loss.
+
+    Infinite if any of the sums is, as cross-entropy's is beside an impossible class.
 
     A loss is symmetric if its sum over all labels does not depend on the prediction; under uniform
     label noise it then has the minimisers that it has without.
@@ -36,4 +40,6 @@ def symmetry_gap(loss: nn.Module, logits: Tensor) -> float:
                 f"expected a loss with one value per sample, shape {tuple(samples.shape)}, got "
                 f"{tuple(total.shape)}; set reduction='none'"
             )
+    if bool(total.isinf().any()):
+        return math.inf
     return float(total.max() - total.min()) / classes

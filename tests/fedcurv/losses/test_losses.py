@@ -1,5 +1,8 @@
+import copy
+import io
 import itertools
 import math
+import pickle
 import warnings
 
 import pytest
@@ -340,6 +343,97 @@ def test_a_schedule_is_followed_step_by_step():
     assert loss.strength == 3
     with pytest.raises(RuntimeError, match="expected a schedule"):
         RegularizedCrossEntropy(strength=1.0).advance()
+
+
+def by_state_dict(loss, make):
+    other = make()
+    other.load_state_dict(loss.state_dict())
+    return other
+
+
+def by_file(loss, make):
+    file = io.BytesIO()
+    torch.save(loss.state_dict(), file)
+    other = make()
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    return other
+
+
+RESTORED = {
+    "state_dict": by_state_dict,
+    "file": by_file,
+    "deepcopy": lambda loss, _: copy.deepcopy(loss),
+    "pickle": lambda loss, _: pickle.loads(pickle.dumps(loss)),
+}
+
+
+def tens(epoch):
+    return 10.0 * (epoch + 1)
+
+
+@pytest.mark.parametrize("way", RESTORED)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_schedule_goes_on_where_it_was(way, nested):
+    def make():
+        loss = RegularizedCrossEntropy("entropy", strength=tens)
+        return ActivePassiveLoss(active=loss) if nested else loss
+
+    def scheduled(loss):
+        return loss.active if nested else loss
+
+    loss = make()
+    for _ in range(3):
+        scheduled(loss).advance()
+    other = RESTORED[way](loss, make)
+    assert scheduled(other).strength == 40
+    scheduled(other).advance()
+    assert scheduled(other).strength == 50
+    # each has a position of its own
+    assert scheduled(loss).strength == 40
+
+
+@pytest.mark.parametrize("way", RESTORED)
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_restored_gives_the_same_loss(name, way):
+    def make():
+        return CASES[name][0](weight=torch.ones(CLASSES))
+
+    loss = CASES[name][0](weight=torch.arange(1.0, 1 + CLASSES))
+    if name in REGULARIZERS:
+        loss.strength = 7.0
+    z, y = logits(7, CLASSES), labels(7)
+    assert RESTORED[way](loss, make)(z, y) == loss(z, y)
+
+
+def test_a_set_strength_is_restored_too():
+    loss = RegularizedCrossEntropy("entropy", strength=tens)
+    loss.advance()
+    loss.strength = 7.0
+    other = by_state_dict(loss, lambda: RegularizedCrossEntropy("entropy", strength=tens))
+    assert other.strength == 7
+    other.advance()
+    assert other.strength == 30
+
+
+def test_a_state_without_the_position_keeps_ones_own_and_says_so(caplog):
+    loss = RegularizedCrossEntropy("entropy", strength=tens)
+    loss.strength = 40.0
+    old = loss.state_dict()
+    del old["_steps"]
+    other = RegularizedCrossEntropy("entropy", strength=tens)
+    other.advance()
+    other.load_state_dict(old)
+    assert other.strength == 40
+    assert "λ = 40, but not the position in its schedule, which stays at 1" in caplog.text
+    assert "_steps" not in old
+    other.advance()
+    assert other.strength == 30
+    caplog.clear()
+    number = RegularizedCrossEntropy("entropy", 1.0)
+    number.load_state_dict(old)
+    assert number.strength == 40 and not caplog.records
+    with pytest.raises(RuntimeError, match="Missing key"):
+        other.load_state_dict({})
 
 
 def test_weights_move_with_the_module():
