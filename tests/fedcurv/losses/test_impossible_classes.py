@@ -11,7 +11,6 @@ from fedcurv.losses import (
     PRESETS,
     ActivePassiveLoss,
     CrossEntropy,
-    RegularizedCrossEntropy,
     SymmetricCrossEntropy,
     functional,
     preset,
