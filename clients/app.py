@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
 from fedcurv.clients.curvature import ClientCurvature
-from fedcurv.clients.site_training import Share, fisher_on_site, pool_for, train_on_site
+from fedcurv.clients.errors import private_errors_mod
 from fedcurv.clients.training import (
     InMemoryBatches,
     TrainingSettings,
@@ -66,9 +66,9 @@ def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
     Args:
         make_task: builds the client's task for a message; a function of an importable module, so
             that Ray can find it.
-        mods: Flower mods, outermost first.
+        mods: Flower mods, outermost first, within :func:`private_errors_mod`.
     """
-    app = ClientApp(mods=list(mods))
+    app = ClientApp(mods=[private_errors_mod, *mods])
     app.train()(partial(_train, make_task))
     app.evaluate()(partial(_evaluate, make_task))
     app.query(CLIENT_ID_ACTION)(_tell_client_id)
@@ -223,6 +223,9 @@ def _train_in_this_process(local: LocalRound) -> None:
 
 def _train_on_site(local: LocalRound) -> None:
     """Let the workers of a site train, and estimate the Fisher information if it is wanted."""
+    # here, since they need torch.distributed and POSIX, which a device may be without
+    from fedcurv.clients.site_training import Share, fisher_on_site, pool_for, train_on_site
+
     model, task = local.model, local.task
     pool, penalty = pool_for(task.settings), local.curvature.penalty
     pull = None if penalty is None else (penalty.curvature, penalty.strength)

@@ -12,6 +12,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedcurv.clients.errors import SEND_ERRORS
 from fedcurv.strategies.flower_private import (
     CLIENT_APP_RAISED_EXCEPTION,
     Run,
@@ -37,8 +38,8 @@ def run_local(
     Args:
         server_app: gets a :class:`LocalGrid`.
         client_app: handles every node's messages; what it raises becomes an error reply.
-        num_nodes: >= 1; each gets ``partition-id`` and ``num-partitions`` in its node
-            configuration.
+        num_nodes: >= 1; each gets ``partition-id``, ``num-partitions`` and ``send-errors``
+            in its node configuration.
         run_config: of the ServerApp's and every ClientApp's context.
         run_id: of all contexts.
 
@@ -94,7 +95,7 @@ class LocalGrid(Grid):
             _FIRST_NODE_ID + partition: Context(
                 run_id,
                 _FIRST_NODE_ID + partition,
-                {"partition-id": partition, "num-partitions": num_nodes},
+                {"partition-id": partition, "num-partitions": num_nodes, SEND_ERRORS: True},
                 RecordDict(),
                 dict(run_config or {}),
             )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-import torchvision
 from torch import nn
 
 Shape = tuple[int, int, int]
@@ -49,7 +48,18 @@ def cnn(shape: Shape, num_classes: int, *, padding: int = 2) -> nn.Module:
 
 
 def resnet18(shape: Shape, num_classes: int, *, groups: int = 32) -> nn.Module:
-    """Return torchvision's ResNet-18 with GroupNorm and a stem for small pictures."""
+    """Return torchvision's ResNet-18 with GroupNorm and a stem for small pictures.
+
+    Raises:
+        ImportError: if torchvision is not installed.
+    """
+    try:
+        import torchvision  # here, since it takes longer to load than all else on a device
+    except ImportError as error:
+        raise ImportError(
+            "model=resnet18 is torchvision's: pip install torchvision, or use model=cnn"
+        ) from error
+
     model: nn.Module = torchvision.models.resnet18(
         num_classes=num_classes, norm_layer=lambda channels: nn.GroupNorm(groups, channels)
     )

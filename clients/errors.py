@@ -1,0 +1,64 @@
+"""What a server learns of an error on a device: its class, and its text if the owner allows it.
+
+An exception's text names folders and files, on a hospital's device patients' files. Flower sends it
+to the server, where it stands in logs and reports.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from flwr.app import Context, Message
+
+from fedcurv.strategies.records import client_id_of
+
+SEND_ERRORS_VARIABLE = "FEDCURV_SEND_ERRORS"
+SEND_ERRORS = "send-errors"
+
+_YES = ("1", "true", "yes")
+
+
+class ClientFailed(RuntimeError):
+    """Something has failed on a client; what, only the client's own log says."""
+
+
+def private_errors_mod(
+    message: Message, context: Context, call_next: Callable[[Message, Context], Message]
+) -> Message:
+    """Withhold the text of what a client raises from the server; a mod, to be the outermost.
+
+    ``ClientApp(mods=[private_errors_mod, ...])`` does it for any app; :func:`client_app` has it.
+    The device's own log has the whole traceback. The text is sent where the device's owner allows
+    it, by ``FEDCURV_SEND_ERRORS=1`` in the SuperNode's environment or ``send-errors=true`` in its
+    configuration, and in simulations, where client and server are one.
+
+    Raises:
+        ClientFailed: with the class of what was raised, the client's id and nothing else.
+    """
+    try:
+        return call_next(message, context)
+    except Exception as error:
+        if _may_send(context):
+            raise
+        _withhold(error, context)
+
+
+def _withhold(error: Exception, context: Context) -> NoReturn:
+    # Flower logs what is raised here with its cause, which is the whole traceback
+    raise ClientFailed(
+        f"{type(error).__name__} in client {client_id_of(context)}; the device's own log has the "
+        f"text (its owner may let it be sent: {SEND_ERRORS_VARIABLE}=1)"
+    ) from error
+
+
+def _may_send(context: Context) -> bool:
+    allowed = (os.environ.get(SEND_ERRORS_VARIABLE, ""), context.node_config.get(SEND_ERRORS, ""))
+    return any(str(word).lower() in _YES for word in allowed) or _in_flowers_engine()
+
+
+def _in_flowers_engine() -> bool:
+    """Return whether this process is a worker of Flower's simulation engine."""
+    ray = sys.modules.get("ray")
+    actor = sys.modules.get("flwr.simulation.ray_transport.ray_actor")
+    return ray is not None and actor is not None and bool(ray.is_initialized())

@@ -1,0 +1,5 @@
+"""What Flower looks for in the app's own folder on the SuperLink."""
+
+from fedcurv.simulations.deployed import app
+
+__all__ = ["app"]
