@@ -3,7 +3,6 @@
 What travels is only what all devices must agree on: shape, classes in their order, standardisation.
 """
 
-import csv
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedcurv.simulations.pictures import read_pictures
+from fedcurv.simulations.rows import read_rows
+
 Samples = tuple[Tensor, Tensor]
 
 # what a node's configuration may name
 SOURCES = ("data-folder", "data-csv", "data-function")
+
+# of one input: no message makes a device bring its pictures to any size
+_MOST_NUMBERS = 2**24
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -43,22 +49,34 @@ class DeviceData:
 
     def __post_init__(self) -> None:
         """Check the values, and have tuples of the right types."""
-        shape, classes = tuple(self.shape), tuple(str(name) for name in self.classes)
-        if len(shape) != 3 or not all(isinstance(n, int) and n >= 1 for n in shape):
+        shape = tuple(self.shape) if isinstance(self.shape, list | tuple) else (self.shape,)
+        if len(shape) != 3 or not all(type(n) is int and n >= 1 for n in shape):
             raise ValueError(
                 f"data.shape must be channels, height and width, such as [1, 28, 28], got "
                 f"{list(shape)}; for rows of n numbers use [1, 1, n]"
             )
+        if math.prod(shape) > _MOST_NUMBERS:
+            raise ValueError(
+                f"data.shape must have at most {_MOST_NUMBERS:,} numbers, got {list(shape)}"
+            )
+        is_list = isinstance(self.classes, list | tuple)
+        if not is_list or not all(type(name) in (str, int) for name in self.classes):
+            raise ValueError(f"data.classes must be a list of names, got {self.classes!r}")
+        classes = tuple(str(name) for name in self.classes)
         if not classes or len(set(classes)) < len(classes):
             raise ValueError(
                 f"data.classes must list every class's name once, got {list(classes)}; the "
                 "order must be the same on all devices, so it is not taken from their folders"
             )
-        if not 0 < self.deviation < math.inf or not math.isfinite(self.mean):
+        if not all(type(n) in (int, float) for n in (self.mean, self.deviation)) or not (
+            0 < self.deviation < math.inf and abs(self.mean) < math.inf
+        ):
             raise ValueError(
                 f"data.mean must be finite and data.deviation > 0, got {self.mean!r} and "
                 f"{self.deviation!r}"
             )
+        if not isinstance(self.label, str):
+            raise ValueError(f"data.label must be a column's name, got {self.label!r}")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "classes", classes)
 
@@ -67,14 +85,19 @@ class DeviceData:
         """How many classes there are."""
         return len(self.classes)
 
-    @property
-    def index_by_class(self) -> dict[str, int]:
-        """Every class's number, by its name."""
-        return {name: index for index, name in enumerate(self.classes)}
-
     def standardised(self, numbers: Tensor) -> Tensor:
-        """Return numbers less the mean, over the deviation."""
-        return (numbers - self.mean) / self.deviation
+        """Return numbers less the mean, over the deviation.
+
+        Raises:
+            ValueError: if that is more than the numbers' type holds.
+        """
+        standardised = (numbers - float(self.mean)) / float(self.deviation)
+        if not standardised.isfinite().all():
+            raise ValueError(
+                f"data.mean={self.mean:g} and data.deviation={self.deviation:g} bring the inputs, "
+                f"from {numbers.min():g} to {numbers.max():g}, beyond what float32 holds"
+            )
+        return standardised
 
 
 def load_device(source: Mapping[str, Any], data: DeviceData) -> tuple[Samples, Samples | None]:
@@ -82,10 +105,11 @@ def load_device(source: Mapping[str, Any], data: DeviceData) -> tuple[Samples, S
 
     Args:
         source: has one of ``data-folder`` (``train/CLASS/*.png`` and perhaps ``test/CLASS/*.png``,
-            of any format that torchvision reads), ``data-csv`` (a header, a row for each sample;
-            perhaps ``data-test-csv`` beside it) and ``data-function`` (``module:function``, which
-            is called with ``"train"`` and ``"test"`` and with ``source``, and returns inputs of
-            shape (N, channels, height, width) and labels of shape (N,), or None).
+            of the formats BMP, JPEG, PNG, PPM, TIFF and WEBP), ``data-csv`` (a header, a row for
+            each sample; perhaps ``data-test-csv`` beside it) and ``data-function``
+            (``module:function``, which is called with ``"train"`` and ``"test"`` and with
+            ``source``, and returns inputs of shape (N, channels, height, width) and labels of
+            shape (N,), or None).
         data: what all devices agree on.
 
     Raises:
@@ -137,85 +161,18 @@ def _from_folder(source: Mapping[str, Any], part: str, data: DeviceData) -> Samp
     root = Path(str(source["data-folder"]))
     if part == "train" and not (root / part).is_dir():
         raise FileNotFoundError(f"data-folder={root}: expected a folder 'train' in it")
-    return _pictures(root / part, data)
-
-
-def _pictures(folder: Path, data: DeviceData) -> Samples | None:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    if not folder.is_dir():
-        return None
-    unknown = sorted(f.name for f in folder.iterdir() if f.is_dir() and f.name not in data.classes)
-    if unknown:
-        raise ValueError(
-            f"{folder}: expected folders named after data.classes ({', '.join(data.classes)}), "
-            f"got {', '.join(unknown[:5])}"
-        )
-    found = make_dataset(
-        str(folder), data.index_by_class, extensions=IMG_EXTENSIONS, allow_empty=True
-    )
-    if not found:
-        return None
-    pictures = [_picture(Path(file), data.shape) for file, _ in found]
-    return data.standardised(torch.stack(pictures)), torch.tensor([label for _, label in found])
-
-
-def _picture(file: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Return a picture of that shape, with pixels in [0, 1]."""
-    from PIL import Image
-    from torchvision.transforms.functional import to_tensor
-
-    channels, height, width = shape
-    if channels not in (1, 3):
-        raise ValueError(f"data.shape: expected 1 or 3 channels for pictures, got {channels}")
-    try:
-        with Image.open(file) as image:
-            converted = image.convert("L" if channels == 1 else "RGB")
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read as a picture: {error}") from error
-    pixels: Tensor = to_tensor(converted.resize((width, height), Image.Resampling.BILINEAR))
-    return pixels
+    found = read_pictures(root / part, data.classes, data.shape)
+    return None if found is None else (data.standardised(found[0]), found[1])
 
 
 def _from_csv(source: Mapping[str, Any], part: str, data: DeviceData) -> Samples | None:
     file = source.get("data-csv" if part == "train" else "data-test-csv")
-    return _rows(Path(str(file)), data) if file else None
-
-
-def _rows(file: Path, data: DeviceData) -> Samples | None:
-    numbers, labels = [], []
-    indices = data.index_by_class
-    with file.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines, restval=None)
-        columns = [name for name in reader.fieldnames or () if name != data.label]
-        if data.label not in (reader.fieldnames or ()) or len(columns) != math.prod(data.shape):
-            raise ValueError(
-                f"{file}: expected a header with a column {data.label!r} and "
-                f"{math.prod(data.shape)} others (data.shape), got {len(columns)} others"
-            )
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            if row[data.label] not in indices:
-                raise ValueError(
-                    f"{where}: expected one of data.classes ({', '.join(data.classes)}), got "
-                    f"{row[data.label]!r}"
-                )
-            labels.append(indices[row[data.label]])
-            numbers.append([_finite(row[name], f"{where}, {name}") for name in columns])
-    if not labels:
+    if not file:
         return None
-    inputs = torch.tensor(numbers, dtype=torch.float32).reshape(-1, *data.shape)
-    return data.standardised(inputs), torch.tensor(labels)
-
-
-def _finite(text: str | None, where: str) -> float:
-    try:
-        number = float(text or "")
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"{where}: expected a finite number, got {text!r}")
-    return number
+    found = read_rows(Path(str(file)), data.label, data.classes, math.prod(data.shape))
+    if found is None:
+        return None
+    return data.standardised(found[0].reshape(-1, *data.shape)), found[1]
 
 
 def _from_function(source: Mapping[str, Any], part: str, data: DeviceData) -> Samples | None:
@@ -233,19 +190,40 @@ def _from_function(source: Mapping[str, Any], part: str, data: DeviceData) -> Sa
 def _checked(samples: Any, what: str, data: DeviceData) -> Samples | None:
     if samples is None:
         return None
+    is_pair = isinstance(samples, tuple | list) and len(samples) == 2
+    if not is_pair or not all(isinstance(part, Tensor) for part in samples):
+        raise ValueError(
+            f"{what}: expected a pair of tensors, inputs and labels, or None, got {_kind(samples)}"
+        )
     inputs, labels = samples
     if inputs.shape[1:] != data.shape or labels.shape != inputs.shape[:1]:
         raise ValueError(
             f"{what}: expected inputs (N, {', '.join(map(str, data.shape))}) and labels (N,), got "
             f"{tuple(inputs.shape)} and {tuple(labels.shape)}"
         )
+    if inputs.is_complex() or labels.dtype not in _INTEGERS:
+        raise ValueError(
+            f"{what}: expected real inputs and integer labels from 0 to {data.num_classes - 1}, "
+            f"got {inputs.dtype} and {labels.dtype}"
+        )
+    inputs, labels = inputs.float(), labels.long()
     if not inputs.isfinite().all():
-        raise ValueError(f"{what}: expected finite inputs, got NaN or inf")
-    if labels.is_floating_point() or (
-        len(labels) and not 0 <= labels.min() <= labels.max() < data.num_classes
-    ):
-        raise ValueError(f"{what}: expected integer labels from 0 to {data.num_classes - 1}")
-    return (inputs.float(), labels.long()) if len(labels) else None
+        raise ValueError(f"{what}: expected finite inputs, got NaN, inf or more than float32 holds")
+    wrong = ((labels < 0) | (labels >= data.num_classes)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"{what}: expected integer labels from 0 to {data.num_classes - 1}, for as many "
+            f"data.classes, got {int(labels[wrong[0]])} for sample {wrong[0]} ({len(wrong)} such)"
+        )
+    return (inputs, labels) if len(labels) else None
+
+
+def _kind(samples: Any) -> str:
+    if isinstance(samples, tuple | list):
+        return (
+            f"{type(samples).__name__} of {', '.join(type(part).__name__ for part in samples[:4])}"
+        )
+    return type(samples).__name__
 
 
 # from where the data are, "train" or "test", and what all devices agree on

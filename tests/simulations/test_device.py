@@ -1,8 +1,11 @@
 import csv
 import re
+import struct
 import sys
 import types
+import zlib
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -88,6 +91,18 @@ SPOILT_ROWS = {
     "short": ([["x", "ill", "y"], [1, "no"]], "line 2, y: expected a finite number, got None"),
     "no label": ([["x", "y", "z"], [1, 2, 3]], "a column 'ill' and 2 others"),
     "more": ([["x", "ill", "y", "z"], [1, "no", 2, 3]], "'ill' and 2 others .*got 3 others"),
+    "beyond float32": (
+        [["x", "ill", "y"], [1, "no", "1e39"]],
+        "line 2, y: .* '1e39', beyond float",
+    ),
+    "no such number": (
+        [["x", "ill", "y"], [1, "no", "1_000"]],
+        "line 2, y: expected a finite number",
+    ),
+    "a field too many": ([["x", "ill", "y"], [1, "no", 2, 3]], "line 2: expected 3 fields, got 4"),
+    "a column twice": ([["x", "ill", "x"], [1, "no", 2]], "each column once, got 'x' twice"),
+    "a NUL": ([["x", "ill", "y"], [1, "no", "2\0"]], "line 2.*got '2.x00'|line 2: no CSV"),
+    "a huge field": ([["x", "ill", "y"], [1, "no", "2" * 200_000]], "line 2: no CSV: field larger"),
     "empty": ([], "a column 'ill' and 2 others .*got 0 others"),
     "header only": ([["x", "ill", "y"]], "expected samples for training, got none"),
 }
@@ -99,6 +114,73 @@ def test_a_csv_file_that_cannot_be_meant(name, tmp_path):
     path = write_rows(tmp_path / "a.csv", *rows)
     with pytest.raises(ValueError, match=message):
         load_device({"data-csv": str(path)}, ROWS)
+
+
+def test_bytes_that_are_no_text_and_a_quote_without_an_end_are_told(tmp_path):
+    path = tmp_path / "a.csv"
+    for content, message in (
+        (b"x,ill,y\n1,no,\xff\n", "expected text in UTF-8"),
+        (b'x,ill,y\n1,no,2\n1,"no,2\n', "no CSV: unexpected end of data"),
+        (b"\xef\xbb\xbfx,ill,y\n1,maybe,2\n", "line 2: expected one of data.classes"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            load_device({"data-csv": str(path)}, ROWS)
+    with pytest.raises(ValueError, match=r"cannot be read: Is a directory"):
+        load_device({"data-csv": str(tmp_path)}, ROWS)
+
+
+def test_standardised_numbers_must_fit_into_their_type(tmp_path):
+    path = write_rows(tmp_path / "a.csv", ["x", "label", "y"], [1, "a", 5])
+    data = DeviceData(shape=(1, 1, 2), classes=["a"], deviation=1e-40)
+    with pytest.raises(
+        ValueError, match=r"data.deviation=1e-40 bring the inputs, from 1 to 5, bey"
+    ):
+        load_device({"data-csv": str(path)}, data)
+
+
+def test_pictures_of_16_bits_keep_their_shades(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    shades = np.array([[0, 255, 13107], [26214, 52428, 65535]], dtype=np.uint16)
+    Image.fromarray(shades).save(tmp_path / "train" / "a" / "a.png")
+    (inputs, _), _ = load_device(
+        {"data-folder": str(tmp_path)}, DeviceData(shape=(1, 2, 3), classes=["a"])
+    )
+    expected = torch.tensor([[0, 255 / 65535, 0.2], [0.4, 0.8, 1.0]])
+    torch.testing.assert_close(inputs[0, 0], expected)
+
+
+def test_a_picture_whose_range_is_unknown_is_refused(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.new("F", (3, 2), 7.0).save(tmp_path / "train" / "cat" / "a.tif")
+    with pytest.raises(
+        ValueError, match=r"a\.tif cannot .* range of its pixels .*mode F.* unknown"
+    ):
+        load_device({"data-folder": str(tmp_path)}, PICTURES)
+
+
+def png_of_size(width, height):
+    """Return a PNG that says it is that large, of next to no bytes."""
+
+    def chunk(kind, content):
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    end = chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + end
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [Image.MAX_IMAGE_PIXELS, None])
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_bomb_of_a_picture_is_refused_by_its_size(side, limit, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("pixels were read"))
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "a.png").write_bytes(png_of_size(side, side))
+    with pytest.raises(ValueError, match=r"a\.png cannot be read .*pixels.*"):
+        load_device({"data-folder": str(tmp_path)}, PICTURES)
 
 
 def test_a_folder_with_an_unknown_class_is_refused(tmp_path):
@@ -147,6 +229,10 @@ def test_a_source_that_cannot_be_meant(source, message):
         ((torch.rand(3, 1, 1, 2), torch.zeros(2).long()), r"labels \(N,\), got"),
         ((torch.rand(2, 1, 1, 2), torch.tensor([0, 2])), "integer labels from 0 to 1"),
         ((torch.rand(2, 1, 1, 2), torch.tensor([0.0, 1.0])), "integer labels from 0 to 1"),
+        ((torch.rand(3, 1, 1, 2), torch.tensor([0, 7, -1])), r"got 7 for sample 1 \(2 such\)"),
+        ((torch.rand(2, 1, 1, 2), [0, 1]), "a pair of tensors, .* got tuple of Tensor, list"),
+        (torch.rand(2, 1, 1, 2), "a pair of tensors, .* got Tensor"),
+        ((torch.full((1, 1, 1, 2), 1e39, dtype=torch.float64), torch.tensor([0])), "finite inputs"),
         ((torch.full((1, 1, 1, 2), torch.nan), torch.tensor([0])), "finite inputs"),
         (None, "expected samples for training, got none"),
     ],
@@ -178,6 +264,13 @@ def test_the_servers_own_test_set(tmp_path, module):
     [
         ({"shape": (28, 28)}, r"channels, height and width, such as \[1, 28, 28\], got \[28, 28\]"),
         ({"shape": (1, 0, 2)}, "data.shape must be"),
+        ({"shape": (1, 2**13, 2**13)}, "at most 16,777,216 numbers"),
+        ({"shape": (1, True, 2)}, "data.shape must be"),
+        ({"shape": 5}, r"data.shape must be .* got \[5\]"),
+        ({"classes": "ab"}, "data.classes must be a list of names, got 'ab'"),
+        ({"classes": [["a"], "b"]}, "data.classes must be a list of names"),
+        ({"deviation": "2"}, "data.deviation > 0, got 0.0 and '2'"),
+        ({"label": 3}, "data.label must be a column's name, got 3"),
         ({"classes": []}, "list every class's name once"),
         ({"classes": ["a", "a"]}, "list every class's name once"),
         ({"deviation": 0.0}, "data.deviation > 0"),
