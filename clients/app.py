@@ -142,8 +142,13 @@ class LocalRound:
     def trained(self, loss: float) -> None:
         """Note that the model is trained, with this loss in the last epoch."""
         self._loss, self._trained = loss, time.perf_counter()
-        if self.curvature.penalty is not None:
-            self._penalty = float(self.curvature.penalty.value().detach())
+        if (penalty := self.curvature.penalty) is not None:
+            self._penalty = float(penalty.value().detach())
+            settings = self.task.settings
+            by_lr = settings.penalty_mode == "proximal" or settings.optimizer == "sgd"
+            if by_lr and not penalty.found_optimizer:  # others took the steps
+                num_batches = math.ceil(len(self.samples[0]) / settings.batch_size)
+                penalty.felt(settings.lr, settings.epochs * num_batches)
 
     def report(self, content: RecordDict) -> None:
         """Add FedCurv's part to a reply."""

@@ -3,23 +3,32 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.clients.state import Contribution, store_for
-from fedcurv.curvature import Curvature, shapes_of
+from fedcurv.clients.travelling import names_of_arrays, require_known, spoken_of, withheld
+from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.fisher import fisher_diagonal
 from fedcurv.likelihoods import FisherKind, Likelihood
-from fedcurv.parameters import trainable_parameters
+from fedcurv.parameters import Chosen, listed, only_these_require_gradients, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
-from fedcurv.strategies.records import Instruction, add_report, take_instruction
+from fedcurv.strategies.records import (
+    Instruction,
+    add_report,
+    client_id_of,
+    take_instruction,
+)
 
 logger = logging.getLogger(__name__)
+
+# in Context.state, what this client has been told
+_TOLD = "fedcurv.told"
 
 
 class ClientCurvature:
@@ -28,6 +37,12 @@ class ClientCurvature:
     The node's own terms are subtracted only if the server lists the message that the node answered
     last among those whose replies are in the sum. A node that was absent, failed, or was started
     anew without its state subtracts nothing.
+
+    Penalty and report are about the parameters that travel and no others: a layer that stays home
+    would be known from its statistics. Those are the trainable parameters whose names are among the
+    message's arrays; where the arrays have other names than parameters (adapters, a list of
+    arrays), all trainable ones; or those that ``parameters`` chooses. Later rounds are about the
+    parameters that the sums hold, also while these are frozen.
 
     Two numbers for each parameter are held while the node trains: the sums are taken out of the
     message, and the penalty is let go before the Fisher information is estimated.
@@ -38,6 +53,8 @@ class ClientCurvature:
         context: of the ClientApp; small statistics are remembered in its state.
         model: the model to be trained, with the parameter names under which its arrays travel, and
             on the device where it will be trained.
+        parameters: an explicit choice: names, which choose frozen parameters too, or a predicate on
+            the names of the trainable ones. The same at all clients.
         mode: attach the penalty, in this mode, to whichever optimizer the training code makes; None
             leaves it to :meth:`attach`.
         state_dir: remember on disk below this folder instead; see ``fedcurv.clients.state``.
@@ -47,8 +64,8 @@ class ClientCurvature:
             after ``report``.
 
     Raises:
-        ValueError: if the server's sums are for other parameters than the model's, or were taken
-            out of this message before.
+        ValueError: if the server's sums are of parameters that the model does not have, or that
+            stay home, or were taken out of this message before; or if ``parameters`` does not fit.
     """
 
     def __init__(
@@ -57,6 +74,7 @@ class ClientCurvature:
         context: Context,
         model: nn.Module,
         *,
+        parameters: Chosen | None = None,
         mode: PenaltyMode | None = None,
         state_dir: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -68,11 +86,20 @@ class ClientCurvature:
         if not self.active:
             return
         instruction = self._active_instruction
+        if not (parameters is None or callable(parameters) or isinstance(parameters, str)):
+            parameters = list(parameters)
+        self._chosen = parameters
+        self._shapes = shapes_of(dict(model.named_parameters()))
+        self._withheld = withheld(model, names_of_arrays(message.content))
+        self._about = spoken_of(model, self._chosen, self._withheld)
+        self._sums_names: frozenset[str] = frozenset()
         size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
         directory = None if state_dir is None else Path(state_dir)
         self._store = store_for(context, size, directory, instruction.federation)
+        self._tell_what_stays(model, self._withheld)
         if instruction.sums is not None:
             self._instruction = dataclasses.replace(instruction, sums=None)
+            self._require_sums_of_what_travels(instruction.sums)
             self.penalty = self._penalty(model, instruction, instruction.sums)
         if mode is not None:
             self.attach(mode=mode)
@@ -127,14 +154,19 @@ class ClientCurvature:
             ``content``, with FedCurv's records added if the server asked for them.
 
         Raises:
-            ValueError: as ``fisher_diagonal`` does.
+            ValueError: as ``fisher_diagonal`` does, or if the model's parameters have other names
+                than those of the model that was given first, as in a wrapper.
         """
         if not self.active:
             return content
         self._end_penalty()
-        fisher = fisher_diagonal(
-            model, batches, kind=kind, likelihood=likelihood, generator=generator
-        )
+        names = self._to_report(model, content)
+        if not names:
+            return content
+        with only_these_require_gradients(model, names):
+            fisher = fisher_diagonal(
+                model, batches, kind=kind, likelihood=likelihood, generator=generator
+            )
         return self.report_fisher(content, model, fisher)
 
     def report_fisher(
@@ -145,7 +177,8 @@ class ClientCurvature:
         Args:
             content: see :meth:`report`.
             model: the trained model.
-            fisher: at the model's parameters, the mean over the node's samples.
+            fisher: at the model's parameters, the mean over the node's samples; what it says of
+                parameters that stay home is left out.
 
         Returns:
             ``content``, with FedCurv's records added if the server asked for them.
@@ -156,10 +189,15 @@ class ClientCurvature:
         if not self.active:
             return content
         self._end_penalty()
+        require_known(self._shapes, fisher, "the model that ClientCurvature got", "the report")
+        names = self._to_report(model, content)
+        if not names:
+            return content
+        fisher = {name: one for name, one in fisher.items() if name in names}
         # what is remembered must be what is sent: else a difference of sums could become negative
-        curvature = Curvature.at(model, fisher).to(torch.float32)
+        curvature = Curvature.at(model, fisher, parameters=names).to(torch.float32)
         instruction = self._active_instruction
-        sent = {name for record in content.array_records.values() for name in record}
+        sent = names_of_arrays(content)
         server_can_multiply = sent >= curvature.precision.keys()
         add_report(
             content,
@@ -171,15 +209,84 @@ class ClientCurvature:
         self._store.save(Contribution(instruction.server_round, self._message_id, curvature))
         return content
 
+    def _to_report(self, model: nn.Module, content: RecordDict) -> list[str]:
+        """Return the names of the parameters that this round's report is about."""
+        names: Iterable[str] = self._sums_names
+        if not names:
+            stays = self._withheld
+            if self._chosen is None:  # the message may have lost its arrays before it came here
+                stays |= withheld(model, names_of_arrays(content))
+                self._tell_what_stays(model, stays)
+            names = spoken_of(model, self._chosen, stays) or [
+                name for name in self._about if name not in stays
+            ]
+        own = shapes_of(dict(model.named_parameters()))
+        require_known(self._shapes, own, "the model that ClientCurvature got", "the report's model")
+        return [name for name in own if name in names]
+
+    def _require_sums_of_what_travels(self, sums: Curvature) -> None:
+        """Refuse sums of foreign parameters, or of some that stay home; note whose they are."""
+        shapes = shapes_of(sums.precision)
+        require_known(self._shapes, shapes, "this client's model", "the server's sums")
+        here = {name: self._shapes[name] for name in shapes}
+        require_same_shapes(here, shapes, "the model", "the statistics")
+        stays = set(self._withheld)
+        if callable(self._chosen):
+            stays = {name for name in shapes if not self._chosen(name)}
+        elif self._chosen is not None:
+            stays = shapes.keys() - self._about.keys()
+        if stay := [name for name in shapes if name in stays]:
+            raise ValueError(
+                f"expected statistics of what travels only, got the server's sums of "
+                f"{listed(stay)} too, which this client withholds; let all clients choose the same "
+                "parameters, and begin with a server that has no earlier sums"
+            )
+        self._sums_names = frozenset(shapes)
+        if new := [name for name in self._about if name not in shapes]:
+            self._tell_once(
+                "unknown",
+                f"not pulled and not reported, as the first rounds' statistics are without them: "
+                f"{', '.join(new)}",
+            )
+
+    def _tell_what_stays(self, model: nn.Module, stays: Collection[str]) -> None:
+        stay = [name for name in trainable_parameters(model) if name in stays]
+        if stay and self._chosen is None:
+            self._tell_once(
+                "withheld",
+                "left out of penalty and report, as they are not among the message's arrays: "
+                f"{', '.join(stay)} (parameters= chooses otherwise)",
+            )
+
+    def _tell_once(self, what: str, text: str) -> None:
+        """Log a text once in this client's life: a deployed one is a new process each round."""
+        told = self._context.state.setdefault(_TOLD, ConfigRecord())
+        if isinstance(told, ConfigRecord) and what not in told:
+            told[what] = True
+            logger.warning("client %s: %s", client_id_of(self._context), text)
+
     def _end_penalty(self) -> None:
         if self._handles and self.penalty is not None and not self.penalty.found_optimizer:
             logger.warning(
                 "the penalty was attached, but no optimizer stepped with the model's parameters: "
                 "was another model trained, or a copy of this one?"
             )
+        if self.penalty is not None:
+            self._tell_of_too_strong_a_pull(self.penalty)
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None
+
+    def _tell_of_too_strong_a_pull(self, penalty: CurvaturePenalty) -> None:
+        left = penalty.training_left()
+        if left is not None and left.is_next_to_none:
+            self._tell_once(
+                "pull",
+                f"strength={penalty.strength:g} leaves next to no training: at lr={left.lr:g}, "
+                f"{left.num_steps} steps take the parameters {left.share:.2g} of the way that they "
+                f"would go without the pull; try strength={left.sound_strength:.2g}, or "
+                "AutoStrength, which finds it anew in each round",
+            )
 
     @property
     def _active_instruction(self) -> Instruction:
@@ -192,10 +299,18 @@ class ClientCurvature:
         """Return the pull of the sums without this node's own terms; None if nothing remains."""
         own = self._own_terms(instruction, sums)
         if own is None:
-            return CurvaturePenalty(model, sums, strength=instruction.strength)
+            return CurvaturePenalty(
+                model, sums, strength=instruction.strength, parameters=self._sums_names
+            )
         if len(instruction.contributors) == 1:
             return None
-        return CurvaturePenalty(model, sums - own, strength=instruction.strength, consume=True)
+        return CurvaturePenalty(
+            model,
+            sums - own,
+            strength=instruction.strength,
+            parameters=self._sums_names,
+            consume=True,
+        )
 
     def _own_terms(self, instruction: Instruction, sums: Curvature) -> Curvature | None:
         """Return this node's own terms if they are in the sums."""

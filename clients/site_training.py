@@ -97,7 +97,10 @@ def train_share(place: Place, share: Share) -> Trained:
         attach_proximal_term(optimizer, model, share.mu)
     if share.penalty is not None:
         curvature, strength = share.penalty
-        penalty = CurvaturePenalty(model, curvature, strength=strength, consume=True)
+        names = list(curvature.precision)
+        penalty = CurvaturePenalty(
+            model, curvature, strength=strength, parameters=names, consume=True
+        )
         penalty.attach(optimizer, mode=settings.penalty_mode)
     lasgd = LASGD(
         model,

@@ -12,12 +12,15 @@ from torch.utils.hooks import RemovableHandle
 from fedcurv.likelihoods import FisherKind
 from fedcurv.parameters import gradients_of, trainable_parameters
 from fedcurv.penalty import PenaltyMode
+from fedcurv.steps import Steppable, require_no_closure, require_single_gradient, scale_of
 
 OptimizerName = Literal["sgd", "adam"]
 Trainer = Literal["local", "lasgd"]
 
 # small batches only make an estimate slow; larger ones than in training would take more memory
 _SMALLEST_FISHER_BATCH = 64
+
+_TERM_IN_LOSS = "add (mu/2)·‖w − w_t‖² to the loss inside its closure instead"
 
 
 @dataclass(frozen=True)
@@ -234,19 +237,32 @@ def attach_proximal_term(
 ) -> RemovableHandle:
     """Add FedProx's μ(w − w_t), the gradient of (μ/2)‖w − w_t‖², before every step.
 
-    w_t is the model as it is now. The norm is squared, and w is the weights of each step.
+    w_t is the model as it is now. The norm is squared, and w is the weights of each step. A step
+    pulls at those of the parameters that the optimizer holds and that require gradients then, back
+    to w_t with ``maximize=True`` as well; a sparse gradient becomes dense.
 
     Raises:
         ValueError: if mu is negative or not finite.
+        TypeError: for LBFGS and SparseAdam, whose steps such a gradient does not fit.
+        RuntimeError: at a step that is given a closure, whose backward pass would come after.
     """
     if not 0 <= mu < math.inf:
         raise ValueError(f"proximal-mu must be finite and >= 0, got {mu!r}; use 0 for plain FedAvg")
-    parameters: list[Tensor] = list(trainable_parameters(model).values())
-    anchors = [p.detach().clone() for p in parameters]
+    require_single_gradient(optimizer, _TERM_IN_LOSS)
+    steppable = Steppable(trainable_parameters(model))
+    steppable.require_dense_steps(optimizer, "take SGD or Adagrad, or sparse=False")
+    anchors = [p.detach().clone() for p in steppable.parameters]
 
     @torch.no_grad()
-    def pull_back(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        away = torch._foreach_sub(parameters, anchors)
-        torch._foreach_add_(gradients_of(parameters), away, alpha=mu)
+    def pull_back(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        require_no_closure(args, kwargs, "FedProx's term is attached", _TERM_IN_LOSS)
+        for group, indices in steppable.stepped_by(optimizer):
+            parameters = [steppable.parameters[i] for i in indices]
+            away = torch._foreach_sub(parameters, [anchors[i] for i in indices])
+            scale = scale_of(optimizer, group)
+            if isinstance(scale, Tensor):
+                torch._foreach_mul_(away, scale)
+                scale = 1.0
+            torch._foreach_add_(gradients_of(parameters), away, alpha=scale * mu)
 
     return optimizer.register_step_pre_hook(pull_back)

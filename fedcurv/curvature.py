@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fedcurv.parameters import trainable_parameters
+from fedcurv.parameters import Chosen, chosen_parameters, refuse_complex
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +42,24 @@ class Curvature:
         )
 
     @classmethod
-    def at(cls, model: nn.Module, fisher: Mapping[str, Tensor]) -> Curvature:
+    def at(
+        cls, model: nn.Module, fisher: Mapping[str, Tensor], *, parameters: Chosen | None = None
+    ) -> Curvature:
         """Return P = F and Q = F·θ at the model's present parameters.
 
+        Args:
+            model: see ``fisher``.
+            fisher: of exactly the trainable parameters, or of those that are chosen.
+            parameters: names, frozen or not, or a predicate on the names of the trainable ones.
+
         Raises:
-            ValueError: if ``fisher`` does not hold exactly the trainable parameters, or is not
-                valid (see :meth:`check`).
+            ValueError: if ``fisher`` is of others or not valid (see :meth:`check`), or if a
+                parameter is complex.
         """
-        parameters = trainable_parameters(model)
-        require_same_shapes(shapes_of(parameters), shapes_of(fisher), "the model", "fisher")
-        information = {name: f * parameters[name].detach().to(f) for name, f in fisher.items()}
+        chosen = chosen_parameters(model, parameters)
+        refuse_complex(chosen.items(), "statistics")
+        require_same_shapes(shapes_of(chosen), shapes_of(fisher), "the model", "fisher")
+        information = {name: f * chosen[name].detach().to(f) for name, f in fisher.items()}
         return cls(dict(fisher), information).check()
 
     @classmethod
@@ -112,6 +120,14 @@ class Curvature:
         if faults:
             raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
         return self
+
+    def only(self, names: Iterable[str]) -> Curvature:
+        """Return the statistics of these parameters, as far as they are here; nothing is copied."""
+        here = [name for name in names if name in self.precision]
+        return Curvature(
+            {name: self.precision[name] for name in here},
+            {name: self.information[name] for name in here},
+        )
 
     def to(self, target: torch.device | torch.dtype) -> Curvature:
         """Return a copy on another device or in another precision, as ``torch.Tensor.to`` does."""

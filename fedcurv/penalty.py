@@ -9,6 +9,8 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,16 +23,25 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.parameters import (
+    Chosen,
     accumulation_dtype,
+    chosen_parameters,
     gradients_of,
     listed,
-    trainable_parameters,
+    refuse_complex,
 )
 from fedcurv.quadratic import Quadratic
+from fedcurv.steps import Steppable, require_no_closure, require_single_gradient, scale_of
 
 PenaltyMode = Literal["gradient", "proximal"]
 
 _Hook = Callable[[torch.optim.Optimizer, Any, Any], None]
+
+# of a step at most, and of a round's steps together, in units of lr·λ·max(P)
+_STEP, _ROUND = 2.0, 50.0
+
+# below both, a round's training is next to none: of its steps' drift, and in steps
+_LEAST_SHARE, _LEAST_STEPS = 0.05, 1.0
 
 
 def checked_strength(strength: float) -> float:
@@ -46,6 +57,46 @@ def checked_strength(strength: float) -> float:
     return float(strength)
 
 
+def sound_strength(lr: float, largest_precision: float, num_steps: float) -> float:
+    """Return λ with lr·λ·max(P) = min(2, 50/T), for the proximal form.
+
+    The stiffest parameter then goes four fifths of the way to the others' optimum in a step, and
+    over a round about as far whatever the number of steps.
+
+    Args:
+        lr: learning rate > 0.
+        largest_precision: max(P) > 0, summed over the clients.
+        num_steps: T, of a client in a round, > 0.
+
+    Source: ours; the two numbers were found on one data set (digits), and a third or three times
+    the λ that they give made little difference there.
+    """
+    return min(_STEP, _ROUND / num_steps) / (lr * largest_precision)
+
+
+@dataclass(frozen=True)
+class TrainingLeft:
+    """How far the pull let parameters go in a round.
+
+    Attributes:
+        share: of a steady drift over the round's steps, the mean over the parameters with P > 0,
+            in [0, 1].
+        num_steps: of the round.
+        lr: their mean learning rate.
+        sound_strength: λ as :func:`sound_strength` has it.
+    """
+
+    share: float
+    num_steps: int
+    lr: float
+    sound_strength: float
+
+    @property
+    def is_next_to_none(self) -> bool:
+        """Whether a parameter went less far than one step without a pull would take it."""
+        return self.share < _LEAST_SHARE and self.share * self.num_steps < _LEAST_STEPS
+
+
 class CurvaturePenalty:
     """The pull of other nodes' curvature on one model's parameters.
 
@@ -53,9 +104,12 @@ class CurvaturePenalty:
     are taken, what makes them a single operation (see :meth:`proximal_step`).
 
     Args:
-        model: its trainable parameters must be exactly those of ``curvature``.
+        model: its trainable parameters must be exactly those of ``curvature``, unless
+            ``parameters`` says otherwise. What is frozen at a step is not moved by it.
         curvature: the other nodes' sums; copied to the parameters' device and precision once.
         strength: λ >= 0. There is no ½ in front (arXiv 1910.07796).
+        parameters: which are pulled: names, frozen or not, or a predicate on the names of the
+            trainable ones. ``curvature`` must hold them and may hold others.
         consume: take over the tensors of ``curvature`` where that spares a copy; it must not be
             used afterwards.
 
@@ -64,39 +118,55 @@ class CurvaturePenalty:
         found_optimizer: whether it has been attached to an optimizer of the model's parameters.
 
     Raises:
-        ValueError: if strength is negative or not finite, the parameters differ, or the statistics
-            are not valid.
+        ValueError: if strength is negative or not finite, the parameters differ or are complex, or
+            the statistics are not valid.
     """
 
     def __init__(
-        self, model: nn.Module, curvature: Curvature, *, strength: float, consume: bool = False
+        self,
+        model: nn.Module,
+        curvature: Curvature,
+        *,
+        strength: float,
+        parameters: Chosen | None = None,
+        consume: bool = False,
     ) -> None:
         self.strength = checked_strength(strength)
-        parameters = trainable_parameters(model)
+        chosen = chosen_parameters(model, parameters)
+        refuse_complex(chosen.items(), "the penalty")
+        if parameters is not None:
+            curvature = curvature.only(chosen)
         require_same_shapes(
-            shapes_of(parameters), shapes_of(curvature.precision), "the model", "the statistics"
+            shapes_of(chosen), shapes_of(curvature.precision), "the model", "the statistics"
         )
         curvature.check()
-        self._names = list(parameters)
-        self._parameters: list[Tensor] = list(parameters.values())
+        self._steppable = Steppable(chosen)
+        self._names, self._parameters = self._steppable.names, self._steppable.parameters
+        # what an optimizer of this model may hold beside them
+        self._others = [p for n, p in model.named_parameters() if n not in chosen]
         self.found_optimizer = False
-        # by optimizer that it is attached to, the indices of each group's parameters
-        self._groups: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[list[int]]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._quadratics = [
-            Quadratic(
-                _beside(p.detach(), curvature.precision[n], copy=not consume),
-                _beside(p.detach(), curvature.information[n], copy=not consume),
-            )
-            for n, p in parameters.items()
-        ]
+        self._checked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        # by the parameters that were stepped together: how often, and the sum of learning rates
+        self._felt: dict[tuple[int, ...], tuple[int, float]] = {}
+        with _plain_tensors():
+            self._quadratics = [
+                Quadratic(
+                    _beside(p.detach(), curvature.precision[n], copy=not consume),
+                    _beside(p.detach(), curvature.information[n], copy=not consume),
+                )
+                for n, p in chosen.items()
+            ]
         self._largest = max(float(s.first.max()) for s in self._quadratics if s.first.numel())
         # a bfloat16 gradient could not hold Pθ before Q is taken off it
         self._mixes_types = any(
             s.first.dtype != p.dtype
             for p, s in zip(self._parameters, self._quadratics, strict=True)
         )
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The parameters that are pulled."""
+        return tuple(self._names)
 
     @property
     def curvature(self) -> Curvature:
@@ -116,30 +186,41 @@ class CurvaturePenalty:
         the others' shared optimum, and float32 loses nothing to cancellation.
         """
         terms = []
-        for parameter, quadratic in zip(self._parameters, self._quadratics, strict=True):
-            away = parameter - quadratic.optimum(parameter.detach())
-            terms.append((quadratic.precision() * away.square()).sum())
-        return self.strength * torch.stack(terms).sum()
+        with _plain_tensors():
+            for parameter, quadratic in zip(self._parameters, self._quadratics, strict=True):
+                away = parameter - quadratic.optimum(parameter.detach())
+                terms.append((quadratic.precision() * away.square()).sum())
+            return self.strength * torch.stack(terms).sum()
 
     @torch.no_grad()
     def add_gradient(self, scale: float | Tensor = 1.0) -> None:
-        """Add 2λ(Pθ − Q), times ``scale``, to every parameter's ``.grad`` (made if it is None)."""
-        if self.strength == 0.0:
+        """Add 2λ(Pθ − Q), times ``scale``, to the ``.grad`` (made if it is None) of parameters.
+
+        Those that are frozen are left out; a sparse gradient becomes dense.
+        """
+        trained = [index for index, p in enumerate(self._parameters) if p.requires_grad]
+        self._add_gradient(trained, scale)
+
+    def _add_gradient(self, indices: Sequence[int], scale: float | Tensor) -> None:
+        if self.strength == 0.0 or not indices:
             return
-        for quadratic in self._quadratics:
+        parameters = [self._parameters[i] for i in indices]
+        quadratics = [self._quadratics[i] for i in indices]
+        for quadratic in quadratics:
             quadratic.become_sums()
-        precision = [s.first for s in self._quadratics]
-        information = [s.second for s in self._quadratics]
-        gradients = gradients_of(self._parameters)
+        precision = [q.first for q in quadratics]
+        information = [q.second for q in quadratics]
         factor = 2.0 * self.strength
-        if isinstance(scale, float) and not self._mixes_types:
-            torch._foreach_addcmul_(gradients, precision, self._parameters, value=factor * scale)
-            torch._foreach_add_(gradients, information, alpha=-factor * scale)
-            return
-        pull = torch._foreach_mul(precision, self._parameters)
-        torch._foreach_sub_(pull, information)
-        torch._foreach_mul_(pull, scale)
-        torch._foreach_add_(gradients, pull, alpha=factor)
+        with _plain_tensors():
+            gradients = gradients_of(parameters)
+            if isinstance(scale, float) and not self._mixes_types:
+                torch._foreach_addcmul_(gradients, precision, parameters, value=factor * scale)
+                torch._foreach_add_(gradients, information, alpha=-factor * scale)
+                return
+            pull = torch._foreach_mul(precision, parameters)
+            torch._foreach_sub_(pull, information)
+            torch._foreach_mul_(pull, scale)
+            torch._foreach_add_(gradients, pull, alpha=factor)
 
     @torch.no_grad()
     def proximal_step(self, lr: float | Mapping[str, float]) -> None:
@@ -150,14 +231,15 @@ class CurvaturePenalty:
         which are held in the place of Q and P.
 
         Args:
-            lr: learning rate >= 0 of all parameters, or of each by name (those left out stay).
+            lr: learning rate >= 0 of all parameters, or of each by name (those left out stay, and
+                those that are frozen).
         """
         if self.strength == 0.0:
             return
         rates = lr if isinstance(lr, Mapping) else dict.fromkeys(self._names, lr)
         by_rate: dict[float, list[int]] = {}
         for index, name in enumerate(self._names):
-            if name in rates:
+            if name in rates and self._parameters[index].requires_grad:
                 by_rate.setdefault(rates[name], []).append(index)
         for rate, indices in by_rate.items():
             self._step_towards_optimum(indices, rate)
@@ -176,30 +258,36 @@ class CurvaturePenalty:
         weights, optima = [q.first for q in quadratics], [q.second for q in quadratics]
         if skipped is not None:  # asked on the device: the host must not wait for an answer
             weights = list(torch._foreach_mul(weights, 1.0 - skipped))
-        if self._mixes_types:
-            for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
-                parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
-        else:
-            torch._foreach_lerp_(parameters, optima, weights)
+        with _plain_tensors():
+            if self._mixes_types:
+                for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
+                    parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
+            else:
+                torch._foreach_lerp_(parameters, optima, weights)
 
     def attach(
         self, optimizer: torch.optim.Optimizer | None = None, *, mode: PenaltyMode = "gradient"
     ) -> RemovableHandle:
         """Make every ``optimizer.step()`` feel the penalty; ``handle.remove()`` ends it.
 
+        A step pulls at those of the parameters that its optimizer holds and that require gradients
+        then. It pulls towards the optimum with ``maximize=True`` as well.
+
         Args:
-            optimizer: must hold the model's trainable parameters; learning rates are read at each
-                step, so schedulers and parameter groups work. None is for training code that makes
-                its own: whichever optimizer steps with these parameters, as long as this object
-                lives.
+            optimizer: of the model's parameters, or of some, where others have one of their own;
+                its groups and learning rates are read at each step, so schedulers and groups that
+                are added work. None is for training code that makes its own: whichever optimizer
+                steps with these parameters, as long as this object lives.
             mode: ``gradient`` adds the penalty's gradient before the step: the paper's way, after
                 any clipping of the loss's own gradient. ``proximal`` follows the step with the
-                exact proximal one, whose learning rate is each group's ``lr``.
+                exact proximal one, whose learning rate is each group's ``lr``, whatever the
+                optimizer itself makes of it (Adadelta, Adafactor and Rprop take other steps).
 
         Raises:
-            ValueError: for an unknown mode or an optimizer without some of the parameters; for the
-                optimizer that is found later, at its first step.
-            TypeError: for LBFGS, which evaluates the loss several times within a step; likewise.
+            ValueError: for an unknown mode or an optimizer without any of the model's parameters.
+            TypeError: for LBFGS, which evaluates the loss several times within a step, and in mode
+                ``gradient`` for SparseAdam; for the optimizer that is found later, at its first
+                step.
             RuntimeError: at a step that is given a closure in mode ``gradient``, whose backward
                 pass would come after the penalty's gradient; add :meth:`value` to the loss there.
         """
@@ -236,37 +324,29 @@ class CurvaturePenalty:
         return handle
 
     def _concerns(self, optimizer: torch.optim.Optimizer, mode: PenaltyMode) -> bool:
-        if optimizer in self._groups:
+        if optimizer in self._checked:
             return True
-        own = {id(p) for p in self._parameters}
-        if own.isdisjoint(id(p) for group in optimizer.param_groups for p in group["params"]):
+        if not self._steppable.held_by(optimizer):
             return False
         self._check(optimizer, mode)
         return True
 
     def _check(self, optimizer: torch.optim.Optimizer, mode: PenaltyMode) -> None:
-        """Refuse an optimizer that cannot feel the penalty; note which parameters it has where."""
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(
-                "expected an optimizer that takes one gradient per step, got LBFGS; add "
-                "penalty.value() to the loss inside its closure instead"
-            )
-        index_by_id = {id(p): index for index, p in enumerate(self._parameters)}
-        groups = [
-            [index_by_id[id(p)] for p in group["params"] if id(p) in index_by_id]
-            for group in optimizer.param_groups
-        ]
-        held = {index for group in groups for index in group}
-        missing = [name for index, name in enumerate(self._names) if index not in held]
-        if missing:
-            raise ValueError(
-                "expected an optimizer with all trainable parameters of the model, got one without "
-                f"{listed(missing)}; make the optimizer from the same model, or freeze these with "
-                "requires_grad_(False)"
-            )
+        """Refuse an optimizer that cannot feel the penalty."""
+        require_single_gradient(
+            optimizer, "add penalty.value() to the loss inside its closure instead"
+        )
+        if not self._steppable.held_by(optimizer):
+            others = {id(p) for p in self._others}
+            if others.isdisjoint(id(p) for g in optimizer.param_groups for p in g["params"]):
+                raise ValueError(
+                    "expected an optimizer with parameters of the model, got one without "
+                    f"{listed(self._names)}; make it from the same model"
+                )
         if mode == "gradient":
+            self._steppable.require_dense_steps(optimizer, "use mode='proximal'")
             self._warn_of_divergence(max(float(group["lr"]) for group in optimizer.param_groups))
-        self._groups[optimizer] = groups
+        self._checked.add(optimizer)
         self.found_optimizer = True
 
     def _warn_of_divergence(self, lr: float) -> None:
@@ -280,15 +360,18 @@ class CurvaturePenalty:
                 stacklevel=4,
             )
 
+    @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if any(argument is not None for argument in (*args[1:], kwargs.get("closure"))):
-            raise RuntimeError(
-                "expected optimizer.step() without a closure while a penalty is attached in mode "
-                "'gradient', got one; add penalty.value() to the loss inside the closure instead"
-            )
-        # set while torch.amp.GradScaler runs a fused optimizer, whose gradients are still scaled
-        scale = getattr(optimizer, "grad_scale", None)
-        self.add_gradient(1.0 if scale is None else scale)
+        require_no_closure(
+            args,
+            kwargs,
+            "a penalty is attached in mode 'gradient'",
+            "add penalty.value() to the loss inside the closure instead",
+        )
+        for group, indices in self._steppable.stepped_by(optimizer):
+            self._add_gradient(indices, scale_of(optimizer, group))
+            if isinstance(optimizer, torch.optim.SGD):  # of others, lr says not how far they go
+                self.felt(group["lr"], 1, indices)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -296,9 +379,42 @@ class CurvaturePenalty:
             return
         # set likewise: 1 where the optimizer skipped this step, so that there is none to follow
         skipped = getattr(optimizer, "found_inf", None)
-        groups = self._groups[optimizer]
-        for indices, group in zip(groups, optimizer.param_groups, strict=False):
-            self._step_towards_optimum(indices, float(group["lr"]), skipped)
+        for group, indices in self._steppable.stepped_by(optimizer):
+            lr = float(group["lr"])
+            self._step_towards_optimum(indices, lr, skipped)
+            self.felt(lr, 1, indices)
+
+    def felt(self, lr: float, num_steps: int, indices: Sequence[int] | None = None) -> None:
+        """Note steps that were taken, for :meth:`training_left`; an attached penalty does it.
+
+        Args:
+            lr: of these steps.
+            num_steps: how many.
+            indices: of the parameters that were stepped; None for all.
+        """
+        of = tuple(range(len(self._names)) if indices is None else indices)
+        steps, rates = self._felt.get(of, (0, 0.0))
+        self._felt[of] = steps + num_steps, rates + lr * num_steps
+
+    @torch.no_grad()
+    def training_left(self) -> TrainingLeft | None:
+        """Return what the pull has left of the training; None without a step that felt it."""
+        left, lr, most_steps = [], 0.0, 0
+        for indices, (num_steps, rates) in self._felt.items():
+            lr, most_steps = max(lr, float(rates) / num_steps), max(most_steps, num_steps)
+            factor = 2.0 * self.strength * float(rates) / num_steps
+            left += [self._quadratics[i].shares_left(factor, num_steps) for i in indices]
+        number = sum(len(shares) for shares in left)
+        if number == 0 or lr == 0.0:
+            return None
+        share = sum(float(shares.sum()) for shares in left) / number
+        return TrainingLeft(share, most_steps, lr, sound_strength(lr, self._largest, most_steps))
+
+
+def _plain_tensors() -> AbstractContextManager[None]:
+    """Take tensors of subclasses as the plain ones that they are, until the end of the block."""
+    plain: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
+    return plain
 
 
 def _beside(parameter: Tensor, statistic: Tensor, *, copy: bool) -> Tensor:

@@ -41,6 +41,16 @@ class Quadratic:
         optimum = self.second / self.first if self._factor == 0.0 else self.second
         return torch.where(self.first > 0, optimum, elsewhere)
 
+    def shares_left(self, factor: float, num_steps: int) -> Tensor:
+        """Return what so many proximal steps of this c > 0 leave of a constant drift, in [0, 1].
+
+        That is (1 − (1 + cP)^−T) / (T·cP) in T steps: 1 where nothing pulls, and about 1/(T·cP)
+        where the pull is strong. Only of parameters with P > 0, in one dimension.
+        """
+        pull = self.precision().double()
+        pull = pull[pull > 0].mul_(factor)
+        return (-num_steps * pull.log1p()).expm1_().neg_() / (num_steps * pull)
+
     def become_proximal(self, factor: float) -> None:
         """Hold W and θ* for this c > 0."""
         if self._factor == factor:

@@ -79,7 +79,7 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
         settings,
         tuple(p.shape for p in local.model.parameters()),
         local.mu,
-        None if penalty is None else penalty.strength,
+        None if penalty is None else (penalty.strength, *penalty.names),
         local.curvature.active,
     )
 
@@ -158,7 +158,7 @@ class _Stack:
         self.parameters: list[_Parameter] = []
         for name, values in parameters.items():
             pull = None
-            if self.strength > 0.0:
+            if self.strength > 0.0 and name in pulls[0].precision:
                 pull = Quadratic(
                     _stacked([p.precision[name] for p in pulls], values.device),
                     _stacked([p.information[name] for p in pulls], values.device),

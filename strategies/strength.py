@@ -5,12 +5,9 @@ import math
 from dataclasses import dataclass
 
 from fedcurv.curvature import Curvature
-from fedcurv.penalty import checked_strength
+from fedcurv.penalty import checked_strength, sound_strength
 
 logger = logging.getLogger(__name__)
-
-# of a step at most, and of a round's steps together, in units of lr·λ·max(P)
-_STEP, _ROUND = 2.0, 50.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class AutoStrength:
         if largest <= 0.0:
             return None
         local_steps = self.epochs * math.ceil(mean_samples / self.batch_size)
-        strength = min(_STEP, _ROUND / local_steps) / (self.lr * largest)
+        strength = sound_strength(self.lr, largest, local_steps)
         logger.info("strength: %g, with a largest precision of %g", strength, largest)
         return checked_strength(strength)
 

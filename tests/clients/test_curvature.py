@@ -199,7 +199,11 @@ def test_two_nodes_in_one_process_keep_their_own_statistics():
 def test_sums_for_another_model_are_refused():
     sums = Curvature({"other": torch.ones(2)}, {"other": torch.ones(2)})
     message = message_with(Instruction(0.1, 2, 1, ["someone"], sums=sums))
-    with pytest.raises(ValueError, match="'weight' is missing in the statistics"):
+    with pytest.raises(ValueError, match=r"client's model \(weight, bias\), got those .*\(other\)"):
+        ClientCurvature(message, context_of(0), new_model())
+    sums = Curvature({"bias": torch.ones(2)}, {"bias": torch.ones(2)})
+    message = message_with(Instruction(0.1, 2, 1, ["someone"], sums=sums))
+    with pytest.raises(ValueError, match=r"'bias' has shape \(3,\) in the model and \(2,\)"):
         ClientCurvature(message, context_of(0), new_model())
 
 
@@ -343,3 +347,220 @@ def test_sums_can_be_taken_out_of_a_message_once():
     plain = message_with(Instruction(0.1, 1))
     assert ClientCurvature(plain, context_of(0), model).active
     assert ClientCurvature(plain, context_of(0), model).active
+
+
+# ---- a part of the model stays at the node
+
+
+def with_head() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(FEATURES, 5), nn.Tanh(), nn.Linear(5, CLASSES))
+
+
+BODY, HEAD = ["0.weight", "0.bias"], ["2.weight", "2.bias"]
+
+
+def message_of(
+    arrays: Mapping[str, torch.Tensor] | list, server_round: int = 1, sums: Curvature | None = None
+) -> Message:
+    contributors = ["another", "third"] if sums else []
+    message = message_with(
+        Instruction(0.1, server_round, server_round - 1, contributors, sums=sums)
+    )
+    numpy = isinstance(arrays, list)
+    message.content["arrays"] = ArrayRecord(arrays if numpy else dict(arrays))
+    return message
+
+
+def body_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in model.state_dict().items() if name in BODY}
+
+
+def bytes_in(content: RecordDict) -> bytes:
+    return b"".join(
+        name.encode() + array.data
+        for record in content.array_records.values()
+        for name, array in record.items()
+    )
+
+
+def test_nothing_of_a_withheld_layer_is_in_the_reply(caplog):
+    model, context = with_head(), context_of(0)
+    curvature = ClientCurvature(message_of(body_of(model)), context, model)
+    content = RecordDict({"arrays": ArrayRecord(body_of(model))})
+    curvature.report(content, model, [samples(0)])
+    assert list(content[PRECISION]) == BODY
+    everything = bytes_in(content)
+    fisher = oracle.empirical(model, *samples(0))
+    for name in HEAD:
+        assert name.encode() not in everything
+        weight = model.get_parameter(name).detach()
+        for secret in (weight, fisher[name].float(), (fisher[name] * weight).float()):
+            assert all(number.numpy().tobytes() not in everything for number in secret.flatten())
+    assert all(p.requires_grad for p in model.parameters())
+    ClientCurvature(message_of(body_of(model)), context, model)
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "2.weight, 2.bias" in said and "0.weight" not in said
+
+
+def test_statistics_of_what_travels_do_not_change_for_what_stays():
+    model = with_head()
+    reports = []
+    for arrays in (body_of(model), model.state_dict()):
+        curvature = ClientCurvature(message_of(arrays), context_of(0), model)
+        content = RecordDict({"arrays": ArrayRecord(dict(arrays))})
+        curvature.report(content, model, [samples(0)])
+        reports.append(content[PRECISION].to_torch_state_dict())
+    assert list(reports[1]) == BODY + HEAD
+    for name in BODY:
+        torch.testing.assert_close(reports[0][name], reports[1][name])
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_a_withheld_layer_is_not_pulled(mode):
+    model = with_head()
+    ones = {name: torch.ones_like(p) for name, p in body_of(model).items()}
+    message = message_of(body_of(model), 2, Curvature(ones, ones))
+    curvature = ClientCurvature(message, context_of(0), model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    curvature.attach(optimizer, mode=mode)
+    optimizer.step()
+    moved = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert moved == BODY
+
+
+def test_fisher_information_from_elsewhere_is_stripped_of_what_stays():
+    model = with_head()
+    curvature = ClientCurvature(message_of(body_of(model)), context_of(0), model)
+    fisher = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    content = curvature.report_fisher(
+        RecordDict({"arrays": ArrayRecord(body_of(model))}), model, fisher
+    )
+    assert list(content[PRECISION]) == BODY
+
+
+@pytest.mark.parametrize(
+    "arrays", [{"adapter": torch.ones(1)}, [torch.ones(1).numpy()]], ids=["adapter", "list"]
+)
+def test_arrays_under_other_names_leave_every_trainable_parameter_in_the_report(arrays, caplog):
+    model = with_head()
+    model[0].requires_grad_(False)
+    curvature = ClientCurvature(message_of(arrays), context_of(0), model)
+    content = RecordDict({"arrays": ArrayRecord(arrays)})
+    curvature.report(content, model, [samples(0)])
+    assert list(content[PRECISION]) == HEAD
+    assert "fedcurv.information" in content
+    assert not caplog.records
+
+
+def test_arrays_that_the_app_took_out_first_are_known_from_the_reply():
+    model = with_head()
+    curvature = ClientCurvature(message_with(Instruction(0.1, 1)), context_of(0), model)
+    content = RecordDict({"arrays": ArrayRecord(body_of(model))})
+    curvature.report(content, model, [samples(0)])
+    assert list(content[PRECISION]) == BODY
+
+
+@pytest.mark.parametrize("parameters", [HEAD, lambda name: name.startswith("2.")])
+def test_an_explicit_choice_decides_alone(parameters):
+    model = with_head()
+    curvature = ClientCurvature(
+        message_of(model.state_dict()), context_of(0), model, parameters=parameters
+    )
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
+    curvature.report(content, model, [samples(0)])
+    assert list(content[PRECISION]) == HEAD
+
+
+def test_a_tied_parameter_travels_under_any_of_its_names():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(CLASSES, CLASSES), nn.Linear(CLASSES, CLASSES)
+            self.b.weight = self.a.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x[:, :CLASSES]))
+
+    model = Tied()
+    arrays = {"b.weight": model.b.weight.detach()}
+    curvature = ClientCurvature(message_of(arrays), context_of(0), model)
+    content = RecordDict({"arrays": ArrayRecord(arrays)})
+    curvature.report(content, model, [samples(0)])
+    assert list(content[PRECISION]) == ["a.weight"]
+    assert "fedcurv.information" in content
+
+
+@pytest.mark.parametrize("first", ["head", "body"])
+def test_layers_that_are_frozen_in_turn_are_reported_and_pulled_in_every_round(first, caplog):
+    """As FedRep trains: the head by itself, the body by itself, and only the body travels."""
+    contexts, sums = [context_of(0), context_of(1)], None
+    for server_round in (1, 2, 3):
+        reports = []
+        for partition, context in enumerate(contexts):
+            model = with_head()
+            message = message_of(body_of(model), server_round, sums)
+            curvature = ClientCurvature(message, context, model, mode="proximal")
+            phases = [model[2], model[0]] if first == "head" else [model[0], model[2]]
+            for trained in phases:
+                model.requires_grad_(False)
+                trained.requires_grad_(True)
+                optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+                inputs, targets = samples(partition)
+                nn.functional.cross_entropy(model(inputs), targets).backward()
+                optimizer.step()
+            content = RecordDict({"arrays": ArrayRecord(body_of(model))})
+            curvature.report(content, model, [samples(partition)])
+            reports.append(content[PRECISION].to_torch_state_dict())
+            assert list(reports[-1]) == BODY
+        parts = [Curvature(r, {n: p * 0.1 for n, p in r.items()}) for r in reports]
+        sums = Curvature.sum(parts)
+    assert "not pulled" not in caplog.text
+
+
+def test_parameters_without_statistics_are_trained_freely_and_told_once(caplog):
+    """As when a backbone is unfrozen after some rounds."""
+    model, context = with_head(), context_of(0)
+    ones = {name: torch.ones_like(model.get_parameter(name)) for name in HEAD}
+    for server_round in (2, 3):
+        message = message_of(model.state_dict(), server_round, Curvature(ones, ones))
+        curvature = ClientCurvature(message, context, model)
+        assert list(curvature.penalty.curvature.precision) == HEAD
+        content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
+        curvature.report(content, model, [samples(0)])
+        assert list(content[PRECISION]) == HEAD
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "not pulled and not reported" in said and "0.weight, 0.bias" in said
+
+
+def test_sums_of_what_a_client_withholds_are_refused():
+    model = with_head()
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    message = message_of(body_of(model), 2, Curvature(ones, ones))
+    with pytest.raises(ValueError, match=r"sums of 2\.weight, 2\.bias too, which this client"):
+        ClientCurvature(message, context_of(0), model)
+    message = message_of(model.state_dict(), 2, Curvature(ones, ones))
+    with pytest.raises(ValueError, match=r"sums of 2\.weight, 2\.bias too, which this client"):
+        ClientCurvature(message, context_of(0), model, parameters=BODY)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+def test_a_wrapper_at_the_report_is_refused_in_the_first_round():
+    model = with_head()
+    both = r"\(0\.weight, 0\.bias, 2\.weight and others\).*\(net\.0\.weight, net\.0\.bias"
+    curvature = ClientCurvature(message_of(model.state_dict()), context_of(0), model)
+    with pytest.raises(ValueError, match=both):
+        curvature.report(RecordDict(), Wrapper(model), [samples(0)])
+    fisher = {f"net.{name}": torch.ones_like(p) for name, p in model.named_parameters()}
+    for reported in (model, Wrapper(model)):
+        with pytest.raises(ValueError, match=both):
+            curvature.report_fisher(RecordDict(), reported, fisher)

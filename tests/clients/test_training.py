@@ -63,6 +63,107 @@ def test_fedprox_term_is_the_squared_norm_recomputed_at_each_step(mu):
         torch.testing.assert_close(a, b)
 
 
+def pulled_back(maximize=False, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights after steps with FedProx's term, and as worked out by hand."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1, bias=False).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=maximize, **options)
+    attach_proximal_term(optimizer, model, 0.7)
+    start = model.weight.detach().clone()
+    expected = start.clone()
+    for _ in range(20):
+        optimizer.zero_grad()
+        model.weight.sin().sum().backward()
+        optimizer.step()
+        downhill = -expected.cos() if maximize else expected.cos()
+        expected = expected - 0.1 * (downhill + 0.7 * (expected - start))
+    return model.weight.detach(), expected
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+def test_fedprox_pulls_back_whichever_way_the_optimizer_goes(maximize, options):
+    torch.testing.assert_close(*pulled_back(maximize, **options))
+
+
+def test_fedprox_leaves_what_is_frozen_and_what_the_optimizer_does_not_hold():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    held = [*model[0].parameters(), *model[1].parameters()]
+    optimizer = torch.optim.SGD(held, lr=0.1)
+    attach_proximal_term(optimizer, model, 0.7)
+    model[1].requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    moved = [p.detach().clone() for p in model.parameters()]
+    optimizer.step()
+    same = [torch.equal(p, m) for p, m in zip(model.parameters(), moved, strict=True)]
+    assert same == [False, False, True, True, True, True]
+    assert all(p.grad is None for p in [*model[1].parameters(), *model[2].parameters()])
+
+
+def test_fedprox_pulls_every_row_of_a_sparse_gradient():
+    torch.manual_seed(0)
+    model = nn.Embedding(5, 2, sparse=True).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach_proximal_term(optimizer, model, 0.7)
+    start = model.weight.detach().clone()
+    expected = start.clone()
+    for row in (1, 1, 3):
+        optimizer.zero_grad()
+        model(torch.tensor([row])).sum().backward()
+        optimizer.step()
+        step = 0.7 * (expected - start)
+        step[row] += 1
+        expected = expected - 0.1 * step
+    torch.testing.assert_close(model.weight.detach(), expected)
+    with pytest.raises(TypeError, match=r"SparseAdam for weight.*take SGD or Adagrad"):
+        attach_proximal_term(torch.optim.SparseAdam(model.parameters()), model, 0.7)
+
+
+def test_fedprox_pulls_complex_weights_as_two_real_ones():
+    start = torch.tensor([1 + 2j, -0.5 + 1j], dtype=torch.complex128)
+    model = nn.Module()
+    model.weight = nn.Parameter(start.clone())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach_proximal_term(optimizer, model, 0.7)
+    expected, anchor = torch.view_as_real(start).clone(), torch.view_as_real(start)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (model.weight.abs() ** 2).sum().backward()
+        optimizer.step()
+        expected = expected - 0.1 * (2 * expected + 0.7 * (expected - anchor))
+    torch.testing.assert_close(torch.view_as_real(model.weight.detach()), expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradient_scaling_does_not_scale_fedproxs_term(fused):
+    results = []
+    for scaled in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+        attach_proximal_term(optimizer, model, 0.7)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(model.weight.sin().sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(model.weight.detach().clone())
+    torch.testing.assert_close(*results)
+
+
+def test_fedprox_refuses_what_would_erase_its_term():
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach_proximal_term(optimizer, model, 0.7)
+    with pytest.raises(RuntimeError, match="without a closure while FedProx's term is attached"):
+        optimizer.step(lambda: 0.0)
+    with pytest.raises(TypeError, match="one gradient per step, got LBFGS"):
+        attach_proximal_term(torch.optim.LBFGS(model.parameters()), model, 0.7)
+
+
 @pytest.mark.parametrize("mu", [-1.0, math.nan, math.inf])
 def test_mu_must_be_finite_and_not_negative(mu):
     model = new_model()

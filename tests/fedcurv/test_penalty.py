@@ -527,10 +527,287 @@ def test_a_penalty_that_is_forgotten_ends_by_itself(mode):
     assert after == before
 
 
-def test_an_optimizer_with_a_part_of_the_parameters_is_refused_at_its_first_step():
-    model = nn.Linear(2, 2)
-    zeros = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-    penalty = CurvaturePenalty(model, Curvature(zeros, zeros), strength=0.5)
-    penalty.attach()
-    with pytest.raises(ValueError, match="got one without bias"):
-        a_step(model.weight)
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+@pytest.mark.parametrize("is_named", [True, False])
+def test_two_optimizers_pull_each_its_own_part_once(mode, is_named):
+    results = []
+    for number in (1, 2):
+        model, statistics = linear_and_statistics()
+        penalty = CurvaturePenalty(model, statistics, strength=0.5)
+        parts = [[model.weight], [model.bias]] if number == 2 else [[*model.parameters()]]
+        optimizers = [torch.optim.SGD(part, lr=0.1) for part in parts]
+        for optimizer in optimizers if is_named else [None]:
+            penalty.attach(optimizer, mode=mode)
+        for _ in range(3):
+            model.zero_grad()
+            model(torch.ones(1, 2).double()).sum().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+        results.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+# ---- whatever the optimizer does
+
+
+def linear_and_statistics() -> tuple[nn.Linear, Curvature]:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2).double()
+    fisher = {n: torch.rand_like(p) for n, p in model.named_parameters()}
+    return model, Curvature(fisher, {n: f * torch.randn_like(f) for n, f in fisher.items()})
+
+
+def pulled(theta: torch.Tensor, statistics: Curvature, name: str, factor: float) -> torch.Tensor:
+    """The proximal step, from its formula."""
+    p, q = statistics.precision[name], statistics.information[name]
+    return (theta + factor * q) / (1 + factor * p)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_what_is_frozen_after_attaching_stays_and_moves_again_once_unfrozen(mode):
+    model, statistics = linear_and_statistics()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty = CurvaturePenalty(model, statistics, strength=0.5)
+    penalty.attach(optimizer, mode=mode)
+    model.bias.requires_grad_(False)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer.step()
+    penalty.add_gradient()
+    penalty.proximal_step(0.1)
+    assert torch.equal(model.bias, before["bias"]) and model.bias.grad is None
+    assert not torch.equal(model.weight, before["weight"])
+    model.bias.requires_grad_(True)
+    optimizer.step()
+    assert not torch.equal(model.bias, before["bias"])
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_what_the_optimizer_does_not_hold_stays_until_a_group_brings_it(mode):
+    model, statistics = linear_and_statistics()
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer, mode=mode)
+    bias = model.bias.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.bias, bias)
+    optimizer.add_param_group({"params": [model.bias], "lr": 0.2})
+    optimizer.zero_grad()
+    model.bias.grad = torch.zeros_like(bias)
+    optimizer.step()
+    p, q = statistics.precision["bias"], statistics.information["bias"]
+    if mode == "gradient":
+        expected = bias - 0.2 * 2 * 0.5 * (p * bias - q)
+    else:
+        expected = pulled(bias, statistics, "bias", 2 * 0.2 * 0.5)
+    torch.testing.assert_close(model.bias.detach(), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"fused": True}])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_maximising_optimizers_are_pulled_towards_the_optimum_too(mode, options):
+    theta, parts, terms = nodes(3, 6)
+    total, lr, strength = Curvature.sum(parts), 0.05, 0.4
+    model, expected = Vector(theta), theta.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, maximize=True, **options)
+    CurvaturePenalty(model, total, strength=strength).attach(optimizer, mode=mode)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model.theta.sin().sum().backward()
+        optimizer.step()
+        ascent = lr * expected.cos()
+        if mode == "gradient":
+            expected = expected + ascent - lr * oracle.gradient(expected, terms, strength)
+        else:
+            expected = pulled(expected + ascent, total, "theta", 2 * lr * strength)
+    torch.testing.assert_close(model.theta.detach(), expected)
+
+
+def test_a_group_that_maximises_beside_one_that_minimises_is_pulled_the_same_way():
+    model, statistics = linear_and_statistics()
+    groups = [{"params": [model.weight], "maximize": True}, {"params": [model.bias]}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer)
+    expected = {
+        n: p.detach() - 0.1 * (statistics.precision[n] * p.detach() - statistics.information[n])
+        for n, p in model.named_parameters()
+    }
+    optimizer.step()
+    torch.testing.assert_close(dict(model.state_dict()), expected)
+
+
+EVERY_OPTIMIZER = [
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type)
+    and issubclass(kind, torch.optim.Optimizer)
+    and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+]
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+@pytest.mark.parametrize("name", EVERY_OPTIMIZER)
+def test_every_optimizer_goes_towards_the_optimum_if_nothing_else_pulls(name, mode, maximize):
+    theta, parts, _ = nodes(3, 6)
+    total = Curvature.sum(parts)
+    optimum = total.information["theta"] / total.precision["theta"]
+    model = Vector(theta)
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01, maximize=maximize)
+    CurvaturePenalty(model, total, strength=1.0).attach(optimizer, mode=mode)
+    for _ in range(40):
+        model.theta.grad = torch.zeros_like(theta)
+        optimizer.step()
+    after, before = (model.theta.detach() - optimum).abs(), (theta - optimum).abs()
+    assert bool((after <= before).all()) and bool((after < before).any())
+
+
+class Words(nn.Module):
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(table.clone(), freeze=False, sparse=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.table(x).square().sum()
+
+
+def words_and_statistics() -> tuple[Words, Curvature]:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    precision = torch.rand(7, 3, generator=generator, dtype=torch.float64)
+    optimum = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    name = "table.weight"
+    return Words(table), Curvature({name: precision}, {name: precision * optimum})
+
+
+def test_sparse_gradients_are_pulled_in_every_row():
+    words, looked_up = words_and_statistics(), torch.tensor([1, 4, 4])
+    for mode in ("gradient", "proximal"):
+        model, statistics = words_and_statistics()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer, mode=mode)
+        expected = words[0].table.weight.detach().clone()
+        p, q = statistics.precision["table.weight"], statistics.information["table.weight"]
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(looked_up).backward()
+            optimizer.step()
+            step = torch.zeros_like(expected)
+            for row in looked_up.tolist():
+                step[row] += 0.1 * 2 * expected[row]
+            if mode == "gradient":
+                expected = expected - step - 0.1 * (p * expected - q)
+            else:
+                expected = pulled(expected - step, statistics, "table.weight", 0.1)
+        torch.testing.assert_close(model.table.weight.detach(), expected)
+
+
+def test_adagrad_takes_a_pulled_sparse_gradient_as_the_dense_one():
+    results = []
+    for sparse in (True, False):
+        model, statistics = words_and_statistics()
+        model.table.sparse = sparse
+        optimizer = torch.optim.Adagrad(model.parameters(), lr=0.1)
+        CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.tensor([1, 4, 4])).backward()
+            optimizer.step()
+        results.append(model.table.weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_sparse_adam_is_refused_in_gradient_mode_and_followed_by_proximal_steps():
+    model, statistics = words_and_statistics()
+    optimizer = torch.optim.SparseAdam(model.parameters(), lr=0.1)
+    penalty = CurvaturePenalty(model, statistics, strength=0.5)
+    with pytest.raises(TypeError, match=r"SparseAdam for table\.weight.*use mode='proximal'"):
+        penalty.attach(optimizer)
+    penalty.attach(optimizer, mode="proximal")
+    alone = words_and_statistics()[0]
+    other = torch.optim.SparseAdam(alone.parameters(), lr=0.1)
+    for one, its in ((model, optimizer), (alone, other)):
+        one(torch.tensor([1, 4])).backward()
+        its.step()
+    expected = pulled(alone.table.weight.detach(), statistics, "table.weight", 0.1)
+    torch.testing.assert_close(model.table.weight.detach(), expected)
+
+
+def test_complex_parameters_are_refused_by_name():
+    model = Vector(torch.ones(2, dtype=torch.complex128))
+    ones = {"theta": torch.ones(2).double()}
+    with pytest.raises(ValueError, match="real parameters, got complex theta"):
+        CurvaturePenalty(model, Curvature(ones, ones), strength=1.0)
+    with pytest.raises(ValueError, match="real parameters, got complex theta"):
+        Curvature.at(model, ones)
+
+
+class Tagged(torch.Tensor):
+    """A tensor that carries something, and does so through every operation that sees it."""
+
+    seen = 0
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        Tagged.seen += 1
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_parameters_of_a_tensor_subclass_are_pulled_as_plain_ones(mode):
+    theta, parts, _ = nodes(2, 4)
+    results = []
+    for is_subclass in (False, True):
+        model = Vector(theta)
+        if is_subclass:
+            model.theta = nn.Parameter(theta.clone().as_subclass(Tagged))
+        penalty = CurvaturePenalty(model, parts[0], strength=0.3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        penalty.attach(optimizer, mode=mode)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.theta.sin().sum().backward()
+            optimizer.step()
+        value = penalty.value()
+        assert type(value) is torch.Tensor and value.requires_grad
+        assert all(type(p) is torch.Tensor for p in penalty.curvature.precision.values())
+        results.append(torch.cat([model.theta.detach().as_subclass(torch.Tensor), value[None]]))
+    torch.testing.assert_close(*results)
+
+
+# ---- some of the parameters
+
+
+@pytest.mark.parametrize("parameters", [["weight"], lambda name: name == "weight"])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+def test_only_chosen_parameters_are_pulled(parameters, mode):
+    model, statistics = linear_and_statistics()
+    penalty = CurvaturePenalty(model, statistics, strength=0.5, parameters=parameters)
+    assert list(penalty.curvature.precision) == ["weight"]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    penalty.attach(optimizer, mode=mode)
+    bias, weight = model.bias.detach().clone(), model.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.bias, bias)
+    assert not torch.equal(model.weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (["weigth"], "must name parameters of the model, got weigth; it has weight, bias"),
+        ("weight", "got one string, 'weight'; put it into a list"),
+        ([], "must choose at least one parameter, got none of weight, bias"),
+        (lambda name: False, "must choose at least one parameter, got none of weight, bias"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_model_is_refused(parameters, message):
+    model, statistics = linear_and_statistics()
+    with pytest.raises(ValueError, match=message):
+        CurvaturePenalty(model, statistics, strength=0.5, parameters=parameters)
+
+
+def test_chosen_parameters_need_statistics():
+    model, statistics = linear_and_statistics()
+    with pytest.raises(ValueError, match="'bias' is missing in the statistics"):
+        CurvaturePenalty(
+            model, statistics.only(["weight"]), strength=0.5, parameters=["weight", "bias"]
+        )
