@@ -271,22 +271,11 @@ class ClientCurvature:
                 "the penalty was attached, but no optimizer stepped with the model's parameters: "
                 "was another model trained, or a copy of this one?"
             )
-        if self.penalty is not None:
-            self._tell_of_too_strong_a_pull(self.penalty)
+        if self.penalty is not None and (said := self.penalty.too_strong()):
+            self._tell_once("pull", said)
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None
-
-    def _tell_of_too_strong_a_pull(self, penalty: CurvaturePenalty) -> None:
-        left = penalty.training_left()
-        if left is not None and left.is_next_to_none:
-            self._tell_once(
-                "pull",
-                f"strength={penalty.strength:g} leaves next to no training: at lr={left.lr:g}, "
-                f"{left.num_steps} steps take the parameters {left.share:.2g} of the way that they "
-                f"would go without the pull; try strength={left.sound_strength:.2g}, or "
-                "AutoStrength, which finds it anew in each round",
-            )
 
     @property
     def _active_instruction(self) -> Instruction:

@@ -5,96 +5,35 @@ step, or as an exact proximal step after it. The Hessian is 2λP, so the first t
 lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 """
 
-import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
+from fedcurv.hold import Holds, checked_strength
 from fedcurv.parameters import (
     Chosen,
-    accumulation_dtype,
     chosen_parameters,
     gradients_of,
     listed,
     refuse_complex,
 )
-from fedcurv.quadratic import Quadratic
-from fedcurv.steps import Steppable, require_no_closure, require_single_gradient, scale_of
+from fedcurv.quadratic import Quadratic, beside, plain_tensors
+from fedcurv.steps import (
+    Steppable,
+    register_for_all,
+    require_no_closure,
+    require_single_gradient,
+    scale_of,
+)
 
 PenaltyMode = Literal["gradient", "proximal"]
-
-_Hook = Callable[[torch.optim.Optimizer, Any, Any], None]
-
-# of a step at most, and of a round's steps together, in units of lr·λ·max(P)
-_STEP, _ROUND = 2.0, 50.0
-
-# below both, a round's training is next to none: of its steps' drift, and in steps
-_LEAST_SHARE, _LEAST_STEPS = 0.05, 1.0
-
-
-def checked_strength(strength: float) -> float:
-    """Return λ as a float.
-
-    Raises:
-        ValueError: if it is negative or not finite.
-    """
-    if not 0.0 <= strength < math.inf:
-        raise ValueError(
-            f"strength must be finite and >= 0, got {strength!r}; use 0 for plain FedAvg"
-        )
-    return float(strength)
-
-
-def sound_strength(lr: float, largest_precision: float, num_steps: float) -> float:
-    """Return λ with lr·λ·max(P) = min(2, 50/T), for the proximal form.
-
-    The stiffest parameter then goes four fifths of the way to the others' optimum in a step, and
-    over a round about as far whatever the number of steps.
-
-    Args:
-        lr: learning rate > 0.
-        largest_precision: max(P) > 0, summed over the clients.
-        num_steps: T, of a client in a round, > 0.
-
-    Source: ours; the two numbers were found on one data set (digits), and a third or three times
-    the λ that they give made little difference there.
-    """
-    return min(_STEP, _ROUND / num_steps) / (lr * largest_precision)
-
-
-@dataclass(frozen=True)
-class TrainingLeft:
-    """How far the pull let parameters go in a round.
-
-    Attributes:
-        share: of a steady drift over the round's steps, the mean over the parameters with P > 0,
-            in [0, 1].
-        num_steps: of the round.
-        lr: their mean learning rate.
-        sound_strength: λ as :func:`sound_strength` has it.
-    """
-
-    share: float
-    num_steps: int
-    lr: float
-    sound_strength: float
-
-    @property
-    def is_next_to_none(self) -> bool:
-        """Whether a parameter went less far than one step without a pull would take it."""
-        return self.share < _LEAST_SHARE and self.share * self.num_steps < _LEAST_STEPS
 
 
 class CurvaturePenalty:
@@ -146,16 +85,15 @@ class CurvaturePenalty:
         self._others = [p for n, p in model.named_parameters() if n not in chosen]
         self.found_optimizer = False
         self._checked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
-        # by the parameters that were stepped together: how often, and the sum of learning rates
-        self._felt: dict[tuple[int, ...], tuple[int, float]] = {}
-        with _plain_tensors():
+        with plain_tensors():
             self._quadratics = [
                 Quadratic(
-                    _beside(p.detach(), curvature.precision[n], copy=not consume),
-                    _beside(p.detach(), curvature.information[n], copy=not consume),
+                    beside(p.detach(), curvature.precision[n], copy=not consume),
+                    beside(p.detach(), curvature.information[n], copy=not consume),
                 )
                 for n, p in chosen.items()
             ]
+        self._holds = Holds(self.strength, self._parameters, self._quadratics)
         self._largest = max(float(s.first.max()) for s in self._quadratics if s.first.numel())
         # a bfloat16 gradient could not hold Pθ before Q is taken off it
         self._mixes_types = any(
@@ -186,7 +124,7 @@ class CurvaturePenalty:
         the others' shared optimum, and float32 loses nothing to cancellation.
         """
         terms = []
-        with _plain_tensors():
+        with plain_tensors():
             for parameter, quadratic in zip(self._parameters, self._quadratics, strict=True):
                 away = parameter - quadratic.optimum(parameter.detach())
                 terms.append((quadratic.precision() * away.square()).sum())
@@ -211,7 +149,7 @@ class CurvaturePenalty:
         precision = [q.first for q in quadratics]
         information = [q.second for q in quadratics]
         factor = 2.0 * self.strength
-        with _plain_tensors():
+        with plain_tensors():
             gradients = gradients_of(parameters)
             if isinstance(scale, float) and not self._mixes_types:
                 torch._foreach_addcmul_(gradients, precision, parameters, value=factor * scale)
@@ -258,7 +196,7 @@ class CurvaturePenalty:
         weights, optima = [q.first for q in quadratics], [q.second for q in quadratics]
         if skipped is not None:  # asked on the device: the host must not wait for an answer
             weights = list(torch._foreach_mul(weights, 1.0 - skipped))
-        with _plain_tensors():
+        with plain_tensors():
             if self._mixes_types:
                 for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
                     parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
@@ -296,32 +234,19 @@ class CurvaturePenalty:
                 f"mode must be one of {', '.join(get_args(PenaltyMode))}, got {mode!r}"
             )
         if optimizer is None:
-            return self._attach_to_any(mode)
+            return register_for_all(
+                self, partial(type(self)._felt_if_concerned, mode=mode), before=mode == "gradient"
+            )
         self._check(optimizer, mode)
         if mode == "gradient":
             return optimizer.register_step_pre_hook(self._before_step)
         return optimizer.register_step_post_hook(self._after_step)
 
-    def _attach_to_any(self, mode: PenaltyMode) -> RemovableHandle:
-        # hooks of all optimizers outlive whoever attached: they must not keep the penalty alive
-        this = weakref.ref(self)
-
-        def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            penalty = this()
-            if penalty is None or not penalty._concerns(optimizer, mode):
-                return
-            (penalty._before_step if mode == "gradient" else penalty._after_step)(
-                optimizer, args, kwargs
-            )
-
-        register: Callable[[_Hook], RemovableHandle] = (
-            register_optimizer_step_pre_hook
-            if mode == "gradient"
-            else register_optimizer_step_post_hook
-        )
-        handle = register(hook)
-        weakref.finalize(self, handle.remove)
-        return handle
+    def _felt_if_concerned(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, *, mode: PenaltyMode
+    ) -> None:
+        if self._concerns(optimizer, mode):
+            (self._before_step if mode == "gradient" else self._after_step)(optimizer, args, kwargs)
 
     def _concerns(self, optimizer: torch.optim.Optimizer, mode: PenaltyMode) -> bool:
         if optimizer in self._checked:
@@ -369,9 +294,8 @@ class CurvaturePenalty:
             "add penalty.value() to the loss inside the closure instead",
         )
         for group, indices in self._steppable.stepped_by(optimizer):
+            self._holds.note(optimizer, group["lr"], indices, is_proximal=False)
             self._add_gradient(indices, scale_of(optimizer, group))
-            if isinstance(optimizer, torch.optim.SGD):  # of others, lr says not how far they go
-                self.felt(group["lr"], 1, indices)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -381,50 +305,13 @@ class CurvaturePenalty:
         skipped = getattr(optimizer, "found_inf", None)
         for group, indices in self._steppable.stepped_by(optimizer):
             lr = float(group["lr"])
+            self._holds.note(optimizer, lr, indices, is_proximal=True)
             self._step_towards_optimum(indices, lr, skipped)
-            self.felt(lr, 1, indices)
 
-    def felt(self, lr: float, num_steps: int, indices: Sequence[int] | None = None) -> None:
-        """Note steps that were taken, for :meth:`training_left`; an attached penalty does it.
+    def felt(self, lr: float, num_steps: int) -> None:
+        """Note steps of plain SGD that somebody else took, for :meth:`too_strong`."""
+        self._holds.note_others(lr, num_steps)
 
-        Args:
-            lr: of these steps.
-            num_steps: how many.
-            indices: of the parameters that were stepped; None for all.
-        """
-        of = tuple(range(len(self._names)) if indices is None else indices)
-        steps, rates = self._felt.get(of, (0, 0.0))
-        self._felt[of] = steps + num_steps, rates + lr * num_steps
-
-    @torch.no_grad()
-    def training_left(self) -> TrainingLeft | None:
-        """Return what the pull has left of the training; None without a step that felt it."""
-        left, lr, most_steps = [], 0.0, 0
-        for indices, (num_steps, rates) in self._felt.items():
-            lr, most_steps = max(lr, float(rates) / num_steps), max(most_steps, num_steps)
-            factor = 2.0 * self.strength * float(rates) / num_steps
-            left += [self._quadratics[i].shares_left(factor, num_steps) for i in indices]
-        number = sum(len(shares) for shares in left)
-        if number == 0 or lr == 0.0:
-            return None
-        share = sum(float(shares.sum()) for shares in left) / number
-        return TrainingLeft(share, most_steps, lr, sound_strength(lr, self._largest, most_steps))
-
-
-def _plain_tensors() -> AbstractContextManager[None]:
-    """Take tensors of subclasses as the plain ones that they are, until the end of the block."""
-    plain: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
-    return plain
-
-
-def _beside(parameter: Tensor, statistic: Tensor, *, copy: bool) -> Tensor:
-    """Return a statistic laid out as its parameter is, in float32 at least: Pθ − Q cancels."""
-    dtype = accumulation_dtype(parameter)
-    fits = (statistic.device, statistic.dtype, statistic.stride()) == (
-        parameter.device,
-        dtype,
-        parameter.stride(),
-    )
-    if fits and not copy:
-        return statistic
-    return torch.empty_like(parameter, dtype=dtype).copy_(statistic)
+    def too_strong(self) -> str:
+        """Return what to say of a pull that left next to no training; nothing if it left some."""
+        return self._holds.complaint(self._largest)

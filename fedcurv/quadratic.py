@@ -1,7 +1,11 @@
 """One parameter's share of the penalty, θᵀPθ − 2θᵀQ, held in either of two forms."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
+
+from fedcurv.parameters import accumulation_dtype
 
 
 class Quadratic:
@@ -41,16 +45,6 @@ class Quadratic:
         optimum = self.second / self.first if self._factor == 0.0 else self.second
         return torch.where(self.first > 0, optimum, elsewhere)
 
-    def shares_left(self, factor: float, num_steps: int) -> Tensor:
-        """Return what so many proximal steps of this c > 0 leave of a constant drift, in [0, 1].
-
-        That is (1 − (1 + cP)^−T) / (T·cP) in T steps: 1 where nothing pulls, and about 1/(T·cP)
-        where the pull is strong. Only of parameters with P > 0, in one dimension.
-        """
-        pull = self.precision().double()
-        pull = pull[pull > 0].mul_(factor)
-        return (-num_steps * pull.log1p()).expm1_().neg_() / (num_steps * pull)
-
     def become_proximal(self, factor: float) -> None:
         """Hold W and θ* for this c > 0."""
         if self._factor == factor:
@@ -68,3 +62,22 @@ class Quadratic:
         if self._factor != 0.0:
             self.first, self.second = self.precision(), self.information()
             self._factor = 0.0
+
+
+def plain_tensors() -> AbstractContextManager[None]:
+    """Take tensors of subclasses as the plain ones that they are, until the end of the block."""
+    plain: AbstractContextManager[None] = torch._C.DisableTorchFunctionSubclass()
+    return plain
+
+
+def beside(parameter: Tensor, statistic: Tensor, *, copy: bool) -> Tensor:
+    """Return a statistic laid out as its parameter is, in float32 at least: Pθ − Q cancels."""
+    dtype = accumulation_dtype(parameter)
+    fits = (statistic.device, statistic.dtype, statistic.stride()) == (
+        parameter.device,
+        dtype,
+        parameter.stride(),
+    )
+    if fits and not copy:
+        return statistic
+    return torch.empty_like(parameter, dtype=dtype).copy_(statistic)

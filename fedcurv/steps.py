@@ -1,15 +1,23 @@
 """Parameters as an optimizer steps them, for a term that pulls beside its steps."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
 
 from fedcurv.parameters import listed
 
 # a parameter group of an optimizer: its options, and which of the parameters are in it
 Part = tuple[dict[str, Any], list[int]]
+
+Owner = TypeVar("Owner")
 
 
 class Steppable:
@@ -88,3 +96,24 @@ def scale_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> floa
     # set while torch.amp.GradScaler runs a fused optimizer, whose gradients are still scaled
     scale = getattr(optimizer, "grad_scale", None)
     return sign if scale is None else sign * scale
+
+
+def register_for_all(
+    owner: Owner, felt: Callable[[Owner, torch.optim.Optimizer, Any, Any], None], *, before: bool
+) -> RemovableHandle:
+    """Call ``felt(owner, optimizer, args, kwargs)`` before or after every optimizer's steps.
+
+    It ends with the owner, which hooks of all optimizers would outlive and must not keep alive.
+    """
+    this = weakref.ref(owner)
+
+    def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if (alive := this()) is not None:
+            felt(alive, optimizer, args, kwargs)
+
+    if before:
+        handle = register_optimizer_step_pre_hook(hook)
+    else:
+        handle = register_optimizer_step_post_hook(hook)
+    weakref.finalize(owner, handle.remove)
+    return handle

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 
 from fedcurv.curvature import Curvature
-from fedcurv.penalty import checked_strength, sound_strength
+from fedcurv.hold import checked_strength, sound_strength
 
 logger = logging.getLogger(__name__)
 

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Mapping
 
 import pytest
@@ -564,3 +565,39 @@ def test_a_wrapper_at_the_report_is_refused_in_the_first_round():
     for reported in (model, Wrapper(model)):
         with pytest.raises(ValueError, match=both):
             curvature.report_fisher(RecordDict(), reported, fisher)
+
+
+# ---- a pull that leaves next to no training
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+def test_a_pull_that_leaves_next_to_no_training_is_told_once(optimizer, mode, caplog):
+    inputs, targets = samples(0)
+
+    def said(strength: float, server_round: int) -> list[str]:
+        caplog.clear()
+        model = new_model()
+        stiff = {n: torch.full_like(p, 5.0) for n, p in model.named_parameters()}
+        sums = Curvature(stiff, {n: 5.0 * p.detach() for n, p in model.named_parameters()})
+        message = message_with(
+            Instruction(strength, server_round, server_round - 1, ["another", "third"], sums=sums)
+        )
+        curvature = ClientCurvature(message, context, model)
+        its = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01)
+        curvature.attach(its, mode=mode)
+        for _ in range(20):
+            its.zero_grad()
+            nn.functional.cross_entropy(model(inputs), targets).backward()
+            its.step()
+        curvature.report(RecordDict(), model, [(inputs, targets)])
+        return [record.getMessage() for record in caplog.records]
+
+    context = context_of(0)
+    assert said(0.1, 2) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of gradient steps that diverge
+        (text,) = said(1e5, 3)
+        assert said(1e5, 4) == []
+    assert "strength=100000 leaves next to no training: at lr=0.01, 20 steps" in text
+    assert "try strength=40" in text  # lr·λ·max(P) = 2
