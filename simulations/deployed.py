@@ -9,6 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from hydra import compose, initialize_config_dir
 
+from fedcurv.private_files import made_private, private_folder
 from fedcurv.simulations.report import evaluation, summarise, write_report
 from fedcurv.simulations.run import CONF, only_strategy, resolve
 from fedcurv.simulations.server import History, make_server_app
@@ -45,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
     history, options, watchers = History(name), dict[str, Any](), [_log]
     output = Path(str(run_config["output"])) if run_config.get("output") else None
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
+        private_folder(output)
         rounds = output / ROUNDS_FILE
         watchers.append(JsonLines(rounds))
         if run_config["resume"] and rounds.exists():
@@ -61,7 +62,8 @@ def main(grid: Grid, context: Context) -> None:
     strategy = make_strategy(node, resolved)
     make_server_app(resolved, strategy, history, watchers, **options)(grid, context)
     if output is not None:
-        write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")
+        with made_private():
+            write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")
     summary = summarise(history, resolved["target_accuracies"])
     logger.info("final accuracy %.4f, best %.4f", summary.final, summary.best)
 

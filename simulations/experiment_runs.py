@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedcurv.archive import replaced
+from fedcurv.private_files import replaced
 from fedcurv.simulations.report import accuracies, summarise
 from fedcurv.simulations.run import resolve
 from fedcurv.simulations.runners import run

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from flwr.serverapp.strategy import Result
 
-from fedcurv.archive import replaced
+from fedcurv.private_files import replaced
 from fedcurv.strategies.stopping import Mode, metric_by_round, sign_of
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedcurv.private_files import open_private, private_folder
 from fedcurv.strategies.rounds import ClientRecord, RoundRecord
 
 
@@ -18,18 +19,18 @@ class JsonLines:
     for.
 
     Args:
-        path: of the file; its folder is made if it is missing.
+        path: of the file, for its owner alone; its folder, likewise, is made if it is missing.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(self._path.parent)
 
     def __call__(self, record: RoundRecord) -> None:
         """Append a round."""
         line = json.dumps(_plain(asdict(record)), allow_nan=False)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with open_private(self._path, "ab") as file:
+            file.write(f"{line}\n".encode())
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> list[RoundRecord]:
@@ -84,7 +85,7 @@ class TensorBoard:
     """Writes every round's numbers to a folder for TensorBoard; see :func:`scalars`.
 
     Args:
-        folder: made if it is missing.
+        folder: made if it is missing, for its owner alone.
 
     Raises:
         ImportError: if the package tensorboard is not installed.
@@ -97,7 +98,7 @@ class TensorBoard:
             raise ImportError(
                 "writing for TensorBoard needs its package: pip install tensorboard"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(private_folder(Path(folder))))
 
     def __call__(self, record: RoundRecord) -> None:
         """Write a round, at once."""
