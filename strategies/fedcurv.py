@@ -19,19 +19,24 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from fedcurv.curvature import Curvature, shapes_of
+from fedcurv.curvature import Curvature
 from fedcurv.strategies import records
+from fedcurv.strategies.arrays import reason_of
 from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
+from fedcurv.strategies.flower_private import who_called
+from fedcurv.strategies.legacy import refuse_legacy_strategy, refuse_legacy_words
 from fedcurv.strategies.records import Instruction
 from fedcurv.strategies.replies import (
-    Shapes,
+    Arrays,
+    Sent,
     check_reply,
-    checked_weight,
     require_some_messages,
     require_some_success,
 )
+from fedcurv.strategies.screen import Screen, Settling, weighted_by_key
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums
+from fedcurv.strategies.weights import checked_bound
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +51,8 @@ DP_WRAPPERS = (
 class FedCurv(Strategy):
     """Sends P = Σ_j F_j and Q = Σ_j F_j θ̂_j of the previous round's repliers beside the model.
 
-    Everything else, sampling and the averaging of the model above all, is the wrapped strategy's.
+    Everything else, sampling and the averaging of the model above all, is the wrapped strategy's,
+    and its own methods and attributes are reached through this one.
     Clients that know nothing of FedCurv may take part: they are averaged and add nothing to the
     sums. A reply that is not fit for use (NaN, other names or shapes, negative precision, no
     examples) is refused with the client's name and the reason, and the round goes on without it.
@@ -61,16 +67,22 @@ class FedCurv(Strategy):
         max_precision: the largest precision that a client may contribute, > 0: a reply above it is
             refused like one with NaN, for it would outweigh all others. It bites in the log and in
             ``refused``; by default only what float32 sums could not hold is refused.
+        max_examples: the largest weight (``num-examples``) that a reply may have, > 0: one above it
+            is refused, for it would outweigh all others. By default that is about 1000 times the
+            round's middle weight, so that honest skew passes; a number of your own bounds what a
+            client can claim, and ``math.inf`` lifts the bound.
         **fedavg_options: ``FedAvg``'s own, only without ``strategy``.
 
     Attributes:
         strategy: the wrapped strategy.
+        max_examples: as it was given.
         refused: reason by message id for the replies that the last round refused.
 
     Raises:
-        ValueError: if strength is negative or not finite, or max_precision not above 0.
-        TypeError: for differential-privacy wrappers, which treat every array as a weight, and for
-            options beside a strategy.
+        ValueError: if strength is negative or not finite, or a bound not above 0.
+        TypeError: for differential-privacy wrappers, which treat every array as a weight; for a
+            strategy that overrides ``start``, which would not be called; for options beside a
+            strategy; and for words and strategies of Flower's legacy API.
 
     Source: the sums are arXiv 1910.07796's. That they hold the repliers of the previous round only,
     and the message ids by which a node knows whether its own terms are among them, are ours.
@@ -83,11 +95,15 @@ class FedCurv(Strategy):
         strength: float | AutoStrength,
         secure_sums: bool = False,
         max_precision: float = math.inf,
+        max_examples: float | None = None,
         **fedavg_options: Any,
     ) -> None:
         self._strength = Strength(strength)
         if not max_precision > 0.0:
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
+        refuse_legacy_words(fedavg_options)
+        if strategy is not None:
+            _refuse_to_wrap(strategy)
         if isinstance(strategy, DP_WRAPPERS):
             raise TypeError(
                 f"expected a strategy without differential privacy, got {type(strategy).__name__}, "
@@ -98,21 +114,27 @@ class FedCurv(Strategy):
                 f"expected options only without a strategy, got {', '.join(fedavg_options)} beside "
                 f"{type(strategy).__name__}; give them to {type(strategy).__name__}"
             )
-        self.strategy = FedAvg(**fedavg_options) if strategy is None else strategy
+        wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
         self.secure_sums = secure_sums
         self._max_precision = max_precision
+        self.max_examples = checked_bound(max_examples)
+        self._settling = Settling()
         self.refused: Mapping[str, str] = {}
-        self._at_first = plain_values(self.strategy)
+        self._at_first = plain_values(wrapped)
         self._federation = uuid4().hex
         self._instruction = Instruction(self._strength.to_ask_with)
-        self._sent: Shapes = {}
+        self._sent = Sent.of(ArrayRecord())
         self._parameter_names: frozenset[str] = frozenset()
+        # at the end: from here on, what is not among the above belongs to the wrapped strategy
+        self.strategy = wrapped
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Add the sums to the wrapped strategy's messages."""
-        self._sent = shapes_of(arrays)
+        if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
+            raise TypeError(inside_differential_privacy(wrapper))
+        self._sent = Sent.of(arrays)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
         require_some_messages(server_round, messages)
         instruction = dataclasses.replace(
@@ -142,21 +164,26 @@ class FedCurv(Strategy):
         """
         if isinstance(replies, Sequence):
             replies = _in_order_of_clients(replies)
-        sums = RoundSums(self._max_precision)
+        sums = RoundSums(self._max_precision, self.max_examples, self._weighted_by_key)
         received: list[Message] = []
         refused: dict[str, str] = {}
         clients: dict[str, str] = {}
+        weights: dict[str, float] = {}
+        constant: set[str] = set()
         for message in replies:
             received.append(message)
             if message.has_error():
                 continue
             message_id = message.metadata.reply_to_message_id
-            client_id = records.unpack_client_id(message.content)
-            clients[message_id] = client_id or f"node-{message.metadata.src_node_id}"
+            clients[message_id] = f"node-{message.metadata.src_node_id}"
             try:
-                self._add(message_id, message.content, sums)
-            except ValueError as error:
-                refused[message_id] = str(error)
+                client_id = records.unpack_client_id(message.content)
+                clients[message_id] = client_id or clients[message_id]
+                added = self._add(message_id, message.content, sums)
+                weights[message_id] = added.weight
+                constant |= added.constant
+            except Exception as error:  # whatever a reply holds, the round goes on without it
+                refused[message_id] = reason_of(error)
         agreed = sums.agreed(self._parameter_names)
         refused |= agreed.refused
         for message_id, reason in refused.items():
@@ -180,9 +207,16 @@ class FedCurv(Strategy):
                 sums=agreed.sums,
             )
         fit = [m for m in received if m.metadata.reply_to_message_id not in refused]
-        return self.strategy.aggregate_train(server_round, fit)
+        contents = [
+            (m.content, weights[m.metadata.reply_to_message_id]) for m in fit if m.has_content()
+        ]
+        finish = self._settling.prepare(self._sent, constant, contents)
+        arrays, metrics = self.strategy.aggregate_train(server_round, fit)
+        if arrays is not None:
+            arrays = finish(server_round, arrays, self.strategy)
+        return arrays, metrics
 
-    def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> None:
+    def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> Arrays:
         """Take this project's records out of a reply and add what they say to the sums."""
         report = records.take_report(content)
         if report is not None and report.message_id not in (None, message_id):
@@ -192,6 +226,7 @@ class FedCurv(Strategy):
             )
         arrays = check_reply(content, self._sent, self._weighted_by_key)
         sums.add(message_id, content, arrays, report)
+        return arrays
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -202,20 +237,11 @@ class FedCurv(Strategy):
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
-        """Leave evaluation to the wrapped strategy, without replies that have no weight."""
-        fit = []
-        for message in replies:
-            try:
-                if message.has_content():
-                    checked_weight(message.content, self._weighted_by_key)
-                fit.append(message)
-            except ValueError as error:
-                logger.warning(
-                    "round %d: refused the evaluation of node-%d: %s",
-                    server_round,
-                    message.metadata.src_node_id,
-                    error,
-                )
+        """Leave evaluation to the wrapped strategy, without replies that are not fit for use."""
+        screen = Screen(self.strategy, max_examples=self.max_examples)
+        fit, _ = screen.evaluate(
+            server_round, list(replies), lambda m: f"node-{m.metadata.src_node_id}"
+        )
         return self.strategy.aggregate_evaluate(server_round, fit)
 
     def summary(self) -> None:
@@ -265,7 +291,45 @@ class FedCurv(Strategy):
 
     @property
     def _weighted_by_key(self) -> str:
-        return str(getattr(self.strategy, "weighted_by_key", "num-examples"))
+        return weighted_by_key(self.strategy) or "num-examples"
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the wrapped strategy has and this one has not."""
+        # before construction, in copy and pickle, there is no wrapped strategy yet
+        wrapped = vars(self).get("strategy")
+        if wrapped is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute where it is: the wrapped strategy's options belong to that one."""
+        wrapped = vars(self).get("strategy")
+        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
+        if wrapped is not None and not is_own and hasattr(wrapped, name):
+            setattr(wrapped, name, value)
+        else:
+            super().__setattr__(name, value)
+
+
+def inside_differential_privacy(wrapper: Strategy) -> str:
+    """Return what to say of FedCurv inside such a wrapper."""
+    return (
+        f"expected FedCurv without differential privacy, got it inside {type(wrapper).__name__}, "
+        "which would clip and noise Fisher values as if they were weights; use that around "
+        "FedAvg, or FedCurv without it"
+    )
+
+
+def _refuse_to_wrap(strategy: Strategy) -> None:
+    refuse_legacy_strategy(strategy)
+    name = type(strategy).__name__
+    if isinstance(strategy, FedCurv):
+        raise TypeError(f"expected a strategy that is not FedCurv itself, got {name}")
+    if type(strategy).start is not Strategy.start:
+        raise TypeError(
+            f"{name} overrides start, which FedCurv around it would not call; write "
+            f"class {name}(FedCurv) instead, with the same methods, and give it FedAvg's options"
+        )
 
 
 def _in_order_of_clients(received: Sequence[Message]) -> Sequence[Message]:

@@ -6,19 +6,21 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcurv.strategies.best_model import BestModel
 from fedcurv.strategies.checkpoint import Checkpoint, Progress
-from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv
+from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv, inside_differential_privacy
+from fedcurv.strategies.legacy import refuse_legacy_strategy
 from fedcurv.strategies.ordered_grid import OrderedGrid
 from fedcurv.strategies.replies import require_some_messages, require_some_success
 from fedcurv.strategies.rounds import ClientRecord, RoundRecord, Traffic
+from fedcurv.strategies.screen import Screen
 from fedcurv.strategies.stopping import EarlyStopping
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ def start(
     resume: bool = False,
     best_model: BestModel | None = None,
     early_stopping: EarlyStopping | None = None,
+    replies_are_models: bool | None = None,
+    max_examples: float | None = None,
     on_round: OnRound | Sequence[OnRound] = (),
 ) -> Result:
     """Run federated learning and return Flower's Result; never a success that trained nothing.
@@ -52,7 +56,8 @@ def start(
     Beyond ``Strategy.start``: it waits for enough nodes before the first round (Flower's own
     sampling counts the nodes before it waits, so early rounds take too few); nodes are sampled and
     replies summed by stable client ids, so that one seed gives the same bits in every run; a round
-    in which no client succeeds ends the run with the first client's traceback.
+    in which no client succeeds ends the run with the first client's traceback. No reply ends it,
+    whatever it holds: one that the strategy could not stand is refused with the client's name.
 
     Args:
         strategy: any Message-API strategy.
@@ -74,6 +79,12 @@ def start(
             earlier run's file is refused. Where there is none, the run starts at the beginning.
         best_model: keeps the model of the best round in a file.
         early_stopping: end before ``num_rounds``.
+        replies_are_models: whether a reply must hold what was sent, arrays of the same names and
+            shapes and finite: it is refused otherwise. None: it must under Flower's own strategies
+            that average, and under others if most replies of a round do; False for strategies
+            whose clients send other things. FedCurv always wants models.
+        max_examples: the largest weight that a reply may have; see FedCurv's, to which it is given
+            where that is the strategy.
         on_round: called with every round's record, after it has been saved, one function or
             several; ``JsonLines``, ``TensorBoard`` and ``ScalarLog`` write them down.
 
@@ -81,8 +92,9 @@ def start(
         TimeoutError: if too few nodes connect in time, before the first round or in a later one.
         RoundFailed: if no client succeeds in a round.
         FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
-        TypeError: for FedCurv inside a differential-privacy wrapper, or one client id without a
-            list around it.
+        TypeError: for FedCurv inside a differential-privacy wrapper, ``replies_are_models`` or
+            ``max_examples`` beside FedCurv, a strategy of Flower's legacy API, or one client id
+            without a list around it.
         ValueError: if ``num_rounds`` < 1, the strategy selects nobody, or the checkpoint is damaged
             or another strategy's.
     """
@@ -94,7 +106,14 @@ def start(
         raise TypeError(f"wait_for_nodes: expected a list of client ids, got {wait_for_nodes!r}")
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint: the folder to resume from")
+    refuse_legacy_strategy(strategy)
     _refuse_differential_privacy(strategy)
+    if isinstance(strategy, FedCurv) and (replies_are_models, max_examples) != (None, None):
+        raise TypeError(
+            "expected replies_are_models and max_examples for other strategies only; FedCurv "
+            "checks its replies itself: FedCurv(..., max_examples=...)"
+        )
+    _warn_of_own_start(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
     restored = None
     if keeper is not None and keeper.path.exists():
@@ -108,7 +127,10 @@ def start(
     ordered.wait_for(wait_for_nodes, wait_timeout)
     watchers = [on_round] if callable(on_round) else on_round
     progress = restored or Progress(0, Result(arrays=arrays))
-    run = _Run(strategy, ordered, progress.result, timeout, wait_timeout, seed, evaluate_fn)
+    if isinstance(strategy, FedCurv):
+        max_examples = strategy.max_examples
+    screen = Screen(strategy, replies_are_models=replies_are_models, max_examples=max_examples)
+    run = _Run(strategy, ordered, progress.result, timeout, wait_timeout, seed, evaluate_fn, screen)
 
     def is_over(server_round: int) -> bool:
         if server_round >= num_rounds:
@@ -140,6 +162,7 @@ def start(
             train_metrics=train_metrics,
             client_metrics=run.evaluate_on_clients(server_round, evaluate_config),
             server_metrics=run.evaluate_on_server(server_round),
+            refused_evaluations=run.refused_evaluations,
             seconds=time.perf_counter() - began,
         )
         finish(record, save=is_over(server_round) or server_round % checkpoint_every == 0)
@@ -157,6 +180,8 @@ class _Run:
     wait_timeout: float
     seed: int | None
     evaluate_fn: EvaluateFn | None
+    screen: Screen
+    refused_evaluations: Mapping[str, str] = field(default_factory=dict)
 
     def train(
         self, server_round: int, config: ConfigRecord
@@ -169,17 +194,31 @@ class _Run:
         require_some_messages(server_round, messages)
         traffic = Traffic(messages, self.grid)
         one_by_one = traffic.noted(self.grid.replies(messages, timeout=self.timeout))
-        if _takes_replies_one_by_one(self.strategy):
-            arrays, metrics = self.strategy.aggregate_train(server_round, one_by_one)
+        refused: Mapping[str, str] = {}
+        if isinstance(self.strategy, FedCurv):
+            # it checks replies itself, once each; a class derived from it may want them twice
+            once = type(self.strategy).aggregate_train is FedCurv.aggregate_train
+            arrays, metrics = self.strategy.aggregate_train(
+                server_round, one_by_one if once else list(one_by_one)
+            )
         else:
             replies = list(one_by_one)
-            require_some_success(server_round, replies, {})
-            arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+            fit, refused, finish = self.screen.train(
+                server_round, self.result.arrays, replies, lambda m: f"client {self._client_id(m)}"
+            )
+            require_some_success(server_round, replies, refused)
+            arrays, metrics = self.strategy.aggregate_train(server_round, fit)
+            arrays = None if arrays is None else finish(arrays)
+        own = getattr(self.strategy, "refused", None)
+        refused = {**refused, **(own if isinstance(own, Mapping) else {})}
         if arrays is not None:
             self.result.arrays = arrays
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
-        return traffic.client_records(getattr(self.strategy, "refused", {})), metrics or {}
+        return traffic.client_records(refused), metrics or {}
+
+    def _client_id(self, message: Message) -> str:
+        return self.grid.client_id(message.metadata.src_node_id)
 
     @contextmanager
     def _sampling(self, server_round: int, phase: str) -> Iterator[None]:
@@ -193,10 +232,21 @@ class _Run:
                     server_round, self.result.arrays, config, self.grid
                 )
             )
+        self.refused_evaluations = {}
         if not messages:
             return {}
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
-        metrics = self.strategy.aggregate_evaluate(server_round, replies)
+        fit, refused = self.screen.evaluate(
+            server_round,
+            replies,
+            lambda m: f"node-{m.metadata.src_node_id} (client {self._client_id(m)})",
+        )
+        self.refused_evaluations = {
+            self._client_id(m): refused[m.metadata.reply_to_message_id]
+            for m in replies
+            if m.metadata.reply_to_message_id in refused
+        }
+        metrics = self.strategy.aggregate_evaluate(server_round, fit)
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
         return metrics or {}
@@ -210,9 +260,13 @@ class _Run:
         return metrics or {}
 
 
-def _takes_replies_one_by_one(strategy: Strategy) -> bool:
-    """Return whether a strategy goes through the replies once: others may well do it twice."""
-    return type(strategy).aggregate_train is FedCurv.aggregate_train
+def _warn_of_own_start(strategy: Strategy) -> None:
+    if not isinstance(strategy, FedCurv) and type(strategy).start is not Strategy.start:
+        logger.warning(
+            "%s overrides start, which is not called here: call strategy.start(...) for that loop, "
+            "or move what it does into on_round",
+            type(strategy).__name__,
+        )
 
 
 @contextmanager
@@ -234,8 +288,4 @@ def _seeded(seed: int | None, server_round: int, phase: str) -> Iterator[None]:
 
 def _refuse_differential_privacy(strategy: Strategy) -> None:
     if isinstance(strategy, DP_WRAPPERS) and isinstance(strategy.strategy, FedCurv):
-        raise TypeError(
-            f"expected FedCurv without differential privacy, got it inside "
-            f"{type(strategy).__name__}, which would clip and noise Fisher values as if they were "
-            "weights"
-        )
+        raise TypeError(inside_differential_privacy(strategy))

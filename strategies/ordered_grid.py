@@ -15,6 +15,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedcurv.strategies import records
+from fedcurv.strategies.arrays import reason_of
 from fedcurv.strategies.flower_private import Run
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,16 @@ class OrderedGrid(Grid):
             for node_id in node_ids
         ]
         for reply in self._grid.send_and_receive(questions, timeout=_QUERY_TIMEOUT_S):
-            if reply.has_content() and (client_id := records.unpack_client_id(reply.content)):
+            try:
+                client_id = records.unpack_client_id(reply.content) if reply.has_content() else None
+            except Exception as error:  # whatever it holds, the node has a number to go by
+                logger.warning(
+                    "node-%d does not tell its client id: %s",
+                    reply.metadata.src_node_id,
+                    reason_of(error),
+                )
+                continue
+            if client_id:
                 self._client_ids[reply.metadata.src_node_id] = client_id
         for node_id in node_ids:
             self._client_ids.setdefault(node_id, f"node-{node_id}")

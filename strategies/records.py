@@ -16,21 +16,19 @@ P and Q are records of their own, keyed by the parameters' own names, so that no
 parameter can be mistaken for one of them. Statistics travel in float32.
 """
 
-import math
-import warnings
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from io import BytesIO
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
-from numpy.typing import NDArray
-from torch import Tensor
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
 from fedcurv.curvature import Curvature
+from fedcurv.strategies.arrays import pack_tensors as pack_tensors
+from fedcurv.strategies.arrays import unpack_floats
+from fedcurv.strategies.arrays import unpack_tensors as unpack_tensors
+
+Value = TypeVar("Value")
 
 CONFIG = "fedcurv"
 PRECISION = "fedcurv.precision"
@@ -42,13 +40,14 @@ _TAKEN = "sums-taken"
 # the id of the message for which a report was made
 _ANSWERED = "message-id"
 
-# how Flower packs arrays: in NumPy's file format, whose first version has all plain arrays
-_NUMPY_FORMAT = "numpy.ndarray"
-_MAGIC = np.lib.format.magic(1, 0)
-
 # the action of the query message that asks a node for its stable id
 CLIENT_ID_ACTION = "client_id"
 CLIENT_ID_QUERY = f"query.{CLIENT_ID_ACTION}"
+
+_LARGEST_FLOAT = sys.float_info.max
+
+# of a client's id: it is sorted by, and stands in logs and names of files
+_LONGEST_ID = 200
 
 
 @dataclass(frozen=True)
@@ -116,10 +115,12 @@ def pack_client_id(context: Context) -> ConfigRecord:
 
 
 def unpack_client_id(content: RecordDict) -> str | None:
-    """Return the id that a node told, or None."""
+    """Return the id that a node told, or None; one of over 200 or unprintable signs is none."""
     record = content.config_records.get(CONFIG)
     client_id = record.get("client-id") if record is not None else None
-    return client_id if isinstance(client_id, str) else None
+    if not isinstance(client_id, str) or len(client_id) > _LONGEST_ID:
+        return None
+    return client_id if client_id.isprintable() else None
 
 
 def pack_instruction(instruction: Instruction) -> RecordDict:
@@ -145,7 +146,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
     """Return the server's instruction, or None where the server is no FedCurv server.
 
     Raises:
-        ValueError: if the records contradict each other.
+        ValueError: if the records contradict each other, or one is not what a server sends.
     """
     config = content.config_records.get(CONFIG)
     if config is None or "strength" not in config:
@@ -157,26 +158,51 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         )
     sums = None
     contributors: Sequence[str] = ()
-    if PRECISION in content.array_records:
-        if INFORMATION not in content.array_records or "contributors" not in config:
+    if PRECISION in content or INFORMATION in content:
+        both = {PRECISION, INFORMATION} <= content.array_records.keys()
+        if not both or "contributors" not in config:
             raise ValueError(
                 f"expected the records {PRECISION!r}, {INFORMATION!r} and the list of contributors "
                 f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
             )
-        contributors = [str(i) for i in config["contributors"]]  # type: ignore[union-attr]
+        contributors = _told(config, "contributors", list)
+        if not all(isinstance(name, str) for name in contributors):
+            raise ValueError(f"expected contributors by name, got {contributors[:3]!r}")
         sums = Curvature(
-            unpack_tensors(content.array_records[PRECISION]),
-            unpack_tensors(content.array_records[INFORMATION]),
+            unpack_floats(content.array_records[PRECISION]),
+            unpack_floats(content.array_records[INFORMATION]),
         )
+    strength = config["strength"]
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise ValueError(f"expected a number for 'strength', got {strength!r}")
+    if not 0.0 <= strength <= _LARGEST_FLOAT:
+        raise ValueError(f"expected a finite strength >= 0, got {strength!r}")
     return Instruction(
-        strength=float(config["strength"]),  # type: ignore[arg-type]
-        server_round=int(config["server-round"]),  # type: ignore[arg-type]
-        sums_round=int(config["sums-round"]),  # type: ignore[arg-type]
+        strength=float(strength),
+        server_round=_told_round(config, "server-round"),
+        sums_round=_told_round(config, "sums-round"),
         contributors=contributors,
-        secure_sums=bool(config["secure-sums"]),
-        federation=str(config["federation"]),
+        secure_sums=_told(config, "secure-sums", bool),
+        federation=_told(config, "federation", str),
         sums=sums,
     )
+
+
+def _told(config: ConfigRecord, name: str, kind: type[Value]) -> Value:
+    value = config.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"expected {kind.__name__} for {name!r} in the record {CONFIG!r}, got {value!r}; do "
+            "server and client have the same version of fedcurv?"
+        )
+    return value
+
+
+def _told_round(config: ConfigRecord, name: str) -> int:
+    number = _told(config, name, int)
+    if isinstance(number, bool) or number < 0:
+        raise ValueError(f"expected a number of rounds for {name!r}, got {number!r}")
+    return number
 
 
 def take_instruction(content: RecordDict) -> Instruction | None:
@@ -225,74 +251,3 @@ def take_report(content: RecordDict) -> Report | None:
         precision=precision,
         information=information if isinstance(information, ArrayRecord) else None,
     )
-
-
-def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return the tensors as one record, in float32 unless they are of a wider type."""
-    return ArrayRecord({name: Array(_for_numpy(tensor)) for name, tensor in tensors.items()})
-
-
-def unpack_tensors(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the record's arrays as tensors that share its memory: read them, do not write.
-
-    Raises:
-        ValueError: if an array cannot be read as numbers; pickles are never loaded.
-    """
-    with warnings.catch_warnings():
-        # they are not written to, so that torch needs not warn of it
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {name: torch.from_numpy(read_array(name, array)) for name, array in record.items()}
-
-
-def read_array(name: str, array: Array) -> NDArray[Any]:
-    """Return an array's numbers without a copy.
-
-    Raises:
-        ValueError: if it is no array of numbers, or not the one that it says it is.
-    """
-    try:
-        values = _view(array)
-    except (ValueError, TypeError, EOFError, OSError, SyntaxError) as error:
-        raise ValueError(f"array {name!r} cannot be read: {error}") from error
-    if tuple(values.shape) != tuple(array.shape):
-        raise ValueError(
-            f"array {name!r}: expected the shape {tuple(array.shape)} that it is said to have, got "
-            f"{values.shape}"
-        )
-    return values
-
-
-def _view(array: Array) -> NDArray[Any]:
-    """Return what NumPy's own file format holds, as a view of the bytes."""
-    if array.stype != _NUMPY_FORMAT:
-        raise ValueError(f"expected the format {_NUMPY_FORMAT!r}, got {array.stype!r}")
-    shape, is_fortran_order, dtype, begin = _header(array.data[: _header_length(array.data)])
-    number = math.prod(shape)
-    values = np.frombuffer(array.data, dtype, number, begin) if number else np.empty(0, dtype)
-    values = values.reshape(shape, order="F" if is_fortran_order else "C")
-    return values.astype(dtype.newbyteorder("="), copy=False)
-
-
-def _header_length(data: bytes) -> int:
-    """Return where the numbers begin in NumPy's own file format, version 1."""
-    if data[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("it does not begin as a plain array does")
-    return len(_MAGIC) + 2 + int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 2], "little")
-
-
-@lru_cache(maxsize=4096)  # all clients' arrays have the same few headers, which are slow to read
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    file = BytesIO(data)
-    np.lib.format.read_magic(file)
-    shape, is_fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.kind not in "fiub":
-        raise ValueError(f"expected numbers, got dtype {dtype}")
-    return shape, is_fortran_order, dtype, file.tell()
-
-
-def _for_numpy(tensor: Tensor) -> NDArray[Any]:
-    tensor = tensor.detach().cpu()
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    numbers: NDArray[Any] = tensor.numpy()
-    return numbers

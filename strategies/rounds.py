@@ -51,6 +51,7 @@ class RoundRecord:
         train_metrics: as the strategy aggregated them.
         client_metrics: of evaluation on the clients, as the strategy aggregated them.
         server_metrics: what ``evaluate_fn`` returned.
+        refused_evaluations: by client id, why its evaluation was not fit for use.
         seconds: wall-clock time of the round, evaluation included.
     """
 
@@ -59,6 +60,7 @@ class RoundRecord:
     train_metrics: Mapping[str, object] = field(default_factory=dict)
     client_metrics: Mapping[str, object] = field(default_factory=dict)
     server_metrics: Mapping[str, object] = field(default_factory=dict)
+    refused_evaluations: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 

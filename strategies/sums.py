@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 from flwr.app import RecordDict
+from torch import Tensor
 
-from fedcurv.curvature import Curvature, CurvatureSum, precision_faults
-from fedcurv.strategies.records import Report, unpack_tensors
-from fedcurv.strategies.replies import Arrays, metric_names, most_common, wrong_names
+from fedcurv.curvature import Curvature, CurvatureSum, precision_faults, shapes_of
+from fedcurv.strategies.arrays import unpack_floats
+from fedcurv.strategies.records import Report
+from fedcurv.strategies.replies import Arrays, form_of, most_common, wrong_names
+from fedcurv.strategies.weights import Weights
 
 Names = frozenset[str]
 
@@ -30,7 +33,7 @@ class Agreed:
     """What most replies of a round agree on.
 
     Attributes:
-        refused: reason by message id for the replies that do not.
+        refused: reason by message id for the replies that do not, or that outweigh all others.
         parameter_names: of the statistics.
         contributors: weight by message id of the replies that are in the sums.
         sums: None if there are no contributors.
@@ -48,15 +51,28 @@ class RoundSums:
     Names of metrics and of statistics must be the same in all replies of a round. Which are right
     shows when the last has come, so there is a sum for each kind that comes: one, as a rule.
 
+    The same goes for the statistics' shapes, and for weights that lie far apart.
+
     Args:
         max_precision: the largest precision that a reply may hold.
+        max_examples: the largest weight; None for a bound relative to the round.
+        weighted_by_key: the weights' name in the metrics.
     """
 
-    def __init__(self, max_precision: float = math.inf) -> None:
+    def __init__(
+        self,
+        max_precision: float = math.inf,
+        max_examples: float | None = None,
+        weighted_by_key: str = "num-examples",
+    ) -> None:
         self._max_precision = min(max_precision, _LARGEST_TERM)
+        self._weights = Weights(max_examples)
+        self._weighted_by_key = weighted_by_key
+        self._weight_class: dict[str, int] = {}
         self._metrics: dict[str, Names] = {}
         self._statistics: dict[str, Names] = {}
-        self._groups: dict[tuple[Names, Names], _Group] = {}
+        self._shapes: dict[str, Names] = {}
+        self._groups: dict[tuple[Names, Names, Names, int], _Group] = {}
 
     def add(
         self, message_id: str, content: RecordDict, arrays: Arrays, report: Report | None
@@ -72,14 +88,20 @@ class RoundSums:
         Raises:
             ValueError: if the statistics are not valid; nothing was added.
         """
-        metrics = metric_names(content)
+        metrics = form_of(content)
+        precision = {} if report is None else unpack_floats(report.precision)
+        weight_class = self._weights.add(arrays.weight, self._weighted_by_key)
+        self._weight_class[message_id] = weight_class
         if report is not None:
-            names = frozenset(report.precision)
-            group = self._groups.get((metrics, names), _Group())
-            _add_checked(group.sums, report, arrays, self._max_precision)
+            names = frozenset(precision)
+            shapes = frozenset(f"{name} {shape}" for name, shape in shapes_of(precision).items())
+            key = metrics, names, shapes, weight_class
+            group = self._groups.get(key, _Group())
+            _add_checked(group.sums, precision, report, arrays, self._max_precision)
             group.contributors[message_id] = arrays.weight
-            self._groups[metrics, names] = group
+            self._groups[key] = group
             self._statistics[message_id] = names
+            self._shapes[message_id] = shapes
         self._metrics[message_id] = metrics
 
     def agreed(self, parameter_names: Names) -> Agreed:
@@ -90,23 +112,44 @@ class RoundSums:
         """
         metrics = most_common(self._metrics.values())
         names = parameter_names or most_common(self._statistics.values())
+        shapes = most_common(s for i, s in self._shapes.items() if self._statistics[i] == names)
+        too_heavy = self._weights.too_heavy(self._weighted_by_key)
         refused = {}
         for message_id, got in self._metrics.items():
             faults = wrong_names(got, metrics, "metrics")
-            faults += wrong_names(self._statistics.get(message_id, names), names, "statistics")
+            statistics = self._statistics.get(message_id, names)
+            faults += wrong_names(statistics, names, "statistics")
+            if statistics == names:
+                got_shapes = self._shapes.get(message_id, shapes)
+                faults += wrong_names(got_shapes, shapes, "statistics and shapes")
+            if reason := too_heavy.get(self._weight_class[message_id]):
+                faults.append(reason)
             if faults:
                 refused[message_id] = "; ".join(faults)
-        group = self._groups.get((metrics, names))
-        if group is None:
+        chosen = [
+            group
+            for (m, n, s, weight_class), group in self._groups.items()
+            if (m, n, s) == (metrics, names, shapes) and weight_class not in too_heavy
+        ]
+        if not chosen:
             return Agreed(refused, names, {}, None)
-        return Agreed(refused, names, group.contributors, group.sums.total(torch.float32))
+        merged, *others = chosen
+        for group in others:
+            merged.sums.add(group.sums.total(torch.float64))
+            merged.contributors |= group.contributors
+        return Agreed(refused, names, merged.contributors, merged.sums.total(torch.float32))
 
 
-def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays, max_precision: float) -> None:
+def _add_checked(
+    sums: CurvatureSum,
+    precision: Mapping[str, Tensor],
+    report: Report,
+    arrays: Arrays,
+    max_precision: float,
+) -> None:
     """Add a client's terms: P = F, and Q as sent or else F·θ̂."""
-    precision = unpack_tensors(report.precision)
     if report.information is not None:
-        sent = Curvature(precision, unpack_tensors(report.information))
+        sent = Curvature(precision, unpack_floats(report.information))
         sums.add(sent.check(_LARGEST_TERM, largest_precision=max_precision))
         return
     unknown = [name for name in precision if name not in arrays.tensors]
@@ -114,6 +157,8 @@ def _add_checked(sums: CurvatureSum, report: Report, arrays: Arrays, max_precisi
         raise ValueError(
             f"statistics of {unknown[0]!r}, which is not among the arrays of the reply"
         )
+    if whole := [name for name in precision if name not in arrays.largest]:
+        raise ValueError(f"statistics of {whole[0]!r}, which holds no floating-point numbers")
     # a bound on the products spares a look at them
     largest = {
         name: min(max_precision, _LARGEST_TERM / max(1.0, arrays.largest[name]))

@@ -8,6 +8,7 @@ from torch import nn
 
 from fedcurv.strategies import FedCurv, records
 from fedcurv.strategies.flower_private import set_message_id, task_identity
+from fedcurv.strategies.replies import Sent
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import compare
 
@@ -47,7 +48,7 @@ def test_aggregation(threads: int, benchmark, tables: Tables) -> None:
     with task_identity(run_id=1, node_id=1):
         plain, full = replies(with_statistics=False), replies(with_statistics=True)
         strategy = FedCurv(strength=1.0)
-        strategy._sent = {n: tuple(t.shape) for n, t in new_model().state_dict().items()}
+        strategy._sent = Sent.of(ArrayRecord(new_model().state_dict()))
         ratios = compare(
             benchmark,
             lambda: strategy.aggregate_train(1, copies(full)),
