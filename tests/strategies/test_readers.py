@@ -54,7 +54,7 @@ def some_array(rng: random.Random) -> Array:
     shape = rng.choice([(), (3,), (3, 4), (0,), (2, 0, 5)])
     values = np.ones(shape, np.dtype(rng.choice(TYPES) if rng.random() < 0.3 else "f4"))
     if values.dtype.kind == "f" and rng.random() < 0.2:
-        values = values * rng.choice([np.nan, -np.inf, -1.0, 3e38])
+        values = np.asarray(values * rng.choice([np.nan, -np.inf, -1.0, 3e38]))
     whole = Array(values)
     told = rng.choice([(3, 4), (2**32, 2**32), (-1,)]) if rng.random() < 0.1 else whole.shape
     stype = rng.choice(["numpy.ndarray"] * 20 + ["", "torch"])
@@ -62,10 +62,9 @@ def some_array(rng: random.Random) -> Array:
 
 
 def some_value(rng: random.Random):
-    return rng.choice(
-        [0, -1, 3, 2**70, 10**400, 0.5, float("nan"), float("inf"), -2.0, True, "", "a", b"", b"x"]
-        + [[], [1], [0.5, float("nan")], ["a"], [b"a"], [True]]
-    )
+    numbers = [0, -1, 3, 2**70, 10**400, 0.5, float("nan"), float("inf"), -2.0]
+    lists = [[], [1], [0.5, float("nan")], ["a"], [b"a"], [True]]
+    return rng.choice([*numbers, True, "", "a", b"", b"x", *lists])
 
 
 def some_config(rng: random.Random, base: dict) -> ConfigRecord:

@@ -5,7 +5,7 @@ import inspect
 import pickle
 
 import pytest
-from flwr.compat.server.strategy import FedAvg as LegacyFedAvg
+from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
