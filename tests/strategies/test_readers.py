@@ -147,7 +147,8 @@ def test_arrays_are_read_or_refused():
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
-    assert 0.2 * NUMBER < read < 0.9 * NUMBER
+    # neither all nor none
+    assert 0.05 * NUMBER < read < 0.9 * NUMBER
 
 
 @pytest.mark.slow

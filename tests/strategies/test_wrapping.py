@@ -110,7 +110,7 @@ def test_fedcurv_around_fedcurv_is_refused():
         ("fraction_fit", "fraction_train"),
         ("min_fit_clients", "min_train_nodes"),
         ("min_available_clients", "min_available_nodes"),
-        ("evaluate_fn", r"start\(strategy, grid, arrays, evaluate_fn=...\)"),
+        ("evaluate_fn", r"evaluate_fn of start\(strategy, grid, arrays, evaluate_fn=...\)"),
         ("on_fit_config_fn", r"train_config of start"),
         ("initial_parameters", r"the arrays of start"),
         ("fit_metrics_aggregation_fn", "train_metrics_aggr_fn"),
