@@ -10,42 +10,30 @@ from uuid import uuid4
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedAvg,
-    Strategy,
-)
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedcurv.curvature import Curvature
 from fedcurv.strategies import records
 from fedcurv.strategies.arrays import reason_of
 from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
 from fedcurv.strategies.flower_private import who_called
-from fedcurv.strategies.legacy import refuse_legacy_strategy, refuse_legacy_words
+from fedcurv.strategies.legacy import refuse_legacy_words
 from fedcurv.strategies.records import Instruction
 from fedcurv.strategies.replies import (
     Arrays,
     Sent,
     check_reply,
+    in_order_of_clients,
     require_some_messages,
     require_some_success,
 )
 from fedcurv.strategies.screen import Screen, Settling, weighted_by_key
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums
+from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
 from fedcurv.strategies.weights import checked_bound
 
 logger = logging.getLogger(__name__)
-
-DP_WRAPPERS = (
-    DifferentialPrivacyClientSideAdaptiveClipping,
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideAdaptiveClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-)
 
 
 class FedCurv(Strategy):
@@ -103,12 +91,9 @@ class FedCurv(Strategy):
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
         refuse_legacy_words(fedavg_options)
         if strategy is not None:
-            _refuse_to_wrap(strategy)
-        if isinstance(strategy, DP_WRAPPERS):
-            raise TypeError(
-                f"expected a strategy without differential privacy, got {type(strategy).__name__}, "
-                "which would clip and noise Fisher values as if they were weights"
-            )
+            refuse_to_wrap(strategy)
+            if isinstance(strategy, FedCurv):
+                raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
         if strategy is not None and fedavg_options:
             raise TypeError(
                 f"expected options only without a strategy, got {', '.join(fedavg_options)} beside "
@@ -163,7 +148,7 @@ class FedCurv(Strategy):
             RoundFailed: if no reply is fit for use, with the first client's traceback.
         """
         if isinstance(replies, Sequence):
-            replies = _in_order_of_clients(replies)
+            replies = in_order_of_clients(replies)
         sums = RoundSums(self._max_precision, self.max_examples, self._weighted_by_key)
         received: list[Message] = []
         refused: dict[str, str] = {}
@@ -309,41 +294,3 @@ class FedCurv(Strategy):
             setattr(wrapped, name, value)
         else:
             super().__setattr__(name, value)
-
-
-def inside_differential_privacy(wrapper: Strategy) -> str:
-    """Return what to say of FedCurv inside such a wrapper."""
-    return (
-        f"expected FedCurv without differential privacy, got it inside {type(wrapper).__name__}, "
-        "which would clip and noise Fisher values as if they were weights; use that around "
-        "FedAvg, or FedCurv without it"
-    )
-
-
-def _refuse_to_wrap(strategy: Strategy) -> None:
-    refuse_legacy_strategy(strategy)
-    name = type(strategy).__name__
-    if isinstance(strategy, FedCurv):
-        raise TypeError(f"expected a strategy that is not FedCurv itself, got {name}")
-    if type(strategy).start is not Strategy.start:
-        raise TypeError(
-            f"{name} overrides start, which FedCurv around it would not call; write "
-            f"class {name}(FedCurv) instead, with the same methods, and give it FedAvg's options"
-        )
-
-
-def _in_order_of_clients(received: Sequence[Message]) -> Sequence[Message]:
-    """Sort replies by client, since floating-point sums depend on the order of arrival.
-
-    Where some clients tell no id, the order stays as it came.
-    """
-    with_content = [m for m in received if not m.has_error()]
-    ids = [records.unpack_client_id(m.content) for m in with_content]
-    if None in ids:
-        return received
-    failed = [m for m in received if m.has_error()]
-
-    def order(pair: tuple[str | None, Message]) -> tuple[int, int, str]:
-        return records.client_id_order(str(pair[0]))
-
-    return [m for _, m in sorted(zip(ids, with_content, strict=True), key=order)] + failed

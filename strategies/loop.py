@@ -15,13 +15,14 @@ from flwr.serverapp.strategy import Result, Strategy
 
 from fedcurv.strategies.best_model import BestModel
 from fedcurv.strategies.checkpoint import Checkpoint, Progress
-from fedcurv.strategies.fedcurv import DP_WRAPPERS, FedCurv, inside_differential_privacy
+from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.legacy import refuse_legacy_strategy
 from fedcurv.strategies.ordered_grid import OrderedGrid
 from fedcurv.strategies.replies import require_some_messages, require_some_success
 from fedcurv.strategies.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.screen import Screen
 from fedcurv.strategies.stopping import EarlyStopping
+from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from fedcurv.parameters import listed
 from fedcurv.strategies.arrays import read_array, unpack_tensors
 from fedcurv.strategies.buffers import is_variance
 from fedcurv.strategies.flower_private import MOD_FAILED_PRECONDITION
+from fedcurv.strategies.records import client_id_order, unpack_client_id
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -231,3 +232,20 @@ def most_common(key_sets: Iterable[frozenset[str]]) -> frozenset[str]:
     """Return the set that occurs most often, the first among equals; empty for none."""
     counts = Counter(key_sets)
     return max(counts, key=lambda keys: counts[keys], default=frozenset())
+
+
+def in_order_of_clients(received: Sequence[Message]) -> Sequence[Message]:
+    """Sort replies by client, since floating-point sums depend on the order of arrival.
+
+    Where some clients tell no id, the order stays as it came.
+    """
+    with_content = [m for m in received if not m.has_error()]
+    ids = [unpack_client_id(m.content) for m in with_content]
+    if None in ids:
+        return received
+    failed = [m for m in received if m.has_error()]
+
+    def order(pair: tuple[str | None, Message]) -> tuple[int, int, str]:
+        return client_id_order(str(pair[0]))
+
+    return [m for _, m in sorted(zip(ids, with_content, strict=True), key=order)] + failed

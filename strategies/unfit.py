@@ -1,0 +1,43 @@
+"""Strategies that FedCurv cannot stand around, nor inside."""
+
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    Strategy,
+)
+
+from fedcurv.strategies.legacy import refuse_legacy_strategy
+
+DP_WRAPPERS = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+)
+
+
+def inside_differential_privacy(wrapper: Strategy) -> str:
+    """Return what to say of FedCurv inside such a wrapper."""
+    return (
+        f"expected FedCurv without differential privacy, got it inside {type(wrapper).__name__}, "
+        "which would clip and noise Fisher values as if they were weights; use that around "
+        "FedAvg, or FedCurv without it"
+    )
+
+
+def refuse_to_wrap(strategy: Strategy) -> None:
+    """Raise a TypeError, with what to do, for a strategy around which FedCurv would go wrong."""
+    refuse_legacy_strategy(strategy)
+    name = type(strategy).__name__
+    if isinstance(strategy, DP_WRAPPERS):
+        raise TypeError(
+            f"expected a strategy without differential privacy, got {name}, which would clip and "
+            "noise Fisher values as if they were weights"
+        )
+    if type(strategy).start is not Strategy.start:
+        raise TypeError(
+            f"{name} overrides start, which FedCurv around it would not call; write "
+            f"class {name}(FedCurv) instead, with the same methods, and give it FedAvg's options"
+        )
