@@ -570,8 +570,11 @@ def test_a_wrapper_at_the_report_is_refused_in_the_first_round():
 # ---- a pull that leaves next to no training
 
 
-@pytest.mark.parametrize("mode", ["gradient", "proximal"])
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "mode"),
+    # plain gradient steps diverge before they hold the parameters, which is told elsewhere
+    [("SGD", "proximal"), ("Adam", "proximal"), ("Adam", "gradient")],
+)
 def test_a_pull_that_leaves_next_to_no_training_is_told_once(optimizer, mode, caplog):
     inputs, targets = samples(0)
 
