@@ -24,8 +24,15 @@ from fedcurv.clients.training import (
     evaluate,
     train,
 )
+from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.global_state import cudnn, num_threads, seeded
-from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, client_id_of, pack_client_id
+from fedcurv.strategies.records import (
+    CLIENT_ID_ACTION,
+    CONFIG,
+    client_id_of,
+    pack_client_id,
+    unpack_tensors,
+)
 
 Samples = tuple[Tensor, Tensor]
 
@@ -196,13 +203,13 @@ def begin_round(
         raise ValueError(
             f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
         )
-    config = message.content.config_records["config"]
+    config = message.content.config_records.get("config", ConfigRecord())
     if device is None:
         # the workers of a site take the samples to their own devices
         by_site = task.settings.trainer == "lasgd"
         device = torch.device("cpu") if by_site else task.settings.make_device()
     model = task.model.to(device)
-    model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+    load_weights(model, message.content)
     return LocalRound(
         message,
         context,
@@ -213,6 +220,20 @@ def begin_round(
         mu=_number(config, "proximal-mu"),
         seed=_seed(task, context, int(_number(config, "server-round"))),
     )
+
+
+def load_weights(model: nn.Module, content: RecordDict) -> None:
+    """Give a model the weights that the server has sent.
+
+    Raises:
+        ValueError: unless they are arrays of numbers with the model's names and shapes.
+    """
+    if (record := content.array_records.get("arrays")) is None:
+        raise ValueError("expected the server's weights under 'arrays' in the message, got none")
+    weights = unpack_tensors(record)
+    own = shapes_of(model.state_dict())
+    require_same_shapes(own, shapes_of(weights), "the client's model", "the server's weights")
+    model.load_state_dict(weights)
 
 
 def _train_in_this_process(local: LocalRound) -> None:
@@ -251,7 +272,7 @@ def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Messag
         raise ValueError(f"client {client_id_of(context)} has no test samples")
     with num_threads(task.settings.num_threads):
         model = task.model.to(task.settings.make_device())
-        model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
+        load_weights(model, message.content)
         batches = InMemoryBatches(*task.test_samples, _EVALUATION_BATCH_SIZE)
         loss, accuracy, num_examples = evaluate(model, batches)
     metrics = MetricRecord({"num-examples": num_examples, "loss": loss, "accuracy": accuracy})
@@ -264,8 +285,10 @@ def _tell_client_id(message: Message, context: Context) -> Message:
 
 def _number(config: ConfigRecord, key: str) -> float:
     value = config.get(key, 0)
-    if not isinstance(value, int | float):
-        raise ValueError(f"expected a number under {key!r} in the message's config, got {value!r}")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(
+            f"expected a finite number under {key!r} in the message's config, got {value!r}"
+        )
     return value
 
 

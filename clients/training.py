@@ -89,10 +89,23 @@ class TrainingSettings:
         )
 
     def make_device(self) -> torch.device:
-        """Return the device to train on."""
+        """Return the device to train on.
+
+        Raises:
+            ValueError: if this machine has no such device.
+        """
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"client.device={self.device}: torch has no such device on this machine ({why}); "
+                "use auto or cpu"
+            ) from error
+        return device
 
 
 def _positive_integer(value: Any) -> bool:

@@ -5,30 +5,33 @@ project's own tables, so that a message cannot make a client import anything. It
 either: where data lie, a node knows by its own configuration or environment.
 """
 
-import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
-from flwr.app import ConfigRecord, Context, Message
+import torch
+from flwr.app import Context, Message
 from numpy.typing import NDArray
 from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
+from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.simulations.data import ImageData, load
 from fedcurv.simulations.device import DeviceData, load_device
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.models import MODELS
 from fedcurv.simulations.noise import drawn, noisy_labels
 from fedcurv.simulations.partition import PARTITIONS
-
-_TASK_KEY = "fedcurv-task"
+from fedcurv.simulations.task_description import TaskDescription, read_task, task_text
 
 DATA_ROOT_VARIABLE = "FEDCURV_DATA_ROOT"
 
-TaskDescription = Mapping[str, Any]
+_MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
 
 
 class DataShape(Protocol):
@@ -43,19 +46,6 @@ class DataShape(Protocol):
     def num_classes(self) -> int:
         """How many classes there are."""
         ...
-
-
-def describe_task(config: TaskDescription) -> ConfigRecord:
-    """Return the training configuration that tells clients their task.
-
-    Args:
-        config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients`` and
-            ``seed`` of a resolved configuration.
-    """
-    keys = ("partition", "model", "client", "num_clients", "seed")
-    task = {key: config[key] for key in keys}
-    task["data"] = {k: v for k, v in config["data"].items() if k not in ("root", "test")}
-    return ConfigRecord({_TASK_KEY: json.dumps(task)})
 
 
 def on_devices(config: TaskDescription) -> bool:
@@ -147,10 +137,32 @@ def _by_name(table: dict[str, Any], what: str, name: str) -> Any:
 
 @lru_cache(maxsize=1)
 def _world(description: str, root: str) -> tuple[ImageData, list[NDArray[np.int64]]]:
-    config = json.loads(description)
+    config = read_task(description)
     config["data"]["root"] = root
-    data = load_data(config)
-    return data, make_partition(config, data)
+    with _section("data"):
+        data = load_data(config)
+    with _section("partition"):
+        if config["num_clients"] > len(data.labels):
+            raise ValueError(
+                f"num_clients must be at most {len(data.labels)}, one for each training sample, "
+                f"got {config['num_clients']}"
+            )
+        return data, make_partition(config, data)
+
+
+@contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Name a description's section in what its use raises, whatever that is."""
+    try:
+        yield
+    except (FileNotFoundError, ImportError):
+        raise  # nothing is wrong with the description
+    except ValueError as error:
+        raise ValueError(f"task: {name}: {error}") from error
+    except Exception as error:  # of whatever class a value of a wrong type makes
+        raise ValueError(
+            f"task: {name} cannot be meant: {type(error).__name__}: {error}"
+        ) from error
 
 
 def data_root(node_config: Mapping[str, Any]) -> str:
@@ -159,28 +171,44 @@ def data_root(node_config: Mapping[str, Any]) -> str:
 
 
 def make_task(message: Message, context: Context) -> LocalTask:
-    """Return the task that the message describes, on this node's own data or its partition."""
-    description = str(message.content["config"][_TASK_KEY])
-    config = json.loads(description)
-    if on_devices(config):
-        return _task_on_own_data(config, context)
-    return _task_on_partition(config, description, context)
+    """Return the task that the message describes, on this node's own data or its partition.
+
+    Raises:
+        ValueError: naming the section of the description, or the place in the node's own data, that
+            is not as expected.
+        FileNotFoundError: if data are missing.
+        ImportError: if the task needs a package that is not installed.
+    """
+    description = task_text(message.content)
+    config = read_task(description)
+    with _section("data"):
+        is_own = on_devices(config)
+    make = _task_on_own_data if is_own else _task_on_partition
+    return make(config, description, message, context)
 
 
-def _task_on_own_data(config: TaskDescription, context: Context) -> LocalTask:
-    data = device_data(config)
+def _task_on_own_data(
+    config: TaskDescription, description: str, message: Message, context: Context
+) -> LocalTask:
+    with _section("data"):
+        data = device_data(config)
+    with _section("client"):
+        settings, criterion = _settings(config), make_loss(config["client"]["loss"])
+    model = _model(config, data, message)
     train_samples, test_samples = load_device(context.node_config, data)
     return LocalTask(
-        model=make_model(config, data),
+        model=model,
         train_samples=train_samples,
         test_samples=test_samples,
-        settings=make_settings(config),
-        criterion=make_loss(config["client"]["loss"]),
+        settings=settings,
+        criterion=criterion,
         seed=config["seed"],
     )
 
 
-def _task_on_partition(config: TaskDescription, description: str, context: Context) -> LocalTask:
+def _task_on_partition(
+    config: TaskDescription, description: str, message: Message, context: Context
+) -> LocalTask:
     data, parts = _world(description, data_root(context.node_config))
     if "partition-id" not in context.node_config:
         raise ValueError(
@@ -188,24 +216,72 @@ def _task_on_partition(config: TaskDescription, description: str, context: Conte
             "node's configuration; add it, or use data=device"
         )
     client = int(context.node_config["partition-id"])
+    if not 0 <= client < len(parts):
+        raise ValueError(
+            f"partition-id={client} in the node's configuration: expected 0 to {len(parts) - 1}, "
+            f"for num_clients={len(parts)}"
+        )
+    with _section("client"):
+        settings, criterion = _settings(config, client), make_loss(config["client"]["loss"])
     inputs, labels = data.train_samples(parts[client])
-    noisy = noisy_labels(
-        inputs,
-        labels,
-        data.num_classes,
-        config["data"]["noise"],
-        client=client,
-        num_clients=config["num_clients"],
-        seed=config["seed"],
-    )
+    with _section("data.noise"):
+        noisy = noisy_labels(
+            inputs,
+            labels,
+            data.num_classes,
+            config["data"]["noise"],
+            client=client,
+            num_clients=config["num_clients"],
+            seed=config["seed"],
+        )
     return LocalTask(
-        model=make_model(config, data),
+        model=_model(config, data, message),
         train_samples=(inputs, noisy.labels),
-        settings=make_settings(config, client),
-        criterion=make_loss(config["client"]["loss"]),
+        settings=settings,
+        criterion=criterion,
         seed=config["seed"],
         metrics={"label-noise": noisy.rate},
     )
+
+
+def _settings(config: TaskDescription, client: int | None = None) -> TrainingSettings:
+    """Return the settings of a description that nobody has checked.
+
+    Raises:
+        ValueError: also for more processes or threads than a device could want.
+    """
+    settings = make_settings(config, client)
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, bool):
+            raise ValueError(f"{field.name}: expected no truth value, got {value}")
+    most = max(_MOST_PROCESSES, os.cpu_count() or 1)
+    for name in ("workers", "num_threads"):
+        if getattr(settings, name) > most:
+            raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
+    return settings
+
+
+def _model(config: TaskDescription, data: DataShape, message: Message) -> nn.Module:
+    """Return the model that a description names, which must be the one whose weights came with it.
+
+    Its parameters are counted without memory for them, since only weights that are there may decide
+    how much a device takes.
+    """
+    with _section("model"):
+        if (record := message.content.array_records.get("arrays")) is None:
+            raise ValueError("expected the server's weights under 'arrays' in the message")
+        sent = {name: tuple(array.shape) for name, array in record.items()}
+        for name, array in record.items():
+            if math.prod(sent[name]) > len(array.data):
+                raise ValueError(f"{name!r} is said to have the shape {sent[name]}, and has not")
+        for key, value in config["model"].items():
+            if isinstance(value, list) and len(value) > len(sent):
+                raise ValueError(f"{key} has {len(value)} entries, more than arrays came")
+        with torch.device("meta"):
+            described = shapes_of(make_model(config, data).state_dict())
+        require_same_shapes(sent, described, "the server's weights", "the model described")
+        return make_model(config, data)
 
 
 app = client_app(make_task)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fedcurv.clients.training import InMemoryBatches, evaluate
 from fedcurv.global_state import seeded
-from fedcurv.simulations.client import describe_task, described_data, make_model
+from fedcurv.simulations.client import described_data, make_model
 from fedcurv.simulations.data import ImageData
 from fedcurv.simulations.device import DeviceData, load_test_set
+from fedcurv.simulations.task_description import describe_task
 from fedcurv.strategies import start
 from fedcurv.strategies.rounds import RoundRecord
 

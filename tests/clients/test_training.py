@@ -229,6 +229,15 @@ def test_the_device_is_chosen_by_itself():
     assert TrainingSettings(device="cpu").make_device().type == "cpu"
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "privateuseone"])
+def test_a_device_that_the_machine_does_not_have_is_told_in_one_line(device):
+    with pytest.raises(
+        ValueError, match=f"client.device={device}: torch has no .*use auto"
+    ) as told:
+        TrainingSettings(device=device).make_device()
+    assert "\n" not in str(told.value)
+
+
 # ---- the ready-made ClientApp
 
 
@@ -248,7 +257,8 @@ def send(
     )
     with task_identity(run_id=1, node_id=1):
         message = Message(content, dst_node_id=5, message_type=message_type)
-    return app(message, Context(1, 5, {"partition-id": partition}, RecordDict(), {}))
+    node = {"partition-id": partition, "send-errors": True}
+    return app(message, Context(1, 5, node, RecordDict(), {}))
 
 
 def test_training_starts_from_the_servers_weights_and_reports():
@@ -261,6 +271,21 @@ def test_training_starts_from_the_servers_weights_and_reports():
     assert not torch.equal(
         reply.content["arrays"].to_torch_state_dict()["weight"], new_model(9).weight
     )
+
+
+@pytest.mark.parametrize("message_type", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"weight": torch.zeros(CLASSES, FEATURES)}, "'bias' is missing in the server's weights"),
+        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(CLASSES)}, r"'weight'.*\(2, 2\)"),
+    ],
+)
+def test_weights_of_another_model_are_told_in_one_line(message_type, arrays, message):
+    task = LocalTask(new_model(), samples(0), test_samples=samples(1))
+    with pytest.raises(ValueError, match=message) as told:
+        send(message_type, task, arrays=ArrayRecord(arrays))
+    assert "\n" not in str(told.value)
 
 
 def test_seed_client_and_round_decide_the_order_and_nothing_else_does():

@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fedcurv.simulations import run as run_module
-from fedcurv.simulations.client import data_root, describe_task, make_settings, make_task
+from fedcurv.simulations.client import data_root, make_settings, make_task
 from fedcurv.simulations.run import resolve, simulate
+from fedcurv.simulations.task_description import describe_task
 from tests.federation import message_with
 from tests.simulations.test_data import write_mnist
 
