@@ -1,8 +1,6 @@
 """A SuperLink and its SuperNodes on this machine's loopback, as processes of their own."""
 
-import contextlib
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -10,18 +8,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from fedcurv.private_files import open_private, private_folder
 from fedcurv.simulations.flower_run import (
     APP,
+    PRIVATE,
     ask_flwr,
-    found_program,
     run_app,
     run_config_of,
-    with_programs,
 )
 from fedcurv.simulations.keys import write_certificates, write_node_key
+from fedcurv.simulations.processes import end_all, found_program, with_programs
 
 _START_S = 60.0
-_END_S = 20.0
+_END_S = 5.0  # for all processes together; what is left then is killed
 _CONNECTION = "here"
 # in a SuperNode's log, once the SuperLink has let it in
 _ACCEPTED = "SuperNode ID"
@@ -84,15 +83,18 @@ class Deployment:
 
     def _start_all(self) -> None:
         flower = self.folder / "flwr"
-        flower.mkdir(parents=True)
+        private_folder(self.folder)
+        flower.mkdir(mode=0o700)
         security = "insecure = true"
         if self.secure:
             write_certificates(self.folder)
             security = f'root-certificates = "{(self.folder / "ca.crt").absolute()}"'
-        (flower / "config.toml").write_text(
+        text = (
             f'[superlink]\ndefault = "{_CONNECTION}"\n\n[superlink.{_CONNECTION}]\n'
             f'address = "127.0.0.1:{self._port}"\n{security}\n'
         )
+        with open_private(flower / "config.toml", "wb") as file:
+            file.write(text.encode())
         self._start(
             "flower-superlink",
             *("--host", "127.0.0.1", "--port", str(self._port)),
@@ -168,7 +170,7 @@ class Deployment:
     def kill_node(self, node: int) -> None:
         """Kill a SuperNode and all that it has started, as when a device loses its power."""
         process = self._nodes.pop(node)
-        _kill_group(process)
+        end_all([process])
         self._processes.remove(process)
 
     def run(
@@ -206,14 +208,14 @@ class Deployment:
         Raises:
             RunFailed: if the run has failed; its log is run.log in the folder.
         """
-        with (self.folder / "run.log").open("a") as log:
+        with open_private(self.folder / "run.log", "ab") as log:
             run_app(
                 app,
                 _CONNECTION,
                 run_config,
                 environment=self._environment,
                 timeout_s=timeout_s,
-                echo=lambda line: print(line, file=log),
+                echo=lambda line: log.write(f"{line}\n".encode()),
             )
 
     def logs(self) -> str:
@@ -222,23 +224,21 @@ class Deployment:
         return "\n".join(f"{file.name}:\n{file.read_text()[-2000:]}" for file in files)
 
     def close(self) -> None:
-        """End all processes."""
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in self._processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_S)
-            _kill_group(process)
-        self._processes.clear()
+        """End all processes, within one limit for all of them."""
+        try:
+            end_all(self._processes, patience_s=_END_S)
+        finally:
+            self._processes.clear()
 
     def _start(self, program: str, *arguments: str) -> "subprocess.Popen[bytes]":
         self._started += 1
-        with (self.folder / f"{program}-{self._started}.log").open("w") as log:
+        with open_private(self.folder / f"{program}-{self._started}.log", "wb") as log:
             process = subprocess.Popen(
                 [found_program(program, self._environment), *arguments],
                 env=self._environment,
                 stdout=log,
                 stderr=log,
+                umask=PRIVATE,
                 start_new_session=True,  # a group of its own, that can be killed whole
             )
         self._processes.append(process)
@@ -255,13 +255,6 @@ class Deployment:
                 if ended or time.monotonic() > deadline:
                     raise DeploymentFailed(f"the SuperLink did not start\n{self.logs()}") from error
                 time.sleep(0.2)
-
-
-def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process, if it still is there, and what it has left behind."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def free_port() -> int:

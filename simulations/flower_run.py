@@ -6,18 +6,27 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from fedcurv.simulations.processes import (
+    end_all,
+    ended_by_signals,
+    found_program,
+    with_programs,
+)
+
 APP = Path(__file__).parent / "app"
+PRIVATE = 0o077  # umask of what Flower's programs write: keys, databases, logs
 
 _COMPLETED = "finished:completed"
 _LONGEST_REASON = 600
-_EXCEPTION = re.compile(r"[\w.]+(Error|Failed|Exception): ")
+_ANSWER_S = 120
+_EXCEPTION = re.compile(r"[\w.]+(Error|Failed|Exception)(: |$)")
+_ROUND_FAILED = re.compile(r"[\w.]*(RoundFailed: .*); the first said:$")
 
 
 class RunFailed(RuntimeError):
@@ -58,43 +67,54 @@ def run_app(
     ]
     lines: list[str] = []
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        umask=PRIVATE,
+        start_new_session=True,
     ) as process:
         end = threading.Timer(
-            threading.TIMEOUT_MAX if timeout_s is None else timeout_s, process.kill
+            threading.TIMEOUT_MAX if timeout_s is None else timeout_s, end_all, [[process]]
         )
         end.daemon = True
         end.start()
         assert process.stdout is not None  # as asked for
-        for line in process.stdout:
-            lines.append(line.rstrip("\n"))
-            echo(lines[-1])
-        is_late = not end.is_alive()
-        end.cancel()
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip("\n"))
+                echo(lines[-1])
+            is_late = not end.is_alive()
+        finally:
+            end.cancel()
+            end_all([process])
     run_id = _run_id(lines)
     if is_late:
         if run_id is not None:
             ask_flwr("stop", run_id, superlink, environment=environment)
         raise RunFailed(f"the run did not end within {timeout_s:g} s")
     if run_id is None:
-        raise RunFailed(f"the run did not start: {_shortened(lines[-10:])}")
+        raise RunFailed(f"{reason_in(lines)} (the run did not start)")
     status = _status(superlink, run_id, environment)
     if status != _COMPLETED:
-        raise RunFailed(f"the run has failed ({status}): {reason_in(lines)}")
+        raise RunFailed(f"{reason_in(lines)} (the run has failed: {status})")
 
 
 def reason_in(log: list[str]) -> str:
-    """Return why a run failed, in one line: the last exception in its log."""
+    """Return why a run failed, in one line: the cause, and after it the round that it ended.
+
+    The cause is the last exception that the log's last exception tells of, itself or a client's.
+    """
     begins = [index for index, line in enumerate(log) if _EXCEPTION.match(line)]
     if not begins:
         return _shortened(log[-10:])
-    kind, _, text = log[begins[-1]].partition(": ")
-    reason = [f"{kind.rpartition('.')[2]}: {text}"]
-    for line in log[begins[-1] + 1 :]:
-        if line.startswith("\x1b"):  # the next entry of the log
-            break
-        reason.append(line)
-    return _shortened(reason)
+    end = next((i for i in range(begins[-1], len(log)) if log[i].startswith("\x1b")), len(log))
+    last = [i for i in range(begins[-1], end) if _EXCEPTION.match(log[i].strip())][-1]
+    kind, colon, text = log[last].strip().partition(": ")
+    reason = _shortened([f"{kind.rpartition('.')[2]}{colon}{text}", *log[last + 1 : end]])
+    rounds = [told for line in log[:last] if (told := _ROUND_FAILED.match(line))]
+    return f"{reason} ({rounds[-1].group(1)})" if rounds else reason
 
 
 def _shortened(lines: list[str]) -> str:
@@ -119,27 +139,24 @@ def _status(superlink: str, run_id: str, environment: Mapping[str, str]) -> str:
 
 
 def ask_flwr(*arguments: str, environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """Run ``flwr`` with these arguments, and return what it printed."""
-    return subprocess.run(
-        [found_program("flwr", environment), *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    """Run ``flwr`` with these arguments, and return what it printed.
 
-
-def with_programs(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which the programs beside this Python are found first."""
-    programs = Path(sys.executable).parent
-    return {**environment, "PATH": f"{programs}{os.pathsep}{environment.get('PATH', '')}"}
-
-
-def found_program(name: str, environment: Mapping[str, str]) -> str:
-    """Return a program's path, as the environment finds it."""
-    return shutil.which(name, path=environment.get("PATH")) or name
+    Raises:
+        RunFailed: if it does not end.
+    """
+    try:
+        return subprocess.run(
+            [found_program("flwr", environment), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=_ANSWER_S,
+            check=False,
+            umask=PRIVATE,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RunFailed(f"flwr {arguments[0]} did not end within {_ANSWER_S} s") from error
 
 
 def run_config_of(overrides: str, output: str, *, resume: bool, checkpoint_every: int) -> str:
@@ -189,8 +206,10 @@ def main() -> None:
         checkpoint_every=options.checkpoint_every,
     )
     environment = with_programs({"FLWR_DISABLE_UPDATE_CHECK": "1", **os.environ})
+    going_on = f"a run that had started goes on: `flwr list {options.superlink}` names it"
     try:
-        run_app(APP, options.superlink, settings, environment=environment, echo=print)
+        with ended_by_signals("fedcurv-run", f"{going_on}, `flwr stop` ends it"):
+            run_app(APP, options.superlink, settings, environment=environment, echo=print)
     except RunFailed as error:
         sys.exit(f"fedcurv-run: {error}")
 

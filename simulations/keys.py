@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from fedcurv.private_files import open_private, private_folder
+
 _LOOPBACK = ("localhost", "127.0.0.1")
 _TRIAL_DAYS = 7
 
@@ -99,8 +101,8 @@ def _certificate(
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    path.touch(mode=0o600)
-    path.write_bytes(content)
+    with open_private(path, "wb") as file:
+        file.write(content)
 
 
 def main() -> None:
@@ -121,7 +123,7 @@ def main() -> None:
         parser.error(f"--days must be >= 1, got {options.days}")
     if options.folder.exists() and any(options.folder.iterdir()):
         parser.error(f"folder must be empty or missing, got {options.folder}")
-    options.folder.mkdir(parents=True, exist_ok=True)
+    private_folder(options.folder)
     write_certificates(options.folder, options.host or _LOOPBACK, days=options.days)
     for node in options.node:
         write_node_key(options.folder, node)

@@ -9,8 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markdown import Markdown
 
+from fedcurv.private_files import private_folder
 from fedcurv.simulations.deployment import Deployment, DeploymentFailed
 from fedcurv.simulations.flower_run import RunFailed
+from fedcurv.simulations.processes import ended_by_signals
 
 console = Console()
 
@@ -52,10 +54,11 @@ def main() -> None:
     folder: Path = options.folder or Path(tempfile.mkdtemp(prefix="fedcurv-site-"))
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"--folder must be empty or missing, got {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     defaults = ["strategy=[fedcurv]", "num_rounds=5", f"num_clients={options.nodes}"]
     try:
         with (
+            ended_by_signals("fedcurv-site", f"its processes have ended too (logs: {folder})"),
             console.status(f"starting a SuperLink and {options.nodes} SuperNodes") as status,
             Deployment(
                 folder,
