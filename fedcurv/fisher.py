@@ -9,9 +9,10 @@ probabilities (``exact``), or is drawn from them (``sampled``). The square is of
 gradient: the square of a batch's mean gradient is another quantity, and shrinks as the batch grows.
 """
 
+import logging
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import get_args
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 from fedcurv.curvature import extremes
 from fedcurv.global_state import cudnn, random_states_kept
 from fedcurv.likelihoods import LIKELIHOODS, FisherKind, Likelihood, cotangents
-from fedcurv.parameters import listed, trainable_parameters
-from fedcurv.per_sample import PerSampleSquares, findings_of, samples_at_once, unchecked
+from fedcurv.parameters import described, listed, plain, require_real, trainable_parameters
+from fedcurv.per_sample import Findings, PerSampleSquares, check_of, samples_at_once, unchecked
+
+logger = logging.getLogger(__name__)
 
 
 def fisher_diagonal(
@@ -49,11 +52,13 @@ def fisher_diagonal(
         kind: ``empirical`` takes the given labels, ``exact`` the expectation over the model's own
             class probabilities (C − 1 backward passes), ``sampled`` one label drawn per sample.
         likelihood: ``categorical`` takes logits (N, C) and targets as
-            ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), where a sample's
-            log-likelihood is the sum over its positions; ``gaussian`` is regression with unit
-            variance, outputs and targets of one shape. Or a function of outputs and targets that
-            returns one negative log-likelihood per sample, shape (N,). The kinds ``exact`` and
-            ``sampled`` exist for categories, with logits (N, C), only.
+            ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), or (N, d1, ..., C) with
+            labels where no other reading fits; a sample's log-likelihood is the sum over its
+            positions. ``bernoulli`` takes one logit, (N,) or (N, 1), before any sigmoid, and
+            targets in [0, 1] of either shape; ``gaussian`` is regression with unit variance,
+            outputs and targets of one shape. Or a function of outputs and targets that returns one
+            negative log-likelihood per sample, shape (N,). The kinds ``exact`` and ``sampled``
+            exist for logits (N, C) of categories and for ``bernoulli`` only.
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
         chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
@@ -66,9 +71,11 @@ def fisher_diagonal(
         parameter that the output does not depend on has zeros.
 
     Raises:
-        ValueError: for a model without trainable parameters or that returns anything but a tensor,
-            no samples, a batch that is no pair or whose lengths differ, a likelihood without one
-            value per sample, or a loss or gradient that is not finite.
+        ValueError: for a model without trainable parameters, with complex ones, or that returns
+            anything but a tensor of real numbers, no samples, a batch that is no pair or whose
+            lengths or types do not fit, targets that are not what the likelihood takes, a
+            likelihood without one value per sample, or a loss or gradient that is not finite.
+        RuntimeError: what the model raises, with the batch, its shapes and types.
 
     Source: arXiv 1910.07796 needs the diagonal; the mean over per-sample squares, eval mode and the
     three kinds are this project's definition.
@@ -79,11 +86,14 @@ def fisher_diagonal(
         raise ValueError(
             f"likelihood must be one of {', '.join(LIKELIHOODS)}, or a function, got {likelihood!r}"
         )
-    if kind != "empirical" and likelihood != "categorical":
-        raise ValueError(f"kind={kind!r} needs likelihood='categorical'; use kind='empirical'")
+    if kind != "empirical" and likelihood not in ("categorical", "bernoulli"):
+        raise ValueError(
+            f"kind={kind!r} needs likelihood='categorical' or 'bernoulli'; use kind='empirical'"
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
     parameters = trainable_parameters(model)
+    require_real(parameters)
     device = next(iter(parameters.values())).device
 
     losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
@@ -97,25 +107,50 @@ def fisher_diagonal(
             samples = inputs.shape[0]
             if samples == 0:
                 continue
-            if squares is None:
-                findings = (
-                    findings_of(model, parameters, inputs) if self_check else unchecked(model)
+            with _named(index, inputs, targets, parameters):
+                if squares is None:
+                    squares = stack.enter_context(
+                        PerSampleSquares(
+                            model,
+                            parameters,
+                            Findings() if self_check else unchecked(model),
+                            looks=self_check,
+                            check=check_of(model, parameters) if self_check else None,
+                        )
+                    )
+                    squares.begin(inputs)
+                num_samples += samples
+                cotangents_of = partial(cotangents, kind, losses_of, generator=generator)
+                size = chunk_size or samples_at_once(
+                    squares.findings.graph_bytes(inputs), samples, device
                 )
-                squares = stack.enter_context(PerSampleSquares(model, parameters, findings))
-            num_samples += samples
-            size = chunk_size or samples_at_once(findings.graph_bytes(inputs), samples, device)
-            parts = samples if findings.alone else -(-samples // size)
-            for x, y in _in_parts(inputs, targets, parts):
-                vs = squares.add(
-                    x, partial(cotangents, kind, losses_of, targets=y, generator=generator)
-                )
-                probes += [(index, v.sum()) for v in vs]
+                for x, y in _in_parts(inputs, targets, -(-samples // size)):
+                    vs = squares.add(x, partial(cotangents_of, targets=y))
+                    if vs is None:  # samples interact: each is a batch of its own
+                        for x_n, y_n in _in_parts(x, y, len(x)):
+                            v_n = squares.add(x_n, partial(cotangents_of, targets=y_n))
+                            if v_n is None:
+                                raise ValueError(
+                                    f"{type(model).__name__} computes something else when the "
+                                    "same sample is run once more; make it depend on its inputs "
+                                    "alone in eval mode"
+                                )
+                            probes += [(index, v.sum()) for v in v_n]
+                        continue
+                    probes += [(index, v.sum()) for v in vs]
     if squares is None:
         raise ValueError(
             "expected at least one sample, got none: the batches are empty (a generator that was "
             "used up before?)"
         )
     _require_finite(squares.totals, probes)
+    if not any(bool(total.any()) for total in squares.totals.values()):
+        logger.warning(
+            "Fisher diagonal of %s: zero for every parameter, so that FedCurv's penalty does "
+            "nothing: the outputs do not depend on the parameters, or the model is certain of "
+            "every sample",
+            type(model).__name__,
+        )
     return {name: total.div_(num_samples).contiguous() for name, total in squares.totals.items()}
 
 
@@ -127,24 +162,73 @@ def _in_parts(inputs: Tensor, targets: Tensor, number: int) -> Iterable[tuple[Te
 
 
 def _pair(batch: object, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    if not (
-        isinstance(batch, tuple | list)
-        and len(batch) == 2
-        and isinstance(batch[0], Tensor)
-        and isinstance(batch[1], Tensor)
-    ):
-        shape = f" of {len(batch)} items" if isinstance(batch, tuple | list) else ""
+    """Return inputs and targets as plain tensors on the device."""
+    if not (isinstance(batch, tuple | list) and len(batch) == 2):
+        items = f" of {len(batch)} items" if isinstance(batch, tuple | list) else ""
         raise ValueError(
             f"batch {index}: expected a pair (inputs, targets) of tensors, got "
-            f"{type(batch).__name__}{shape}"
+            f"{type(batch).__name__}{items}"
         )
     inputs, targets = batch
-    if len(inputs) != len(targets):
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
         raise ValueError(
-            f"batch {index}: expected as many targets as inputs, got {len(targets)} targets for "
-            f"{len(inputs)} inputs"
+            f"batch {index}: expected a pair (inputs, targets) of tensors, got inputs of "
+            f"{_kind_of(inputs)} and targets of {_kind_of(targets)}; give one tensor each, and let "
+            "the model's forward make of the inputs what it needs"
         )
-    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    if not inputs.ndim or not targets.ndim or len(inputs) != len(targets):
+        number = [len(tensor) if tensor.ndim else "no" for tensor in (inputs, targets)]
+        raise ValueError(
+            f"batch {index}: expected as many targets as inputs, got {number[1]} targets for "
+            f"{number[0]} inputs"
+        )
+    return _apart(inputs).to(device, non_blocking=True), _apart(targets).to(
+        device, non_blocking=True
+    )
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Return a tensor that no subclass answers for and no graph leads to."""
+    tensor = plain(tensor).detach()
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with {', '.join(map(repr, list(value)[:5]))}"
+    return type(value).__name__
+
+
+@contextmanager
+def _named(
+    index: int, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Say in an error which batch it is of, and what that is like."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(
+            message if message.startswith("batch ") else f"batch {index}: {message}"
+        ) from error
+    except (RuntimeError, IndexError, TypeError) as error:
+        batch = f"inputs {described(inputs)} and targets {described(targets)}"
+        dtypes = {p.dtype for p in parameters.values() if p.is_floating_point()}
+        if inputs.is_floating_point() and inputs.dtype not in dtypes:
+            names = ", ".join(sorted(_name_of(dtype) for dtype in dtypes))
+            (wanted, *_) = dtypes
+            raise ValueError(
+                f"batch {index}: expected inputs in the model's type, {names}, got {batch}; "
+                f"convert the inputs by .to(torch.{_name_of(wanted)})"
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RuntimeError(
+            f"batch {index}: the model or the likelihood fails on {batch}: {reason}"
+        ) from error
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _require_finite(totals: dict[str, Tensor], probes: list[tuple[int, Tensor]]) -> None:

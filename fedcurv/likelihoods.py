@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fedcurv.parameters import accumulation_dtype
+from fedcurv.parameters import accumulation_dtype, described
 
 # maps outputs (N, ...) and targets (N, ...) to N values
 NegativeLogLikelihood = Callable[[Tensor, Tensor], Tensor]
@@ -18,13 +18,39 @@ NegativeLogLikelihood = Callable[[Tensor, Tensor], Tensor]
 _IGNORED = -100
 
 FisherKind = Literal["empirical", "exact", "sampled"]
-Likelihood = Literal["categorical", "gaussian"] | NegativeLogLikelihood
+Likelihood = Literal["categorical", "bernoulli", "gaussian"] | NegativeLogLikelihood
 
 
 def categorical(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return each sample's cross-entropy, summed over its positions if it has several."""
-    losses = nn.functional.cross_entropy(outputs, targets, reduction="none")
+    _require_classes(outputs)
+    if targets.is_floating_point():
+        _require_probabilities(outputs, targets)
+        losses = nn.functional.cross_entropy(outputs, targets.to(outputs.dtype), reduction="none")
+    else:
+        outputs = _with_classes_second(outputs, targets)
+        labels = targets.long()
+        _require_in_range(labels, outputs.shape[1])
+        losses = nn.functional.cross_entropy(outputs, labels, reduction="none")
     return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+
+
+def bernoulli(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each sample's binary cross-entropy, from one logit and a target in [0, 1]."""
+    logits = _one_logit(outputs)
+    if targets.shape not in (logits.shape, (len(logits), 1)):
+        raise ValueError(
+            f"expected one target per sample, shape {tuple(logits.shape)} or "
+            f"{(len(logits), 1)}, got {described(targets)}"
+        )
+    targets = targets.reshape(logits.shape).to(outputs.dtype)
+    if not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise ValueError(
+            "expected targets in [0, 1] for likelihood='bernoulli', got values from "
+            f"{float(targets.min()):g} to {float(targets.max()):g}; use likelihood='gaussian' for "
+            "regression, 'categorical' for labels of several classes"
+        )
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -38,7 +64,11 @@ def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
     return squares.flatten(1).sum(1) if squares.ndim > 1 else squares
 
 
-LIKELIHOODS: dict[str, NegativeLogLikelihood] = {"categorical": categorical, "gaussian": gaussian}
+LIKELIHOODS: dict[str, NegativeLogLikelihood] = {
+    "categorical": categorical,
+    "bernoulli": bernoulli,
+    "gaussian": gaussian,
+}
 
 
 def cotangents(
@@ -53,18 +83,26 @@ def cotangents(
 
     Args:
         kind: see ``fedcurv.fisher_diagonal``.
-        likelihood: ``categorical`` unless the kind is ``empirical``.
+        likelihood: ``categorical`` or ``bernoulli`` unless the kind is ``empirical``.
         outputs: shape (N, ...).
         targets: shape (N, ...), of no account unless the kind is ``empirical``.
         generator: draws the labels of ``sampled``.
 
     Raises:
-        ValueError: for logits that are not (N, C) where they must be, or a likelihood without one
-            value per sample, or one that does not depend on the outputs.
+        ValueError: for outputs or targets that are not what the likelihood takes, or a likelihood
+            without one value per sample, or one that does not depend on the outputs.
     """
     outputs = outputs.to(accumulation_dtype(outputs))
     if kind == "empirical":
         return [_gradient(likelihood, outputs, targets)]
+    if likelihood is bernoulli:
+        logits = _one_logit(outputs)
+        if kind == "exact":  # E[(p - y)²] = p (1 - p), in which neither factor may be a difference
+            variance = nn.functional.logsigmoid(logits) + nn.functional.logsigmoid(-logits)
+            return [(0.5 * variance).exp().view_as(outputs)]
+        drawn = torch.bernoulli(logits.sigmoid(), generator=generator)
+        return [_gradient(bernoulli, outputs, drawn)]
+    _require_classes(outputs)
     if outputs.ndim != 2:
         raise ValueError(
             f"kind={kind!r} needs logits of shape (N, C), got {tuple(outputs.shape)}; use "
@@ -80,6 +118,7 @@ def _gradient(likelihood: NegativeLogLikelihood, outputs: Tensor, targets: Tenso
     """Return the gradient of the summed losses by the outputs, in their shape."""
     has_labels = targets.ndim == 1 and not targets.is_floating_point()
     if likelihood is categorical and outputs.ndim == 2 and has_labels:
+        _require_classes(outputs)
         return _softmax_less_labels(outputs, targets)
     outputs = outputs.detach().requires_grad_()
     with torch.enable_grad():
@@ -100,9 +139,19 @@ def _gradient(likelihood: NegativeLogLikelihood, outputs: Tensor, targets: Tenso
 
 def _softmax_less_labels(logits: Tensor, labels: Tensor) -> Tensor:
     """Return p − e_y, cross-entropy's gradient; zero where cross-entropy ignores the label."""
+    if labels.dtype != torch.long:
+        _require_labels(labels)
+        labels = labels.long()
+    if labels.device.type != "cpu":  # where a wrong one would end the process
+        _require_in_range(labels, logits.shape[1])
     known = (labels != _IGNORED).unsqueeze(1)
     gradient = logits.softmax(1)
-    gradient.scatter_add_(1, labels.unsqueeze(1) * known, gradient.new_full((len(labels), 1), -1.0))
+    places, ones = labels.unsqueeze(1) * known, gradient.new_full((len(labels), 1), -1.0)
+    try:
+        gradient.scatter_add_(1, places, ones)
+    except RuntimeError:
+        _require_in_range(labels, logits.shape[1])
+        raise
     return gradient.mul_(known)
 
 
@@ -127,3 +176,84 @@ def _factors_of_exact(log_p: Tensor) -> list[Tensor]:
         # a class of probability zero leaves no choice, and 0/0 after it
         factors.append(torch.where(size > 0, size * factor, 0))
     return factors
+
+
+def _require_classes(outputs: Tensor) -> None:
+    """Refuse outputs that are no logits of several classes."""
+    if outputs.ndim < 2 or outputs.shape[1] == 1:
+        raise ValueError(
+            "expected logits (N, C) of at least two classes, got outputs of shape "
+            f"{tuple(outputs.shape)}, of which a softmax is always 1; use likelihood='bernoulli' "
+            "for one logit per sample with targets in [0, 1], 'gaussian' for regression"
+        )
+
+
+def _require_labels(labels: Tensor) -> None:
+    if labels.dtype == torch.bool or labels.is_complex():
+        raise ValueError(
+            f"expected integer labels, got {described(labels)}; convert them by .long()"
+        )
+
+
+def _require_in_range(labels: Tensor, classes: int) -> None:
+    wrong = labels[(labels != _IGNORED) & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"expected labels from 0 to {classes - 1} for {classes} classes (or {_IGNORED}, which "
+            f"is ignored), got {int(wrong[0])} among {described(labels)}; count classes from 0, "
+            "or give the model as many outputs as there are classes"
+        )
+
+
+def _require_probabilities(outputs: Tensor, targets: Tensor) -> None:
+    """Refuse targets that are no distribution over the classes."""
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"expected float targets to be class probabilities in the outputs' shape "
+            f"{tuple(outputs.shape)}, got {described(targets)}; convert labels by .long(), or use "
+            "likelihood='gaussian' for regression"
+        )
+    tolerance = 1e-3 if targets.dtype in (torch.float32, torch.float64) else 2e-2
+    sums = targets.sum(1, dtype=torch.float64)
+    low = float(targets.min())
+    if not (low >= 0 and bool(((sums - 1).abs() <= tolerance).all())):
+        raise ValueError(
+            "expected float targets to be class probabilities, >= 0 with sum 1 over axis 1, got "
+            f"values from {low:g} and sums from {float(sums.min()):g} to {float(sums.max()):g}; "
+            "use likelihood='gaussian' for regression, or give class labels as integers"
+        )
+
+
+def _with_classes_second(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits as (N, C, ...), also if they came as (N, ..., C); never by a guess."""
+    _require_labels(labels)
+    of_positions = labels.shape[1:]
+    second = outputs.shape[2:] == of_positions and len(labels) == len(outputs)
+    last = outputs.ndim > 2 and outputs.shape[1:-1] == of_positions and len(labels) == len(outputs)
+    if second and last:
+        raise ValueError(
+            f"cannot tell which axis of outputs {tuple(outputs.shape)} has the classes for labels "
+            f"{tuple(labels.shape)}, the second (N, C, ...) or the last (N, ..., C); use another "
+            "length in this batch, or a likelihood of your own: lambda z, y: "
+            "cross_entropy(z.movedim(-1, 1), y, reduction='none').flatten(1).sum(1)"
+        )
+    if not second and not last:
+        remedy = "convert one-hot labels by .argmax(1)"
+        if labels.ndim > 1 and labels.shape[1] == 1 and labels.squeeze(1).ndim == outputs.ndim - 1:
+            remedy = "take their second axis away by .squeeze(1)"
+        raise ValueError(
+            "expected labels (N,) for logits (N, C), or (N, d1, ...) for (N, C, d1, ...) or "
+            f"(N, d1, ..., C), got labels {described(labels)} for outputs {tuple(outputs.shape)}; "
+            f"{remedy}"
+        )
+    return outputs if second else outputs.movedim(-1, 1)
+
+
+def _one_logit(outputs: Tensor) -> Tensor:
+    """Return the logits as (N,)."""
+    if outputs.ndim == 0 or outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] != 1):
+        raise ValueError(
+            "expected one logit per sample for likelihood='bernoulli', outputs (N,) or (N, 1), got "
+            f"{described(outputs)}; use 'categorical' for several classes"
+        )
+    return outputs.reshape(-1)

@@ -1,6 +1,6 @@
 """The parameters of a model that take part, the trainable ones, and what goes with them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,9 +13,15 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that require gradients, keyed by name; a tied parameter appears once.
 
     Raises:
-        ValueError: if no parameter requires gradients.
+        ValueError: if no parameter requires gradients, or one has no values yet.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    lazy = [n for n, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise ValueError(
+            f"expected parameters that have values, got uninitialized ones in {listed(lazy)}; run "
+            "the model on a batch once before"
+        )
     if not parameters:
         raise ValueError(
             f"expected a model with trainable parameters, got {type(model).__name__} in which none "
@@ -76,6 +82,10 @@ def chosen_parameters(model: nn.Module, parameters: Chosen | None) -> dict[str, 
 def refuse_complex(parameters: Iterable[tuple[str, Tensor]], what: str) -> None:
     """Refuse complex parameters where they would be taken for real ones.
 
+
+def require_real(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse complex parameters, of which information and penalty know nothing.
+
     Raises:
         ValueError: naming them.
     """
@@ -83,12 +93,29 @@ def refuse_complex(parameters: Iterable[tuple[str, Tensor]], what: str) -> None:
         raise ValueError(
             f"{what}: expected real parameters, got complex {listed(names)}; keep real and "
             "imaginary part as two real parameters, or leave them out with parameters="
+
+
+names = [name for name, p in parameters.items() if p.is_complex()]
+    if names:
+        raise ValueError(
+            f"expected real parameters, got complex ones in {listed(names)}; keep them as real "
+            "tensors with a last axis of 2, and use torch.view_as_complex in forward"
         )
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Return the type in which to compute beside this tensor: float32 at least."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, without a subclass that answers for its operations."""
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
+
+
+def described(tensor: Tensor) -> str:
+    """Return a tensor's type and shape, for an error."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,45 +1,50 @@
-"""The self-check: closed forms against single samples, once for each structure of a model."""
+"""The self-check: closed forms against single samples, once for each computation."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from fedcurv.parameters import accumulation_dtype, fresh_gradients
+from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
-from fedcurv.per_sample.squares import PerSampleSquares
+from fedcurv.per_sample.replay import close
+from fedcurv.per_sample.squares import Check, PerSampleSquares, tolerance_of
 
 logger = logging.getLogger(__name__)
 
 _REMEMBERED = 256
 
-_remembered: dict[str, Findings] = {}
+_remembered: dict[Hashable, Findings] = {}
 
 
-def findings_of(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor
-) -> Findings:
-    """Return what comparing two samples says of models of this structure, compared at most once.
+def check_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Check:
+    """Return a check that compares two samples, at most once for each computation.
+
+    What is remembered belongs to a key that tells computations apart (see ``squares.Look``), not to
+    a model; and every pass shows for itself which uses of parameters lie in which calls, where the
+    samples lie and whether they interact. So only the rules themselves are taken on trust.
 
     Args:
         model: in eval mode.
         parameters: the trainable ones, by name.
-        inputs: shape (N, ...).
     """
-    structure = _structure_of(model, parameters)
-    if structure in _remembered:
-        return _remembered[structure]
-    two = inputs[:2] if len(inputs) > 1 else torch.cat([inputs, inputs])
-    findings = _compare(model, parameters, two)
-    if findings is None:  # numbers that are not finite say nothing
-        return Findings(slow=set(parameters))
-    while len(_remembered) >= _REMEMBERED:
-        _remembered.pop(next(iter(_remembered)))
-    _remembered[structure] = findings
-    return findings
+
+    def check(key: Hashable, inputs: Tensor) -> Findings:
+        if key in _remembered:
+            return _remembered[key]
+        two = inputs[:2] if len(inputs) > 1 else torch.cat([inputs, inputs])
+        findings = _compare(model, parameters, two)
+        if findings is None:  # numbers that are not finite say nothing
+            return Findings(slow=set(parameters))
+        while len(_remembered) >= _REMEMBERED:
+            _remembered.pop(next(iter(_remembered)))
+        _remembered[key] = findings
+        return findings
+
+    return check
 
 
 def unchecked(model: nn.Module) -> Findings:
@@ -51,20 +56,13 @@ def unchecked(model: nn.Module) -> Findings:
 def _compare(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor
 ) -> Findings | None:
-    findings = Findings(infer=True)
-    with PerSampleSquares(model, parameters, findings) as squares:
-        squares.add(inputs, lambda outputs: [_cotangent(outputs)])
-        not_covered, in_layers = squares.not_covered(), squares.names_in_layers()
+    with PerSampleSquares(model, parameters, Findings(), looks=len(inputs) > 1) as squares:
+        done = squares.add(inputs, lambda outputs: [_cotangent(outputs)])
         alone = _one_by_one(model, parameters, inputs)
     if not all(bool(square.isfinite().all()) for square in alone.squares.values()):
         return None
-    tolerance = _tolerance(alone.outputs, parameters)
-    if len(inputs) > 1 and _samples_interact(model, inputs, alone.outputs, tolerance):
-        logger.warning(
-            "Fisher diagonal of %s: outputs depend on what else is in a batch, so each sample is "
-            "one of its own",
-            type(model).__name__,
-        )
+    tolerance = tolerance_of(alone.outputs, parameters.values())
+    if done is None or (len(inputs) > 1 and _samples_interact(model, inputs, alone.outputs)):
         of_one = _compare(model, parameters, inputs[:1])
         return None if of_one is None else replace(of_one, alone=True)
     disagreeing = _disagreeing(squares.totals, alone.squares, tolerance)
@@ -75,12 +73,9 @@ def _compare(
             type(model).__name__,
             ", ".join(sorted(disagreeing)),
         )
-    idle = not_covered & in_layers - alone.reached
     return Findings(
-        slow=not_covered - idle | disagreeing,
-        idle=idle,
-        axes=findings.axes,
-        by_loop=findings.by_loop,
+        slow=disagreeing,
+        by_loop=squares.findings.by_loop,
         bytes_per_number=alone.bytes_in_graph / inputs.numel(),
     )
 
@@ -91,13 +86,11 @@ class _Alone:
 
     Attributes:
         squares: their squared gradients, summed, by parameter.
-        reached: the parameters that some sample depended on.
         outputs: of both samples together.
         bytes_in_graph: what the graph of both kept.
     """
 
     squares: dict[str, Tensor]
-    reached: set[str]
     outputs: Tensor
     bytes_in_graph: int
 
@@ -109,29 +102,24 @@ def _one_by_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs
     then changes gradients by more than any tolerance for rounding.
     """
     squares = {n: torch.zeros_like(p, dtype=accumulation_dtype(p)) for n, p in parameters.items()}
-    reached: set[str] = set()
     meter = GraphMeter(model)
     with fresh_gradients(parameters.values()), torch.enable_grad():
         with meter.counting():
-            outputs = model(inputs)
+            outputs = plain(model(inputs))
         for n, v in enumerate(_cotangent(outputs)):
             if outputs.requires_grad:
                 torch.autograd.backward((outputs[n] * v).sum(), retain_graph=True)
             for name, parameter in parameters.items():
                 if parameter.grad is not None:
-                    reached.add(name)
                     squares[name] += parameter.grad.to(squares[name].dtype).square()
                     parameter.grad = None
-    return _Alone(squares, reached, outputs.detach(), meter.bytes)
+    return _Alone(squares, outputs.detach(), meter.bytes)
 
 
-@torch.no_grad()
-def _samples_interact(model: nn.Module, inputs: Tensor, outputs: Tensor, tolerance: float) -> bool:
-    alone = torch.cat([model(x) for x in torch.split(inputs, 1)])
-    scale = float(outputs.abs().max())
-    return alone.shape != outputs.shape or not torch.allclose(
-        alone.to(outputs), outputs, rtol=tolerance, atol=tolerance * scale
-    )
+def _samples_interact(model: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
+    with torch.no_grad():
+        alone = torch.cat([plain(model(x)) for x in torch.split(inputs, 1)])
+    return not close(alone, outputs)
 
 
 def _disagreeing(
@@ -146,22 +134,7 @@ def _disagreeing(
     }
 
 
-def _tolerance(outputs: Tensor, parameters: Mapping[str, Tensor]) -> float:
-    """Return by how much right results may differ: more in half precision."""
-    dtypes = {outputs.dtype, *(p.dtype for p in parameters.values())}
-    device = outputs.device.type
-    if torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
-    return max(1e-3, *(16 * torch.finfo(dtype).eps for dtype in dtypes))
-
-
 def _cotangent(outputs: Tensor) -> Tensor:
     """Return weights that are neither regular nor random, nor small where a loss is."""
     ramp = torch.arange(1, 1 + outputs.numel(), device=outputs.device, dtype=torch.float32)
     return ramp.cos().view(outputs.shape).to(outputs.dtype)
-
-
-def _structure_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> str:
-    """Return a text that models of one class, configuration and set of parameters share."""
-    shapes = ";".join(f"{name}{tuple(p.shape)}{p.dtype}" for name, p in parameters.items())
-    return f"{type(model).__module__}.{type(model).__qualname__}|{model!r}|{shapes}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -13,33 +13,70 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fedcurv.parameters import accumulation_dtype
+from fedcurv.parameters import accumulation_dtype, plain
 from fedcurv.per_sample.attention import AttentionByProjections, Source
 from fedcurv.per_sample.catalogue import rule_for
-from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
+from fedcurv.per_sample.graph import Span, edges_of, nodes_of
+from fedcurv.per_sample.replay import Call, Nest, Replay, mapped, tensors_of
 from fedcurv.per_sample.rules import LayerRule
 
 logger = logging.getLogger(__name__)
 
+# the names under which modules with a closed form have what it shows
+_SHOWN = ("weight", "bias")
+
+
+class Phase(Enum):
+    """What is under way; hooks have something to do in a forward pass alone."""
+
+    NOTHING = 0
+    FORWARD = 1
+
+
+@dataclass
+class Watched:
+    """One call of a hooked module.
+
+    Attributes:
+        layer: the module's.
+        args: its arguments; of a closed form's layer the input alone.
+        kwargs: likewise.
+        outputs: shapes of its tensors of real numbers.
+        span: what the call computed.
+        axes: where the samples lie: in the input, or a nest of such axes; None if that is unknown.
+        names: the parameters, by the module's own names, that this call is to show.
+        gradients: of the outputs, as far as they are known.
+    """
+
+    layer: Layer
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Shape]
+    span: Span
+    axes: Any = None
+    names: frozenset[str] = frozenset()
+    gradients: list[Tensor | None] = field(default_factory=list)
+
+    def shapes(self) -> Nest:
+        """Return the shapes of all tensors."""
+        return mapped(_shape_of, (self.args, self.kwargs)), self.outputs
+
 
 @dataclass
 class Pass:
-    """The pass over a batch that is under way; 0 samples: none is.
+    """The pass over a batch that is under way.
 
     Attributes:
-        findings: of the model's self-check.
-        anchor: what a graph may begin with.
-        samples: in the batch.
-        in_backward: whether the forward pass is over.
+        phase: of it.
+        calls: of hooked modules so far.
         cotangents: how many backward passes there are, known in them.
+        waits: layers whose squares cannot be taken before all their gradients are known.
     """
 
-    findings: Findings
-    anchor: Tensor
-    samples: int = 0
-    in_backward: bool = False
+    phase: Phase = Phase.NOTHING
+    calls: list[Watched] = field(default_factory=list)
     cotangents: int = 0
+    waits: set[Layer] = field(default_factory=set)
 
 
 class Layer:
@@ -52,47 +89,37 @@ class Layer:
 
     Attributes:
         totals: by own name, where to add squares.
-        uses: calls in this pass.
-        fit: whether this pass showed nothing that the layer cannot deal with.
-        shares: whether other layers own one of the parameters too.
+        index: its place among the hooked ones.
+        any_axis: whether samples may lie along any axis of its input.
     """
+
+    any_axis = True
 
     def __init__(self, name: str, module: nn.Module, sources: Mapping[str, Source]) -> None:
         self.name = name
         self.module = module
         self.sources = sources
+        self.index = 0
         self.totals: dict[str, Tensor] = {}
-        self.shares = False
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the last pass."""
-        self.uses = 0
-        self.fit = True
-        # run without gradients first and once more in the backward pass, as by some checkpoints
-        self._is_late = False
 
     def hook(self, under_way: Pass) -> RemovableHandle:
-        """Watch the module's calls."""
+        """Watch the module's calls, before hooks of the user's change what it returns."""
         return self.module.register_forward_hook(
-            partial(self._on_call, under_way), with_kwargs=True
+            partial(self._on_call, under_way), with_kwargs=True, prepend=True
         )
 
     def _on_call(
         self, under_way: Pass, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        if not under_way.samples:
-            return None
-        if not torch.is_grad_enabled():
-            self._is_late = True
-            return None
-        if under_way.in_backward and not self._is_late:
-            return None  # a checkpoint computes once more what the first call's hooks wait for
-        self.uses += 1
-        return self._watch(under_way, args, kwargs, output)
+    ) -> None:
+        if under_way.phase is not Phase.FORWARD or not torch.is_grad_enabled():
+            return
+        if (call := self._watch(under_way, args, kwargs, output)) is not None:
+            under_way.calls.append(call)
 
-    def _watch(self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """Ask for the gradient of the output; return what is to take its place, or None."""
+    def _watch(
+        self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> Watched | None:
+        """Ask for the gradient of the output; None: the call cannot be shown."""
         raise NotImplementedError
 
 
@@ -100,43 +127,58 @@ class RuleLayer(Layer):
     """A module with a closed form.
 
     Attributes:
-        waiting: (x, g) of calls whose squares cannot be taken before all calls are known.
-        summed: (x, Σ_v of the rule's ``summand``) over the backward passes so far, which share x.
+        waiting: (own names, x, g) of calls, if the pass says that they wait for one another.
+        summed: (names, x, Σ_v of the rule's ``summand``) over the backward passes so far.
     """
 
     def __init__(
-        self, name: str, module: nn.Module, sources: Mapping[str, Source], rule: LayerRule
+        self,
+        name: str,
+        module: nn.Module,
+        sources: Mapping[str, Source],
+        rule: LayerRule,
     ) -> None:
-        self.rule = rule
-        self.waiting: list[tuple[Tensor, Tensor]] = []
-        self.summed: tuple[Tensor, Tensor] | None = None
+        self.rule, self.any_axis = rule, rule.any_axis
+        self.waiting: list[tuple[frozenset[str], Tensor, Tensor]] = []
+        self.summed: tuple[frozenset[str], Tensor, Tensor] | None = None
         super().__init__(name, module, sources)
 
     def reset(self) -> None:
         """Forget the last pass."""
-        super().reset()
         self.waiting.clear()
         self.summed = None
 
-    def _watch(self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        x = args[0] if args else kwargs.get("input")
-        samples = under_way.samples
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor) or not x.ndim:
-            self.fit = False
-            return None
-        axis = under_way.findings.axis_of(self.name, x, samples)
-        if not x.ndim > axis < output.ndim or not x.shape[axis] == samples == output.shape[axis]:
-            self.fit = False
-            return None
-        beginning = None
-        if not output.requires_grad:
-            output = beginning = _beginning(output, under_way.anchor)
-        output.register_hook(partial(self._on_gradient, under_way, x, axis))
-        return beginning
+    def totals_of(self, names: frozenset[str]) -> dict[str, Tensor]:
+        """Return the totals of these."""
+        return {local: total for local, total in self.totals.items() if local in names}
 
-    def _on_gradient(self, under_way: Pass, x: Tensor, axis: int, g: Tensor) -> None:
-        if not self.fit or not self.totals:
+    def _watch(
+        self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> Watched | None:
+        x = args[0] if args else kwargs.get("input")
+        if (
+            not isinstance(x, Tensor)
+            or not isinstance(output, Tensor)
+            or not output.requires_grad
+            or output.is_leaf
+        ):
+            return None
+        span = Span(self.index, edges_of([output]), nodes_of([x]))
+        call = Watched(self, (x,), {}, [Shape(tuple(output.shape))], span)
+        on_gradient = partial(self._on_gradient, under_way, call, x._version)
+        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]  # torch's own
+        return call
+
+    def _on_gradient(self, under_way: Pass, call: Watched, version: int, g: Tensor) -> None:
+        if not call.names:
             return
+        (x,), axis = call.args, call.axes
+        if x._version != version and "weight" in call.names:
+            raise RuntimeError(
+                f"the input of {self.name or type(self.module).__name__} was changed in place "
+                "after the layer had used it; use the operation that returns a new tensor"
+            )
+        x, g = plain(x.detach()), plain(g)
         if axis:
             x, g = x.transpose(0, axis), g.transpose(0, axis)
         dtype = accumulation_dtype(g)
@@ -144,18 +186,20 @@ class RuleLayer(Layer):
             x = x.to(dtype)
         if g.dtype != dtype:
             g = g.to(dtype)
-        if self.uses > 1 or self.shares or self._is_late:
-            self.waiting.append((x, g))
+        if self in under_way.waits:
+            self.waiting.append((call.names, x, g))
         elif under_way.cotangents > 1 and (summand := self.rule.summand(x, g)) is not None:
-            self.summed = (x, summand if self.summed is None else self.summed[1].add_(summand))
+            so_far = summand if self.summed is None else self.summed[2].add_(summand)
+            self.summed = (call.names, x, so_far)
         else:
-            self.rule.add_squares(self.module, x, g, self.totals)
+            self.rule.add_squares(self.module, x, g, self.totals_of(call.names))
 
     @torch.no_grad()
     def add_summed(self) -> None:
         """Add what was summed over the backward passes."""
         if self.summed is not None:
-            self.rule.add_summed(*self.summed, self.totals)
+            names, x, summed = self.summed
+            self.rule.add_summed(x, summed, self.totals_of(names))
             self.summed = None
 
 
@@ -171,89 +215,113 @@ class ReplayedLayer(Layer):
         by_loop: set[str],
     ) -> None:
         self._replay = Replay(name, module, parameters, by_loop)
-        self._call: Call | None = None
         super().__init__(name, module, sources)
 
-    def reset(self) -> None:
-        """Forget the last pass."""
-        super().reset()
-        self._call = None
-
-    def _watch(self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        findings, samples = under_way.findings, under_way.samples
+    def _watch(
+        self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> Watched | None:
         outputs = tensors_of(output)
-        if findings.infer or self.name not in findings.axes:
-            axis_of = partial(_axis_of, samples, (0, 1) if findings.infer else (0,))
-            axes = mapped(axis_of, (args, kwargs, outputs))
-        else:
-            axes = findings.axes[self.name]
-        if findings.infer:
-            findings.axes[self.name] = axes
-        self.fit = self.uses == 1 and not self.shares
-        call = self._call = Call(args, kwargs, [None] * len(outputs), axes)
-        position = iter(range(len(outputs)))
+        with_graph = [value for value in outputs if value.requires_grad]
+        if any(value.is_leaf for value in with_graph):
+            return None
+        span = Span(self.index, edges_of(with_graph), nodes_of(tensors_of((args, kwargs))))
+        shapes = [Shape(tuple(value.shape)) for value in outputs]
+        call = Watched(self, args, kwargs, shapes, span, gradients=[None] * len(outputs))
+        for place, value in enumerate(outputs):
+            if value.requires_grad:
+                keep = partial(call.gradients.__setitem__, place)
+                value.register_hook(keep)  # type: ignore[no-untyped-call]  # torch's own
+        return call
 
-        def watched(value: Any) -> Any:
-            if not isinstance(value, Tensor) or not value.is_floating_point():
-                return value
-            value = value if value.requires_grad else value + under_way.anchor
-            value.register_hook(partial(call.cotangents.__setitem__, next(position)))
-            return value
-
-        return mapped(watched, output)
-
-    def add_squares(self) -> None:
-        """Add the squares of the last pass, if it can be replayed; else the layer is not fit."""
-        call, squares = self._call, {n: torch.zeros_like(t) for n, t in self.totals.items()}
-        if call is None or not self.fit or not squares or all(v is None for v in call.cotangents):
-            return
-        outputs = list(zip(call.cotangents, call.axes[2], strict=True))
-        if any(v is not None and axis is None for v, axis in outputs):
-            self.fit = False
-            return
-        axes = (*call.axes[:2], [None if v is None else axis for v, axis in outputs])
+    def add_squares(self, call: Watched) -> bool:
+        """Add the squares of a call; return whether it could be replayed."""
+        totals = {local: t for local, t in self.totals.items() if local in call.names}
+        if not totals or all(v is None for v in call.gradients):
+            return True
+        axes = call.axes
+        if any(
+            v is not None and axis is None for v, axis in zip(call.gradients, axes[2], strict=True)
+        ):
+            return False
+        squares = {name: torch.zeros_like(total) for name, total in totals.items()}
+        of_outputs = [
+            None if v is None else axis for v, axis in zip(call.gradients, axes[2], strict=True)
+        ]
+        args, kwargs = mapped(_detached, (call.args, call.kwargs))
+        replayed = Call(args, kwargs, list(call.gradients), (axes[0], axes[1], of_outputs))
         try:
-            self._replay.add_squares(replace(call, axes=axes), squares)
+            self._replay.add_squares(replayed, squares)
         except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
             logger.debug("%s cannot be replayed: %s", self.name, error)
-            self.fit = False
-            return
+            return False
         for name, square in squares.items():
-            self.totals[name].add_(square)
+            totals[name].add_(square)
+        return True
 
 
-class _Beginning(torch.autograd.Function):
-    """Lets a graph begin at a tensor that no gradient is asked for, without a copy."""
-
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, anchor: Tensor) -> Tensor:
-        ctx.mark_dirty(output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        return None, None
+def axes_by_comparison(call: Watched, alone: Watched, samples: int) -> Any:
+    """Return where the samples lie: where a size is their number, and 1 for one sample."""
+    return _axes(call, partial(_differing_axis, samples), alone)
 
 
-def _beginning(output: Tensor, anchor: Tensor) -> Tensor:
-    if output._is_view():
-        return output + anchor
-    beginning: Tensor = _Beginning.apply(output, anchor)
-    return beginning
+def axes_by_size(call: Watched, samples: int) -> Any:
+    """Return where the samples lie if nothing is known but their number."""
+    return _axes(call, partial(_fitting_axis, samples, (0, 1) if samples == 1 else (0,)))
 
 
-def _axis_of(samples: int, candidates: tuple[int, ...], value: Any) -> int | None:
-    if not isinstance(value, Tensor):
+def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -> Any:
+    try:
+        (args, kwargs), outputs = mapped(
+            axis_of, call.shapes(), *(other.shapes() for other in others)
+        )
+    except (ValueError, KeyError, TypeError):
         return None
-    fitting = [a for a in candidates if value.ndim > a and value.shape[a] == samples]
+    if isinstance(call.layer, RuleLayer):
+        axis = args[0]
+        return axis if axis is not None and outputs == [axis] else None
+    return args, kwargs, outputs
+
+
+def _differing_axis(samples: int, shape: Any, of_one: Any) -> int | None:
+    if not isinstance(shape, Shape) or not isinstance(of_one, Shape):
+        return None
+    if len(shape.sizes) != len(of_one.sizes):
+        return None
+    pairs = enumerate(zip(shape.sizes, of_one.sizes, strict=True))
+    differing = [axis for axis, (several, one) in pairs if several != one]
+    if len(differing) != 1:
+        return None
+    (axis,) = differing
+    return axis if (shape.sizes[axis], of_one.sizes[axis]) == (samples, 1) else None
+
+
+def _fitting_axis(samples: int, candidates: tuple[int, ...], shape: Any) -> int | None:
+    if not isinstance(shape, Shape):
+        return None
+    fitting = [a for a in candidates if len(shape.sizes) > a and shape.sizes[a] == samples]
     return fitting[0] if fitting else None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tensor's shape, which is no nest."""
+
+    sizes: tuple[int, ...]
+
+
+def _shape_of(value: Any) -> Any:
+    return Shape(tuple(value.shape)) if isinstance(value, Tensor) else None
+
+
+def _detached(value: Any) -> Any:
+    return plain(value.detach()) if isinstance(value, Tensor) else value
 
 
 def layers_of(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
     attentions: Mapping[str, AttentionByProjections],
-    findings: Findings,
+    by_loop: set[str],
 ) -> list[Layer]:
     """Return every module that owns some of the parameters, but for the model itself.
 
@@ -261,7 +329,7 @@ def layers_of(
         model: whose modules are meant.
         parameters: the trainable ones, by name.
         attentions: by name, the modules whose projections are hooked in their place.
-        findings: of a self-check of this model.
+        by_loop: names of modules that vmap cannot run; see ``Replay``.
     """
     name_by_id = {id(p): name for name, p in parameters.items()}
     layers: list[Layer] = []
@@ -274,12 +342,13 @@ def layers_of(
         sources = {local: (source, slice(None)) for local, source in name_of.items()}
         rule = rule_for(module)
         if sources and rule is not None:
-            layers.append(RuleLayer(name, module, sources, rule))
+            # what other parameters do, those of parametrizing hooks say, no closed form knows
+            shown = {local: source for local, source in sources.items() if local in _SHOWN}
+            layers.append(RuleLayer(name, module, shown, rule))
         elif sources and module is not model:
-            layers.append(ReplayedLayer(name, module, sources, own, findings.by_loop))
-    owners = Counter((n, rows.start) for layer in layers for n, rows in layer.sources.values())
-    for layer in layers:
-        layer.shares = any(owners[n, rows.start] > 1 for n, rows in layer.sources.values())
+            layers.append(ReplayedLayer(name, module, sources, own, by_loop))
+    for index, layer in enumerate(layers):
+        layer.index = index
     return layers
 
 

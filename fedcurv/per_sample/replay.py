@@ -1,7 +1,9 @@
 """Gradients of single samples by running a module once more, for what has no closed form."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedcurv.parameters import fresh_gradients
+from fedcurv.global_state import random_states_kept
+from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +64,16 @@ class Call:
             None for one that the loss does not depend on.
         axes: built like (args, kwargs, cotangents): where the samples lie in a tensor; None for
             what all samples share.
+        expected: the output, where it is one tensor with the samples first, to be met again.
+        state: of torch's random numbers before the call, if it is of one sample.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     cotangents: list[Tensor | None]
     axes: tuple[Nest, Nest, list[int | None]]
+    expected: Tensor | None = None
+    state: Tensor | None = None
 
     def split(self, size: int) -> Iterator["Call"]:
         """Yield calls with at most ``size`` samples each."""
@@ -77,7 +84,8 @@ class Call:
             args, kwargs, cotangents = mapped(
                 part, (self.args, self.kwargs, self.cotangents), self.axes
             )
-            yield Call(args, kwargs, cotangents, self.axes)
+            expected = None if self.expected is None else self.expected[first : first + size]
+            yield Call(args, kwargs, cotangents, self.axes, expected, self.state)
 
 
 def _narrowed(first: int, length: int, value: Any, axis: int | None) -> Any:
@@ -94,7 +102,7 @@ class Replay:
     Args:
         name: of the module in its model.
         module: in eval mode.
-        parameters: those whose gradients are wanted, by name within the module.
+        parameters: those whose gradients may be wanted, by name within the module.
         by_loop: names of modules that cannot be vectorised; gets this one's if it is found out.
     """
 
@@ -110,55 +118,115 @@ class Replay:
         self._parameters = parameters
         self._by_loop = by_loop
 
-    def add_squares(self, call: Call, totals: Mapping[str, Tensor]) -> None:
-        """Add Σ_n (∂ℓ_n/∂p)² to the totals of those parameters that have one."""
+    def add_squares(self, call: Call, totals: Mapping[str, Tensor]) -> bool:
+        """Add Σ_n (∂ℓ_n/∂p)² to the totals of those parameters that have one.
+
+        Args:
+            call: to be run once more.
+            totals: where to add.
+
+        Returns:
+            whether the call's ``expected`` outputs were met; else the totals are worth nothing.
+        """
         size = max(1, _NUMBERS_AT_ONCE // sum(total.numel() for total in totals.values()))
         for part in call.split(size):
-            for name, gradient in self._gradients(part, list(totals)).items():
-                totals[name].add_(gradient.to(totals[name].dtype).square().sum(0))
+            gradients = self._gradients(part, list(totals))
+            if gradients is None:
+                return False
+            for name, gradient in gradients.items():
+                totals[name].add_(gradient.detach().to(totals[name].dtype).square().sum(0))
+        return True
 
-    def _gradients(self, call: Call, names: Sequence[str]) -> dict[str, Tensor]:
+    def _gradients(self, call: Call, names: Sequence[str]) -> dict[str, Tensor] | None:
         if self._name not in self._by_loop:
             try:
-                return self._at_once(call, names)
+                gradients, outputs = self._at_once(call, names)
             except (RuntimeError, NotImplementedError) as error:
-                self._by_loop.add(self._name)
-                logger.warning(
-                    "Fisher diagonal of %s: one backward pass per sample, since vmap cannot run "
-                    "it: %s",
-                    type(self._module).__name__,
-                    (str(error).splitlines() or [type(error).__name__])[0],
-                )
+                self._tell(f"since vmap cannot run it: {(str(error).splitlines() or [''])[0]}")
+            else:
+                if any(gradient.requires_grad for gradient in gradients.values()):
+                    self._tell("since it uses parameters that vmap cannot see")
+                elif self._meets(call, [outputs]):
+                    return gradients
+                elif call.state is None:
+                    return None
         return self._one_by_one(call, names)
 
-    def _at_once(self, call: Call, names: Sequence[str]) -> dict[str, Tensor]:
-        def loss(parameters: dict[str, Tensor], *of_one_sample: Nest) -> Tensor:
+    def _tell(self, reason: str) -> None:
+        self._by_loop.add(self._name)
+        logger.warning(
+            "Fisher diagonal of %s: one backward pass per sample, %s",
+            type(self._module).__name__,
+            reason,
+        )
+
+    def _meets(self, call: Call, outputs: Sequence[Tensor]) -> bool:
+        return call.expected is None or close(torch.cat(list(outputs)), call.expected)
+
+    def _at_once(self, call: Call, names: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the gradients, and the outputs if they are one tensor to be met again.
+
+        Gradients with a graph would show that the module reaches for a parameter itself, beside
+        those that it is given.
+        """
+
+        def loss(
+            parameters: dict[str, Tensor], *of_one_sample: Nest
+        ) -> tuple[Tensor, Tensor | None]:
             args, kwargs, cotangents = mapped(_as_batch_of_one, of_one_sample, call.axes)
-            outputs = functional_call(self._module, parameters, args, kwargs)
-            return _weighted(outputs, cotangents)
+            outputs = functional_call(self._module, {**fixed, **parameters}, args, kwargs)
+            weighted = _weighted(outputs, cotangents)
+            met = weighted.detach() if call.expected is None else plain(outputs).detach()[0]
+            return weighted, met
 
+        fixed = {n: p.detach() for n, p in self._module.named_parameters()}
         chosen = {name: self._parameters[name].detach() for name in names}
-        per_sample = vmap(grad(loss), in_dims=(None, *call.axes), randomness="different")
-        with sdpa_kernel(SDPBackend.MATH):  # vmap would take the fused kernels sample by sample
-            result: dict[str, Tensor] = per_sample(chosen, call.args, call.kwargs, call.cotangents)
-        return result
+        per_sample = vmap(
+            grad(loss, has_aux=True), in_dims=(None, *call.axes), randomness="different"
+        )
+        # vmap would take the fused kernels sample by sample
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            gradients, outputs = per_sample(chosen, call.args, call.kwargs, call.cotangents)
+        return gradients, outputs
 
-    def _one_by_one(self, call: Call, names: Sequence[str]) -> dict[str, Tensor]:
+    def _one_by_one(self, call: Call, names: Sequence[str]) -> dict[str, Tensor] | None:
         """Take a sample at a time, with the module's own parameters and plain autograd."""
         chosen = {name: self._parameters[name] for name in names}
-        rows = []
-        for one in call.split(1):
-            with fresh_gradients(chosen.values()), torch.enable_grad():
-                outputs = self._module(*one.args, **one.kwargs)
-                loss = _weighted(outputs, one.cotangents)
-                if loss.requires_grad:
-                    torch.autograd.backward(loss)
-                row = [p.grad for p in chosen.values()]
-            rows.append(row)
+        rows, met = [], []
+        with random_states_kept() if call.state is not None else nullcontext():
+            if call.state is not None:
+                torch.set_rng_state(call.state)
+            for one in call.split(1):
+                with fresh_gradients(self._parameters.values()), torch.enable_grad():
+                    outputs = self._module(*one.args, **one.kwargs)
+                    loss = _weighted(outputs, one.cotangents)
+                    if loss.requires_grad:
+                        torch.autograd.backward(loss)
+                    rows.append([p.grad for p in chosen.values()])
+                if call.expected is not None:
+                    met.append(plain(outputs).detach())
+        if met and not self._meets(call, met):
+            return None
         return {
             name: torch.stack([torch.zeros_like(p) if g is None else g for g in column])
             for (name, p), column in zip(chosen.items(), zip(*rows, strict=True), strict=True)
         }
+
+
+def close(got: Tensor, expected: Tensor) -> bool:
+    """Return whether outputs are the same but for rounding, which differs with a batch's size."""
+    if got.shape != expected.shape:
+        return False
+    dtypes = [got.dtype, expected.dtype]
+    if torch.is_autocast_enabled(got.device.type):
+        dtypes.append(torch.get_autocast_dtype(got.device.type))
+    tolerance = max(1e-3, *(16 * torch.finfo(dtype).eps for dtype in dtypes))
+    got, expected = got.to(accumulation_dtype(expected)), expected.to(accumulation_dtype(expected))
+    scale = float(expected.abs().max()) if expected.numel() else 0.0
+    # numbers that are not finite are for the whole estimate to refuse
+    return not math.isfinite(scale) or torch.allclose(
+        got, expected, rtol=tolerance, atol=tolerance * scale
+    )
 
 
 def _weighted(outputs: Nest, cotangents: Sequence[Tensor | None]) -> Tensor:

@@ -14,7 +14,13 @@ from fedcurv.per_sample.products import add_squared_products
 
 
 class LayerRule:
-    """How the gradients of single samples follow from x and g."""
+    """How the gradients of single samples follow from x and g.
+
+    Attributes:
+        any_axis: whether modules of this kind take samples along any axis.
+    """
+
+    any_axis = False
 
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return ∂ℓ_n/∂p of the module's own parameters, each of shape (N, *p.shape)."""
@@ -48,6 +54,8 @@ class LayerRule:
 
 class Linear(LayerRule):
     """Positions between the samples' axis and the features are summed within a sample."""
+
+    any_axis = True
 
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return one outer product per sample, or the sum of those of its positions."""
@@ -83,6 +91,8 @@ class Linear(LayerRule):
 class Embedding(LayerRule):
     """What a sample does to a row is summed over the positions that look the row up."""
 
+    any_axis = True
+
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return tables that are zero but for the rows that a sample uses."""
         rows, dimensions = _table(module)
@@ -97,7 +107,7 @@ class Embedding(LayerRule):
         """Number the distinct rows of each sample, in shapes that do not depend on values."""
         _, dimensions = _table(module)
         g = _without_padding(module, x, g)
-        tokens, order = x.flatten(1).sort(dim=1)
+        tokens, order = x.reshape(len(x), -1).sort(dim=1)  # one index a sample has no further axis
         first = torch.arange(len(x), device=x.device).unsqueeze(1) * tokens.shape[1]
         is_new = tokens[:, 1:] != tokens[:, :-1]
         place = (first + nn.functional.pad(is_new.cumsum(1), (1, 0))).flatten()
@@ -110,6 +120,8 @@ class Embedding(LayerRule):
 class LayerNorm(LayerRule):
     """The weight multiplies the normalised input; positions of a sample are summed."""
 
+    any_axis = True
+
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return the sums over positions of g·x̂ and g."""
         assert isinstance(module, nn.LayerNorm)
@@ -120,6 +132,8 @@ class LayerNorm(LayerRule):
 
 class RMSNorm(LayerRule):
     """As layer normalisation, without a shift."""
+
+    any_axis = True
 
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return the sum over positions of g·x̂."""

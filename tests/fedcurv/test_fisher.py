@@ -120,10 +120,11 @@ def test_one_sample():
 
 
 @pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
-def test_one_class_says_nothing(kind):
-    model = nn.Linear(4, 1).double()
-    batch = torch.randn(3, 4, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
-    assert all(bool((f == 0).all()) for f in fisher_diagonal(model, [batch], kind=kind).values())
+@pytest.mark.parametrize("targets", [torch.zeros(3, dtype=torch.long), torch.rand(3, 1)])
+def test_one_class_is_refused_and_the_remedy_named(kind, targets):
+    model = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
+    with pytest.raises(ValueError, match=r"batch 0: .*\(3, 1\).* use likelihood='bernoulli'"):
+        fisher_diagonal(model, [(torch.randn(3, 4), targets)], kind=kind)
 
 
 def test_frozen_parameters_and_buffers_take_no_part():
@@ -259,7 +260,7 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
             nn.Linear(6, 3),
             [GOOD],
             {"likelihood": "poisson"},
-            "categorical, gaussian, or a function",
+            "categorical, bernoulli, gaussian, or a function",
         ),
         (
             nn.Linear(6, 3),
@@ -277,7 +278,7 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
             nn.Linear(6, 3),
             [GOOD],
             {"likelihood": "gaussian", "kind": "exact"},
-            "kind='exact' needs likelihood='categorical'",
+            "kind='exact' needs likelihood='categorical' or 'bernoulli'",
         ),
         (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
         (nn.LSTM(6, 3), [GOOD], {}, "returns one tensor, got tuple from LSTM; wrap it"),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedcurv import fisher_diagonal
-from fedcurv.per_sample import check
+from fedcurv.per_sample import Findings, PerSampleSquares, check
 from fedcurv.per_sample.catalogue import RULES
 from fedcurv.per_sample.rules import LayerRule
 from tests.fedcurv.per_sample.test_squares import AlsoUsedOutside, BatchStatistics
@@ -33,7 +33,12 @@ def looks(monkeypatch):
 
 
 def findings_of(model, inputs):
-    return check.findings_of(model.eval(), dict(model.named_parameters()), inputs)
+    parameters = dict(model.eval().named_parameters())
+    with PerSampleSquares(
+        model, parameters, Findings(), check=check.check_of(model, parameters)
+    ) as squares:
+        squares.begin(inputs)
+    return squares.findings
 
 
 class ForgetsTheSquare(LayerRule):
@@ -61,9 +66,15 @@ def test_a_wrong_rule_is_found_out_and_replaced(kind, monkeypatch, caplog):
     assert not torch.allclose(unchecked["0.weight"], expected["0.weight"])
 
 
-def test_a_weight_that_is_used_once_more_elsewhere_is_found_out():
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize("self_check", [True, False])
+def test_a_weight_that_is_used_once_more_elsewhere_is_found_out(samples, self_check):
     torch.manual_seed(0)
-    assert findings_of(AlsoUsedOutside(), torch.randn(FLAT)).slow == {"layer.weight"}
+    model, inputs = AlsoUsedOutside().double(), torch.randn(samples, 6, dtype=torch.float64)
+    labels = torch.randint(0, CLASSES, (samples,))
+    got = fisher_diagonal(model, [(inputs, labels)], self_check=self_check)
+    for name, expected in oracle.empirical(model, inputs, labels).items():
+        torch.testing.assert_close(got[name], expected)
 
 
 def test_a_table_that_is_used_once_more_elsewhere_is_found_out():
@@ -77,7 +88,6 @@ def test_a_table_that_is_used_once_more_elsewhere_is_found_out():
 
     torch.manual_seed(0)
     model, tokens, labels = Twice().double(), torch.randint(0, 7, (5, 4)), torch.arange(5)
-    assert findings_of(model, tokens).slow == {"table.weight"}
     got = fisher_diagonal(model, [(tokens, labels)])["table.weight"]
     torch.testing.assert_close(got, oracle.empirical(model, tokens, labels)["table.weight"])
 
@@ -110,11 +120,6 @@ def test_models_of_one_structure_are_checked_once(looks):
     assert looks == [2, 2]
     fisher_diagonal(ZOO["residual"][0](), [batch], self_check=False)
     assert looks == [2, 2]
-
-
-def test_a_single_sample_is_checked_as_two():
-    torch.manual_seed(0)
-    assert findings_of(AlsoUsedOutside(), torch.randn(1, 6)).slow == {"layer.weight"}
 
 
 def test_numbers_that_are_not_finite_say_nothing(looks):

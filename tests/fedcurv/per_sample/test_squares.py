@@ -263,10 +263,11 @@ def test_unusual_uses_of_layers_are_right_too(make, shape):
 @pytest.mark.parametrize("make", [Checkpointed, CheckpointedTwice])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
-def test_checkpointed_blocks_go_by_closed_forms(make, reentrant, kind, replayed):
+def test_checkpointed_blocks_are_right(make, reentrant, kind, replayed):
     model, inputs, labels = problem(lambda: make(reentrant), FLAT)
     got = fisher_diagonal(model, [(inputs, labels)], kind=kind)
-    assert not replayed
+    # a reentrant checkpoint hides from the graph what it computes
+    assert bool(replayed) == reentrant
     with_plain_block = make(reentrant=False).double()
     with_plain_block.load_state_dict(model.state_dict())
     for name, expected in (

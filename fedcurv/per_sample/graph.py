@@ -1,0 +1,202 @@
+"""Where parameters enter a forward pass, read from its autograd graph.
+
+A hooked module shows a use of a parameter rightly only if all of the parameter's ways to the
+outputs lead through that module's own output. The graph tells for every edge into a parameter
+inside which calls it lies, whatever the Python code did: another function of the same weight, a
+flag, a hook, a module that was replaced.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+# a node of the graph; torch gives its classes no common public name
+Node = Any
+
+# reentrant checkpoints: they run modules without gradients at first
+_HIDING = ("CheckpointFunctionBackward",)
+
+
+@dataclass(frozen=True)
+class Span:
+    """What one call of a module computed.
+
+    Attributes:
+        layer: the module's place among the hooked ones.
+        tops: the edges at which its outputs leave it.
+        bottoms: the nodes at which its inputs come in.
+    """
+
+    layer: int
+    tops: Sequence[GradientEdge]
+    bottoms: Sequence[Node]
+
+
+def edges_of(tensors: Sequence[Tensor]) -> list[GradientEdge]:
+    """Return the edges of those tensors that a graph leads to."""
+    return [get_gradient_edge(t) for t in tensors if t.requires_grad]
+
+
+def nodes_of(tensors: Sequence[Tensor]) -> list[Node]:
+    """Return the nodes of those tensors that a graph leads to."""
+    return [t.grad_fn for t in tensors if t.grad_fn is not None]
+
+
+def leaves_of(parameters: Mapping[str, Tensor]) -> dict[Node, str]:
+    """Return each parameter's own node and its name."""
+    return {get_gradient_edge(p).node: name for name, p in parameters.items()}
+
+
+class Graph:
+    """The graph of a forward pass.
+
+    Args:
+        outputs: that it computed.
+        leaves: by node, the names of the parameters.
+        spans: of the calls of hooked modules, in the order in which they ended.
+
+    Attributes:
+        signature: equal for two passes only if nodes of the same kinds are joined in the same way,
+            to the same parameters and calls.
+        hides: whether a checkpoint leaves a part of the computation to the backward pass.
+    """
+
+    def __init__(self, outputs: Tensor, leaves: Mapping[Node, str], spans: Sequence[Span]) -> None:
+        self._root = get_gradient_edge(outputs) if outputs.requires_grad else None
+        self._leaves = leaves
+        self._spans = spans
+        nodes = [] if self._root is None else [self._root.node]
+        place = {node: index for index, node in enumerate(nodes)}
+        found: list[object] = []
+        for node in nodes:  # grows meanwhile
+            found.append(type(node))
+            for child, number in node.next_functions:
+                name = leaves.get(child)
+                if name is not None:
+                    found.append(name)
+                    continue
+                if child is None:
+                    found.append(None)
+                    continue
+                index = place.get(child)
+                if index is None:
+                    index = place[child] = len(nodes)
+                    nodes.append(child)
+                found.append((index, number) if number else index)
+        self._nodes = nodes
+        self.hides = any(type(node).__name__ in _HIDING for node in nodes)
+        for span in spans:
+            found.append((span.layer, *((place.get(e.node), e.output_nr) for e in span.tops)))
+            found += [place.get(bottom) for bottom in span.bottoms]
+        self.signature = tuple(found)
+
+    def uses(self) -> "Uses":
+        """Return which uses of parameters lie in which calls."""
+        tops: dict[tuple[Node, int], list[int]] = {}
+        for index, span in enumerate(self._spans):
+            for edge in span.tops:
+                tops.setdefault((edge.node, edge.output_nr), []).append(index)
+        contexts = self._contexts(tops)
+        inside: Counter[tuple[int, str]] = Counter()
+        apart: set[str] = set()
+        edges: Counter[str] = Counter()
+        for node in self._nodes:
+            for child, _ in node.next_functions:
+                if (name := self._leaves.get(child)) is None:
+                    continue
+                edges[name] += 1
+                around = contexts[node]
+                if len(around) != 1:
+                    apart.add(name)
+                    continue
+                (calls,) = around
+                if not calls:
+                    apart.add(name)
+                for call in calls:
+                    inside[call, name] += 1
+        reached = {c for (node, _), calls in tops.items() if node in contexts for c in calls}
+        return Uses(dict(edges), frozenset(apart), dict(inside), frozenset(reached), self._ends())
+
+    def _contexts(
+        self, tops: Mapping[tuple[Node, int], Sequence[int]]
+    ) -> dict[Node, set[tuple[int, ...]]]:
+        """Return for every node the calls around it, once for each way in which it is reached."""
+        bottoms = [set(span.bottoms) for span in self._spans]
+
+        def entered(node: Node, number: int, calls: tuple[int, ...]) -> tuple[int, ...]:
+            while calls and node in bottoms[calls[-1]]:
+                calls = calls[:-1]
+            # of nested calls with one output the inner one ended first
+            new = reversed(tops.get((node, number), ()))
+            return calls + tuple(call for call in new if node not in bottoms[call])
+
+        contexts: dict[Node, set[tuple[int, ...]]] = {}
+        if self._root is None:
+            return contexts
+        waiting = [(self._root.node, entered(self._root.node, self._root.output_nr, ()))]
+        while waiting:
+            node, calls = waiting.pop()
+            known = contexts.setdefault(node, set())
+            if calls in known:
+                continue
+            known.add(calls)
+            waiting += [
+                (child, entered(child, number, calls))
+                for child, number in node.next_functions
+                if child is not None and child not in self._leaves
+            ]
+        return contexts
+
+    def _ends(self) -> tuple[tuple[int, int], ...]:
+        """Return (call, output) of the outputs of calls below which lies no other call's."""
+        hooked = {edge.node for span in self._spans for edge in span.tops}
+        above: dict[Node, bool] = {}
+        waiting = [] if self._root is None else [(self._root.node, False)]
+        while waiting:
+            node, children_known = waiting.pop()
+            if children_known:
+                above[node] = any(
+                    child in hooked or above.get(child, False) for child, _ in node.next_functions
+                )
+            elif node not in above:
+                above[node] = False
+                waiting.append((node, True))
+                waiting += [
+                    (child, False)
+                    for child, _ in node.next_functions
+                    if child is not None and child not in self._leaves
+                ]
+        return tuple(
+            (index, place)
+            for index, span in enumerate(self._spans)
+            for place, edge in enumerate(span.tops)
+            if above.get(edge.node) is False
+        )
+
+
+@dataclass(frozen=True)
+class Uses:
+    """How parameters enter a pass.
+
+    Attributes:
+        edges: by name of the parameters that the outputs depend on, the number of uses.
+        apart: those with a use that does not lie inside calls alone.
+        inside: by call and name, the number of uses.
+        reached: the calls that the outputs depend on.
+        ends: (call, output) below which no other call lies: where a backward pass may end.
+    """
+
+    edges: Mapping[str, int]
+    apart: frozenset[str]
+    inside: Mapping[tuple[int, str], int]
+    reached: frozenset[int]
+    ends: tuple[tuple[int, int], ...]
+
+    @property
+    def names(self) -> Set[str]:
+        """The parameters that the outputs depend on."""
+        return self.edges.keys()
