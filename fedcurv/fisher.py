@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from fedcurv.curvature import extremes
 from fedcurv.global_state import cudnn, random_states_kept
 from fedcurv.likelihoods import LIKELIHOODS, FisherKind, Likelihood, cotangents
-from fedcurv.parameters import described, listed, plain, require_real, trainable_parameters
+from fedcurv.parameters import described, listed, plain, refuse_complex, trainable_parameters
 from fedcurv.per_sample import Findings, PerSampleSquares, check_of, samples_at_once, unchecked
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def fisher_diagonal(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
     parameters = trainable_parameters(model)
-    require_real(parameters)
+    refuse_complex(parameters.items(), "fisher_diagonal")
     device = next(iter(parameters.values())).device
 
     losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood

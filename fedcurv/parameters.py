@@ -1,6 +1,6 @@
 """The parameters of a model that take part, the trainable ones, and what goes with them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -82,10 +82,6 @@ def chosen_parameters(model: nn.Module, parameters: Chosen | None) -> dict[str, 
 def refuse_complex(parameters: Iterable[tuple[str, Tensor]], what: str) -> None:
     """Refuse complex parameters where they would be taken for real ones.
 
-
-def require_real(parameters: Mapping[str, Tensor]) -> None:
-    """Refuse complex parameters, of which information and penalty know nothing.
-
     Raises:
         ValueError: naming them.
     """
@@ -93,13 +89,6 @@ def require_real(parameters: Mapping[str, Tensor]) -> None:
         raise ValueError(
             f"{what}: expected real parameters, got complex {listed(names)}; keep real and "
             "imaginary part as two real parameters, or leave them out with parameters="
-
-
-names = [name for name, p in parameters.items() if p.is_complex()]
-    if names:
-        raise ValueError(
-            f"expected real parameters, got complex ones in {listed(names)}; keep them as real "
-            "tensors with a last axis of 2, and use torch.view_as_complex in forward"
         )
 
 

@@ -38,7 +38,7 @@ class Span:
 
 def edges_of(tensors: Sequence[Tensor]) -> list[GradientEdge]:
     """Return the edges of those tensors that a graph leads to."""
-    return [get_gradient_edge(t) for t in tensors if t.requires_grad]
+    return [GradientEdge(t.grad_fn, t.output_nr) for t in tensors if t.grad_fn is not None]
 
 
 def nodes_of(tensors: Sequence[Tensor]) -> list[Node]:

@@ -70,12 +70,14 @@ class Pass:
         phase: of it.
         calls: of hooked modules so far.
         cotangents: how many backward passes there are, known in them.
+        last: whether no further backward pass follows.
         waits: layers whose squares cannot be taken before all their gradients are known.
     """
 
     phase: Phase = Phase.NOTHING
     calls: list[Watched] = field(default_factory=list)
     cotangents: int = 0
+    last: bool = False
     waits: set[Layer] = field(default_factory=set)
 
 
@@ -173,6 +175,8 @@ class RuleLayer(Layer):
         if not call.names:
             return
         (x,), axis = call.args, call.axes
+        if under_way.last:  # what is done with goes back to the allocator before the next layer
+            call.args = ()
         if x._version != version and "weight" in call.names:
             raise RuntimeError(
                 f"the input of {self.name or type(self.module).__name__} was changed in place "

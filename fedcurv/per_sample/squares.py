@@ -197,6 +197,7 @@ class PerSampleSquares:
                     self._interact()
                     return None
                 self._layouts[graph.signature] = layout
+            del graph
             cotangents = cotangents_of(outputs.detach())
             if layout.whole and not self._add_by_whole(
                 inputs, outputs, cotangents, layout.whole, state
@@ -220,6 +221,8 @@ class PerSampleSquares:
         state: Tensor | None,
     ) -> None:
         for call, axes, names in zip(calls, layout.axes, layout.names, strict=True):
+            if isinstance(call.layer, RuleLayer) and not names:
+                call.args = ()
             call.axes, call.names = axes, names
         self._pass.cotangents, self._pass.waits = len(cotangents), layout.waits
         replayed = [(call.layer, call) for call in calls if isinstance(call.layer, ReplayedLayer)]
@@ -227,8 +230,9 @@ class PerSampleSquares:
         for number, v in enumerate(cotangents):
             for _, call in replayed:
                 call.gradients[:] = [None] * len(call.gradients)  # the list that hooks fill
+            self._pass.last = number + 1 == len(cotangents)
             if ends:
-                _backward(outputs, v, ends, retain_graph=number + 1 < len(cotangents))
+                _backward(outputs, v, ends, retain_graph=not self._pass.last)
             failed: set[str] = set()
             for layer, call in replayed:
                 if not layer.add_squares(call):
@@ -284,7 +288,8 @@ class PerSampleSquares:
         self.__enter__()
         self.findings.slow |= found.slow
         self.findings.by_loop |= found.by_loop
-        self.findings.alone |= found.alone
+        if found.alone:
+            self._interact()
         self.findings.bytes_per_number = found.bytes_per_number or self.findings.bytes_per_number
 
     def _layout_of(

@@ -1,0 +1,113 @@
+"""Targets that a likelihood takes, and what it says of others."""
+
+import pytest
+import torch
+from torch import nn
+
+from fedcurv import fisher_diagonal
+from tests.oracles import fisher as oracle
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
+@pytest.mark.parametrize("column", [True, False])
+def test_bernoulli_is_the_squared_error_of_the_probability_times_the_logits_gradient(kind, column):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 1), nn.Flatten() if column else nn.Flatten(0)).double()
+    x, y = torch.randn(5, 4).double(), torch.rand(5).double()
+    generator = torch.Generator().manual_seed(1)
+    got = fisher_diagonal(model, [(x, y)], likelihood="bernoulli", kind=kind, generator=generator)
+    p = 1 / (1 + torch.exp(-model(x).detach().flatten()))
+    drawn = torch.bernoulli(p, generator=torch.Generator().manual_seed(1))
+    squares = {"empirical": (p - y) ** 2, "exact": p * (1 - p), "sampled": (p - drawn) ** 2}[kind]
+    torch.testing.assert_close(got["0.bias"], squares.mean()[None])
+    torch.testing.assert_close(got["0.weight"][0], (squares[:, None] * x**2).mean(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_of_every_integer_type_are_taken(dtype):
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0])
+    expected = fisher_diagonal(model, [(x, y)])
+    torch.testing.assert_close(fisher_diagonal(model, [(x, y.to(dtype))]), expected)
+
+
+def test_an_embedding_takes_one_index_per_sample():
+    model, x = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 3)), torch.tensor([1, 1, 8])
+    y = torch.tensor([0, 1, 2])
+    got = fisher_diagonal(model, [(x, y)])
+    for name, expected in oracle.empirical(model, x, y).items():
+        torch.testing.assert_close(got[name], expected)
+
+
+def test_classes_may_come_last_where_no_other_reading_fits():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(2, 5, 4), torch.randint(0, 3, (2, 5))
+    got = fisher_diagonal(model, [(x, y)])
+
+    def by_hand(z, t):
+        return nn.functional.cross_entropy(z.mT, t, reduction="none").sum(1)
+
+    torch.testing.assert_close(got, fisher_diagonal(model, [(x, y)], likelihood=by_hand))
+    with pytest.raises(ValueError, match="batch 0: cannot tell which axis"):
+        fisher_diagonal(model, [(x[:, :3], y[:, :3])])
+
+
+class Subclass(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") == "new_empty":
+            raise TypeError("new_empty() is not for this class")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_tensors_of_a_subclass_are_taken_as_tensors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(64, 4, 3), nn.Flatten(), nn.Linear(16, 3))
+    x, y = torch.randn(3, 64, 4, 4), torch.tensor([0, 1, 2])
+    expected = fisher_diagonal(model, [(x, y)])
+    got = fisher_diagonal(model, [(x.as_subclass(Subclass), y.as_subclass(Subclass))])
+    assert all(type(tensor) is torch.Tensor for tensor in got.values())
+    torch.testing.assert_close(got, expected)
+
+
+def test_information_that_is_zero_everywhere_is_told(caplog):
+    class Constant(nn.Linear):
+        def forward(self, x):
+            return x
+
+    fisher_diagonal(Constant(3, 3), [(torch.randn(2, 3), torch.tensor([0, 1]))])
+    assert caplog.text.count("zero for every parameter") == 1
+
+
+X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "options", "message"),
+    [
+        (nn.Linear(4, 3), (X, torch.randn(3, 3)), {}, "batch 0: .*use likelihood='gaussian'"),
+        (nn.Linear(4, 3), (X, torch.full((3, 3), 0.5)), {}, "sums from 1.5 to 1.5"),
+        (nn.Linear(4, 3), (X, Y + 1), {}, r"batch 0: expected labels from 0 to 2 .*got 3"),
+        (nn.Linear(4, 3), (X, Y - 1), {}, "got -1"),
+        (nn.Linear(4, 3), (X, Y > 0), {}, r"convert them by .long\(\)"),
+        (nn.Linear(4, 3), (X.double(), Y), {}, r"batch 0: .*float64 \(3, 4\).*\.to\(torch.float32"),
+        (
+            nn.Conv2d(1, 2, 1),
+            (torch.randn(3, 1, 2, 2), torch.zeros(3, 1, 2, 2).long()),
+            {},
+            r"batch 0: .*take their second axis away by .squeeze\(1\)",
+        ),
+        (nn.Linear(4, 3), ({"input_ids": X}, Y), {}, "inputs of dict with 'input_ids'"),
+        (
+            nn.Linear(4, 3, dtype=torch.complex64),
+            (X, Y),
+            {},
+            "fisher_diagonal: .*complex weight, bias",
+        ),
+        (nn.LazyLinear(3), (X, Y), {}, "run the model on a batch once"),
+        (nn.Linear(4, 3), (X, Y), {"likelihood": "bernoulli"}, "one logit per sample"),
+        (nn.Linear(4, 1), (X, Y), {"likelihood": "bernoulli"}, r"targets in \[0, 1\].*0 to 2"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(model, batch, options, message):
+    with pytest.raises(ValueError, match=message):
+        fisher_diagonal(model, [batch], **options)
