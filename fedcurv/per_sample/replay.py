@@ -174,12 +174,22 @@ class Replay:
             parameters: dict[str, Tensor], *of_one_sample: Nest
         ) -> tuple[Tensor, Tensor | None]:
             args, kwargs, cotangents = mapped(_as_batch_of_one, of_one_sample, call.axes)
-            outputs = functional_call(self._module, {**fixed, **parameters}, args, kwargs)
+            values = {**fixed, **parameters}
+            replaced = {full: values[name] for full, name in name_of.items()}
+            outputs = functional_call(self._module, replaced, args, kwargs, tie_weights=False)
             weighted = _weighted(outputs, cotangents)
             met = weighted.detach() if call.expected is None else plain(outputs).detach()[0]
             return weighted, met
 
-        fixed = {n: p.detach() for n, p in self._module.named_parameters()}
+        first = {p: name for name, p in self._module.named_parameters()}
+        fixed = {name: p.detach() for p, name in first.items()}
+        # each place once: a module under two names would get back what it was lent, not its own
+        name_of = {
+            f"{prefix}.{local}" if prefix else local: first[p]
+            for prefix, module in self._module.named_modules()
+            for local, p in module._parameters.items()
+            if p is not None
+        }
         chosen = {name: self._parameters[name].detach() for name in names}
         per_sample = vmap(
             grad(loss, has_aux=True), in_dims=(None, *call.axes), randomness="different"

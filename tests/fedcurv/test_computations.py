@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from fedcurv import fisher_diagonal
 from tests.oracles import fisher as oracle
@@ -216,9 +217,19 @@ def test_weights_that_are_computed_from_others(wrap):
     assert_right(model, inputs, labels)
 
 
-def test_a_module_under_two_names():
+def test_a_module_under_two_names_keeps_its_parameters():
     model, inputs, labels = problem("other")
     model.c = model.a
+    before = dict(model.named_parameters())
+    assert_right(model, inputs, labels)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_a_pruned_layer():
+    model, inputs, labels = problem("twice")
+    prune.random_unstructured(model.a, "weight", 0.5)
     assert_right(model, inputs, labels)
 
 
