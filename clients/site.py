@@ -6,10 +6,11 @@ can read that folder, and ends itself when it is idle for long.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import pickle
+import socket
+import stat
 import subprocess
 import sys
 import time
@@ -18,7 +19,17 @@ from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import fedcurv.lasgd  # noqa: F401  # says what is missing where torch has no torch.distributed
+
+try:
+    import fcntl
+except ImportError as error:
+    raise ImportError(
+        "a site's workers need file locks (fcntl), which this system lacks; train with "
+        "trainer=local there"
+    ) from error
 
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -79,7 +90,8 @@ class SitePool:
     """The workers of a folder; the first who asks starts them.
 
     Args:
-        folder: made if it is missing; only this user may read what is written there.
+        folder: made if it is missing, for this user alone. What listens there is trusted with code,
+            so one that another owns, that others may enter or that is a link is refused.
         devices: one for each worker, such as ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 4``.
         idle_s: after which the workers end, > 0.
         patience_s: for workers that are silent after another has done its job; then they are
@@ -87,6 +99,7 @@ class SitePool:
 
     Raises:
         ValueError: without devices, or if the folder's workers have others.
+        PermissionError: for a folder that is not this user's alone.
         SiteFailed: if the workers do not start.
     """
 
@@ -104,9 +117,11 @@ class SitePool:
             )
         self._folder = Path(folder)
         self._settings = {"devices": list(devices), "idle_s": idle_s, "patience_s": patience_s}
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700, parents=True)
+        require_private(self._folder)
         with self._alone():
-            if self._address() is None:
+            if not self._answers():
                 self._start()
         address = self._address() or {}
         if address.get("devices") != list(devices):
@@ -159,13 +174,13 @@ class SitePool:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self._folder / "lock").open("w") as file:
+        with _private(self._folder / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def _start(self) -> None:
         (self._folder / ADDRESS_FILE).unlink(missing_ok=True)
-        with self._log.open("w") as log:
+        with _private(self._log) as log:
             host = subprocess.Popen(
                 [
                     sys.executable,
@@ -185,11 +200,26 @@ class SitePool:
             time.sleep(_NAP_S)
 
     def _address(self) -> dict[str, Any] | None:
+        require_private(self._folder)
         try:
             address: dict[str, Any] = json.loads((self._folder / ADDRESS_FILE).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            return None
-        return address if _is_alive(address["pid"]) else None
+            bytes.fromhex(address["key"])
+            return address if _is_alive(int(address["pid"])) else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None  # half-written, or not ours
+
+    def _answers(self) -> bool:
+        """Return whether a host listens; a killed one's number may be another process's."""
+        address = self._address()
+        if address is None:
+            return False
+        try:
+            socket.create_connection(("127.0.0.1", address["port"]), timeout=1.0).close()
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True  # it is busy
+        return True
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Connection]:
@@ -201,11 +231,39 @@ class SitePool:
             yield connection
 
 
+def require_private(folder: Path) -> None:
+    """Raise a PermissionError unless a folder is this user's, for this user alone, and no link."""
+    found, own = folder.lstat(), os.geteuid()
+    mode = stat.S_IMODE(found.st_mode)
+    if stat.S_ISLNK(found.st_mode):
+        what = "a link"
+    elif not stat.S_ISDIR(found.st_mode):
+        what = "no folder"
+    elif found.st_uid != own:
+        what = f"a folder of user {found.st_uid}"
+    elif mode & 0o077:
+        what = f"one with the mode {mode:04o}"
+    else:
+        return
+    raise PermissionError(
+        f"expected {folder} to be a folder of user {own} with the mode 0700, got {what}; others "
+        "could run code in this process by it: remove it, or take another folder (for the "
+        "ready-made client set TMPDIR to one of your own)"
+    )
+
+
+def _private(path: Path) -> IO[str]:
+    """Open a file to be written anew, for this user alone."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w")
+
+
 def _is_alive(pid: int) -> bool:
+    if pid <= 0:
+        return False
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # one that this process has started, and that has ended
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+    except (ProcessLookupError, PermissionError):
+        return False  # or another user's, which has the number of one that has ended
     return True

@@ -18,7 +18,7 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
-from fedcurv.clients.site import ADDRESS_FILE, START_S, Place, store_of_job
+from fedcurv.clients.site import ADDRESS_FILE, START_S, Place, require_private, store_of_job
 from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.hosting import host_store
 
@@ -133,12 +133,15 @@ class Host:
 
 def main() -> None:
     """Serve until told to end, or idle for too long."""
+    os.umask(0o077)
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    require_private(folder)
     key, host = secrets.token_bytes(32), Host(settings["devices"], settings["patience_s"])
     with Listener(("127.0.0.1", 0), authkey=key) as listener:
         address = {"port": listener.address[1], "key": key.hex(), "pid": os.getpid()}
         file = folder / ADDRESS_FILE
         temporary = file.with_suffix(".part")
+        temporary.unlink(missing_ok=True)
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps({**address, "devices": settings["devices"]}))
         temporary.rename(file)

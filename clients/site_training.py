@@ -1,7 +1,7 @@
 """A round's local training by all workers of a site: what they do, and how it is put together."""
 
-import getpass
 import logging
+import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,9 +167,13 @@ def _successes(outcomes: list[Outcome]) -> list[Outcome]:
 
 
 def pool_for(settings: TrainingSettings) -> SitePool:
-    """Return the site's workers, the same for every round of one user on this machine."""
+    """Return the site's workers, the same for every round of one user on this machine.
+
+    Raises:
+        PermissionError: if another user has made a folder in their folder's place.
+    """
     kind = settings.make_device().type
     gpus = torch.cuda.device_count() if kind == "cuda" else 0
     devices = [f"cuda:{i % gpus}" if gpus else kind for i in range(settings.workers)]
-    name = f"fedcurv-{getpass.getuser()}-{'-'.join(devices)}".replace(":", "")
+    name = f"fedcurv-{os.geteuid()}-{'-'.join(devices)}".replace(":", "")
     return SitePool(Path(tempfile.gettempdir()) / name, devices)

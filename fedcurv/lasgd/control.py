@@ -6,12 +6,15 @@ others, so a round counts only by a verdict: ``commit`` once all members have it
 by the first that gives up; whichever is written first stands.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, cast
+
+from torch.distributed import DistNetworkError
 
 _NAP_S = 0.01
 _COMMIT, _ABORT = b"commit", b"abort"
@@ -74,6 +77,29 @@ class Generation:
         return Generation(self.number + 1, left, fresh, self.round, self.admitted)
 
 
+class _Asked:
+    """A store whose end is told as what it is."""
+
+    def __init__(self, store: Store, worker: int) -> None:
+        self._store, self._worker = store, worker
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._store, name)
+
+        def ask(*arguments: Any) -> Any:
+            try:
+                return method(*arguments)
+            except DistNetworkError as error:
+                who = "the newcomer" if self._worker < 0 else f"worker {self._worker}"
+                raise WorkerLost(
+                    f"{who} has lost the workers' store: the process that keeps it (the launcher, "
+                    "or worker 0) has ended or cannot be reached; start all workers anew, from "
+                    "their last saved state"
+                ) from error
+
+        return ask
+
+
 class Control:
     """One worker's view of the store.
 
@@ -86,13 +112,18 @@ class Control:
     """
 
     def __init__(self, store: Store, worker: int, timeout_s: float) -> None:
-        self.store, self.worker, self.timeout_s = store, worker, timeout_s
+        self.worker, self.timeout_s = worker, timeout_s
+        self.store = cast(Store, _Asked(store, worker))
         # for one sum, and then again for the survivors to meet
         self.patience_s = timeout_s / 2
 
     def clone(self) -> "Control":
         """Return a view for another thread."""
-        return Control(self.store.clone(), self.worker, self.timeout_s)
+        return Control(self.client(), self.worker, self.timeout_s)
+
+    def client(self) -> Any:
+        """Return another client of the store itself."""
+        return self.store.clone()
 
     # who is there
 
@@ -100,20 +131,24 @@ class Control:
         """Say that this worker is there, and what its model looks like."""
         self.store.set(f"worker/{self.worker}", signature)
 
-    def signatures(self, workers: Iterable[int]) -> dict[int, str]:
-        """Return what others said of themselves.
+    def signatures(self, workers: Iterable[int]) -> Iterator[tuple[int, str]]:
+        """Yield workers as they come, and what they say of themselves.
 
         Raises:
             TimeoutError: naming those who did not come.
         """
-        keys = {worker: f"worker/{worker}" for worker in workers}
-        if not self._come(list(keys.values()), self.timeout_s):
-            missing = [str(w) for w, key in keys.items() if not self.store.check([key])]
-            raise TimeoutError(
-                f"waited {self.timeout_s:g} s for worker {', '.join(missing)}, in vain; are all "
-                "workers started, with the same world size and master address?"
-            )
-        return {worker: self.store.get(key).decode() for worker, key in keys.items()}
+        missing, deadline = list(workers), time.monotonic() + self.timeout_s
+        while missing:
+            come = [w for w in missing if self.store.check([f"worker/{w}"])]
+            missing = [w for w in missing if w not in come]
+            for worker in come:
+                yield worker, self.store.get(f"worker/{worker}").decode()
+            if missing and time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"waited {self.timeout_s:g} s for worker {', '.join(map(str, missing))}, in "
+                    "vain; are all workers started, with the same world size and master address?"
+                )
+            time.sleep(_NAP_S)
 
     def _come(self, keys: list[str], seconds: float) -> bool:
         """Wait until all are there; return whether they are."""
@@ -138,9 +173,35 @@ class Control:
         """Say that this worker needs the store no more."""
         self.store.set(f"goodbye/{self.worker}", "")
 
-    def wait_for_goodbyes(self, members: Iterable[int]) -> None:
-        """Wait for these before the store may end with this process, but not for ever."""
-        self._come([f"goodbye/{member}" for member in members], self.patience_s)
+    def part(self, members: Iterable[int]) -> None:
+        """Say goodbye; worker 0, with which the store may end, waits for the others, not long."""
+        with contextlib.suppress(WorkerLost):
+            self.say_goodbye()
+            if self.worker == 0:
+                self._come([f"goodbye/{member}" for member in members], self.patience_s)
+
+    # what they must have in common
+
+    def agree(self, what: str, text: str) -> str:
+        """Return what the first worker that was asked has said."""
+        return self.store.compare_set(f"agreed/{what}", "", text).decode()
+
+    def stop(self, why: str, round_: int) -> str:
+        """End the training at every worker; return why, which the first says.
+
+        Args:
+            why: in one line.
+            round_: of this worker's next landing; others may be one further.
+        """
+        stands = self.agree("end", why)
+        self.open(round_)
+        self.open(round_ + 1)
+        return stands
+
+    def stopped(self) -> str | None:
+        """Return why the training is to end; None if it is not."""
+        is_there = self.store.check(["agreed/end"])
+        return self.store.get("agreed/end").decode() if is_there else None
 
     # rounds
 
@@ -160,8 +221,13 @@ class Control:
         """
         try:
             self.store.wait([f"go/{round_}"], timedelta(seconds=3 * self.timeout_s))
+        except WorkerLost:
+            raise
         except RuntimeError as error:
-            raise WorkerLost(f"worker {self.worker} has lost the store: {error}") from error
+            raise WorkerLost(
+                f"worker {self.worker} has waited {3 * self.timeout_s:g} s for round {round_}, "
+                "which no worker has opened"
+            ) from error
 
     def commit(self, generation: Generation, what: str) -> bool:
         """Say that this worker has a sum; return whether all have, and none gave up before."""

@@ -1,17 +1,21 @@
 """Each sample is dealt once an epoch, to whoever asks next."""
 
+import inspect
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from fedcurv.lasgd.control import Control
+
+# of a DataLoader's options: those that no loader of shared samples has, and that may be off
+_OWN = ("drop_last", "sampler", "batch_sampler")
 
 # ranges, before they are merged
 _MANY = 1000
@@ -128,12 +132,45 @@ class Deck:
         dealt = len(self._rests[epoch]) if epoch in self._rests else self._num_samples
         return sum(end - begin for begin, end in self._trained.ranges(epoch)) == dealt
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What must be the same at all workers, so that each sample is dealt once an epoch."""
+        return {
+            "samples": self._num_samples,
+            "shuffle": self._shuffle,
+            "seed": self._seed,
+            "first epoch": self._first,
+            "samples left": {str(epoch): len(rest) for epoch, rest in self._rests.items()},
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Return what is left of the epochs that have begun."""
         first = self.first_epoch
         begun = {first, *self._rests, *self._trained.epochs}
         rests = {epoch: self.rest(epoch) for epoch in sorted(begun) if epoch >= first}
         return {"num_samples": self._num_samples, "first": first, "rests": rests}
+
+
+def check_loader(dataset: Dataset[Any], batch_size: int, options: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what no shared order of samples can be dealt from."""
+    kind = type(dataset).__name__
+    is_map = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+    if isinstance(dataset, IterableDataset) or not is_map or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            "expected a data set with a length and samples by index, of which each is dealt once, "
+            f"got {kind}; give every worker a torch DataLoader of its own part of it instead"
+        )
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+    taken = [name for name in _OWN if options.get(name)]
+    if taken:
+        raise ValueError(
+            f"loader() deals every sample itself and takes no {' or '.join(taken)}; leave it out: "
+            "the last batch of an epoch may be smaller, for one worker"
+        )
+    unknown = sorted(options.keys() - inspect.signature(DataLoader.__init__).parameters.keys())
+    if unknown:
+        raise ValueError(f"loader() knows no {', '.join(unknown)}, nor does torch's DataLoader")
 
 
 class SharedLoader:
@@ -159,7 +196,8 @@ class SharedLoader:
         options: dict[str, Any],
     ) -> None:
         self._dataset, self._deck, self._batch_size = dataset, deck, batch_size
-        self._control, self._note, self._options = control, note, options
+        self._control, self._note = control, note
+        self._options = {n: value for n, value in options.items() if n not in _OWN}
         self._epoch = deck.first_epoch
 
     def __iter__(self) -> Iterator[Any]:

@@ -14,12 +14,13 @@ from fedcurv.lasgd import meeting
 from fedcurv.lasgd.arguments import Averaging, check_arguments
 from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.counting import Counting
-from fedcurv.lasgd.data import Claim, Deck, SharedLoader
+from fedcurv.lasgd.data import Claim, Deck, SharedLoader, check_loader
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.rounds import Plan, Rounds
 from fedcurv.lasgd.shared import Shared
 from fedcurv.lasgd.stats import Stats, stats_of
+from fedcurv.lasgd.watch import Watch, WorkersDiffer
 from fedcurv.lasgd.weights import Weights
 
 
@@ -33,8 +34,10 @@ class LASGD:
     model of worker 0 and end, with the ``with`` block, with the same bits.
 
     Args:
-        model: on one device; frozen parameters are taken to be the same everywhere.
-        optimizer: over its trainable parameters. Each call of its ``step`` is a step.
+        model: on one device; its frozen parameters the same everywhere. What trains may be frozen
+            in the middle, and not the other way round.
+        optimizer: over its trainable parameters, of the same class and options everywhere. Each
+            call of its ``step`` is a step.
         sync_every: steps of all workers together between rounds, >= 1.
         overlap: go on training while a round is in flight; else wait for it between two steps,
             and a step may not take longer than half of ``timeout_s``.
@@ -56,9 +59,11 @@ class LASGD:
         backend: ``gloo``, by the host's memory; or ``nccl``, on GPUs.
 
     Raises:
-        ValueError: for arguments that cannot work, and at every worker if models or settings
-            differ.
+        ValueError: for arguments that cannot work, and at every worker if models, settings,
+            optimizers or versions differ.
         TimeoutError: naming the workers that did not come.
+        WorkersDiffer: at every worker, out of the optimizer's ``step`` or the end of the block, if
+            one's model or optimizer has changed so that they would not end with the same bits.
         WorkerLost: out of the optimizer's ``step``, if the others went on without this worker or
             the store is gone.
 
@@ -92,7 +97,9 @@ class LASGD:
             average_momentum=momentum == "average",
             average_buffers=buffers == "average",
         )
-        self._shared = Shared(replica, overlap)
+        averaged = replica.buffer_names if buffers == "average" else None
+        self._shared = Shared(replica, Watch(model, optimizer, averaged), overlap)
+        self._looked_at = -1
         settings: dict[str, Any] = {
             "sync_every": sync_every,
             "overlap": overlap,
@@ -101,10 +108,10 @@ class LASGD:
             "buffers": buffers,
             "backend": backend,
         }
-        signature = meeting.signature(model, settings)
         if join:
             if store is None:
                 raise ValueError("expected the store of the training to join, got none")
+            signature = meeting.signature(model, optimizer, settings)
             control, generation, size = meeting.enter_later(store, timeout_s, signature)
         else:
             store, rank, size = (
@@ -113,6 +120,7 @@ class LASGD:
                 else meeting.meet_in_group(process_group, timeout_s)
             )
             control = Control(store, rank, timeout_s)
+            signature = meeting.signature(model, optimizer, {**settings, "world_size": size})
             generation = meeting.begin(control, size, signature)
         replica.set_anchor()
         # this process may host the store: it lives as long as its first client
@@ -169,6 +177,8 @@ class LASGD:
             # a process that ends in the middle of closing its group is terminated by torch
             self._rounds.join(self._control.patience_s)
             self._counting.join(self._control.patience_s)
+            if isinstance(self._shared.error, WorkersDiffer):
+                self._control.part(self._rounds.generation.members)
 
     def loader(
         self,
@@ -190,7 +200,10 @@ class LASGD:
 
         Raises:
             RuntimeError: if there is a loader already.
+            ValueError: for a data set without a length, or options that leave samples out.
+            WorkersDiffer: at every worker, if data sets or settings differ.
         """
+        check_loader(dataset, batch_size, options)
         if self._deck is not None:
             raise RuntimeError("expected one loader, which may be iterated again; got a second")
         self._deck = Deck(
@@ -200,6 +213,7 @@ class LASGD:
             seed=seed,
             state=self._deck_state,
         )
+        self._end_if(meeting.difference_of_loaders(self._control, self._deck.description))
         return SharedLoader(
             dataset, self._deck, batch_size, self._control, self._note_batch, options
         )
@@ -207,6 +221,7 @@ class LASGD:
     def synchronize(self) -> None:
         """Wait for a round with all steps so far, and give the model its values, buffers too."""
         shared = self._shared
+        self._end_if(shared.watch.of_tensors())
         with shared.changed:
             number = shared.want_round()
             shared.wait_in_training(lambda: shared.landed >= number)
@@ -215,11 +230,11 @@ class LASGD:
 
     def finish(self) -> None:
         """Answer the others' rounds until all have finished; then all have the same bits."""
+        self._end_if(self._shared.watch.of_tensors())
         self._answer_to_the_end(leaving=False)
         with self._shared.changed:
             self._shared.replica.take_anchor()
-        if self.worker == 0:
-            self._control.wait_for_goodbyes(self._rounds.generation.members)
+        self._control.part(self._rounds.generation.members)
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
@@ -255,7 +270,23 @@ class LASGD:
         self._shared.replica.load_anchor(state["model"])
         self._deck_state = state["data"]
 
+    def _end_if(self, change: str | None) -> None:
+        """End the training at every worker if something has changed, before it is written."""
+        if change is None:
+            return
+        shared = self._shared
+        reason = self._control.stop(f"worker {self.worker}: {change}", shared.round)
+        with shared.changed:
+            shared.error = shared.error or WorkersDiffer(reason)
+            shared.changed.notify_all()
+        shared.raise_error()
+
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        shared = self._shared
+        self._end_if(shared.watch.before_a_step())
+        if self._looked_at != shared.landed:  # once a round: it goes through the whole model
+            self._looked_at = shared.landed
+            self._end_if(shared.watch.of_tensors())
         # hooks that others have added since may change the weights: this one must come last
         self._hooks[1].remove()
         self._hooks[1] = optimizer.register_step_post_hook(self._after_step)

@@ -4,16 +4,23 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed import PrefixStore, TCPStore, rendezvous  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fedcurv.lasgd.control import Control, Generation
 from fedcurv.lasgd.hosting import host_store
+
+# how an optimizer computes, not what
+_MEANS = {"foreach", "fused", "capturable", "differentiable"}
+# what a newcomer may have otherwise: a schedule has gone on, and the others are as many as they are
+_NOT_OF_NEWCOMERS = {"lr", "initial_lr", "world_size"}
 
 # trainings of one process, in order: workers that run the same program count alike
 _numbers = itertools.count()
@@ -31,8 +38,9 @@ def meet(
         timeout_s: to wait for the store.
 
     Raises:
-        ValueError: if there is neither a store nor such an environment.
+        ValueError: if there is neither a store nor such an environment, or a rank out of range.
         TimeoutError: if nothing answers there.
+        OSError: if worker 0 cannot host the store there.
     """
     if store is not None:
         if rank is None or world_size is None or not 0 <= rank < world_size:
@@ -51,12 +59,41 @@ def meet(
             f"expected the environment that torchrun sets, got none of {', '.join(missing)}; start "
             "the workers with torchrun, or pass store, rank and world_size"
         )
-    try:
-        found, rank, world_size = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
-    except dist.DistError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise TimeoutError(f"found no store at {address} within {timeout_s:g} s") from error
+    numbers = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    if not all(text.isdecimal() for text in numbers.values()):
+        raise ValueError(f"expected whole numbers in the environment, got {numbers}")
+    rank, world_size, port = map(int, numbers.values())
+    if not rank < world_size:
+        raise ValueError(
+            f"expected RANK < WORLD_SIZE in the environment, got {rank} and {world_size}; start "
+            "every worker with the same WORLD_SIZE"
+        )
+    found = _store_of_environment(os.environ["MASTER_ADDR"], port, rank, timeout_s)
     return PrefixStore(f"lasgd/{next(_numbers)}", found), rank, world_size
+
+
+def _store_of_environment(host: str, port: int, rank: int, timeout_s: float) -> Any:
+    """Return torchrun's store, or without torchrun that of worker 0, before the others are there.
+
+    torch's own rendezvous waits for all, and cannot say for whom.
+    """
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosts = rank == 0 and not of_agent
+    try:
+        found = TCPStore(
+            host,
+            port,
+            is_master=hosts,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+    except dist.DistError as error:
+        if hosts:
+            raise OSError(f"worker 0 cannot host the store at {host}:{port}: {error}") from error
+        raise TimeoutError(f"found no store at {host}:{port} within {timeout_s:g} s") from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"/worker/attempt_{attempt}", found) if of_agent else found
 
 
 def meet_in_group(group: dist.ProcessGroup, timeout_s: float) -> tuple[Any, int, int]:
@@ -78,12 +115,18 @@ def begin(control: Control, world_size: int, description: str) -> Generation:
     """Return the first generation, once all workers are there with the same model.
 
     Raises:
-        ValueError: at every worker, if models or settings differ.
+        ValueError: at every worker, if models, settings, optimizers or versions differ.
         TimeoutError: naming the workers that did not come.
     """
     control.introduce(description)
     control.note_world_size(world_size)
-    require_same(control.signatures(range(world_size)))
+    try:
+        # each with one's own as soon as it comes: one that differs may not wait for the others
+        for worker, other in control.signatures(range(world_size)):
+            require_same({control.worker: description, worker: other})
+    except (ValueError, TimeoutError):
+        control.part(range(world_size))
+        raise
     return control.propose(Generation(0, list(range(world_size)), fresh=list(range(1, world_size))))
 
 
@@ -95,41 +138,111 @@ def enter_later(store: Any, timeout_s: float, description: str) -> tuple[Control
         TimeoutError: if nobody answers.
     """
     stranger = Control(store, -1, timeout_s)
-    require_same({**stranger.signatures([0]), -1: description})
+    require_same({**dict(stranger.signatures([0])), -1: description})
     world_size = stranger.world_size()
     control = Control(store, world_size + stranger.ask_to_join() - 1, timeout_s)
     return control, control.wait_to_be_admitted(), world_size
 
 
-def signature(model: nn.Module, plan: Mapping[str, Any]) -> str:
+def signature(
+    model: nn.Module, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
+) -> str:
     """Return what must be the same at all workers, as text."""
     tensors = {
         name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}{_frozen(t)}"
         for name, t in [*model.named_parameters(), *model.named_buffers()]
     }
-    return json.dumps([tensors, dict(plan)])
+    versions = {"torch": torch.__version__.partition("+")[0], "fedcurv": _version_of_this()}
+    parts = [versions, tensors, dict(settings), _options(optimizer)]
+    return json.dumps(dict(zip(_PARTS, parts, strict=True)))
 
 
-def _frozen(tensor: Any) -> str:
-    return " frozen" if isinstance(tensor, nn.Parameter) and not tensor.requires_grad else ""
+_PARTS = ("version", "model", "setting", "optimizer")
+
+
+def _version_of_this() -> str:
+    try:
+        return version("fedcurv")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _options(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    options = {"class": type(optimizer).__name__, "groups": str(len(optimizer.param_groups))}
+    for index, group in enumerate(optimizer.param_groups):
+        where = f" of group {index}" if len(optimizer.param_groups) > 1 else ""
+        for name, value in group.items():
+            if name != "params" and name not in _MEANS:
+                options[name + where] = _as_text(value)
+    return options
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, Tensor):
+        return repr(value.tolist())
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return repr(float(value))  # 0 is 0.0
+    if value is None or isinstance(value, bool | str | tuple | list):
+        return repr(value)
+    return type(value).__name__  # the text of other things may hold addresses
+
+
+def _frozen(tensor: Tensor) -> str:
+    if not isinstance(tensor, nn.Parameter) or tensor.requires_grad:
+        return ""
+    return f" frozen, with the checksum {checksum(tensor)}"
+
+
+def checksum(tensor: Tensor) -> int:
+    """Return the sum of a tensor's bits, taken for integers, modulo 2^64: exact on every device."""
+    flat = tensor.detach().reshape(-1)
+    if flat.is_complex():
+        flat = torch.view_as_real(flat).reshape(-1)
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(flat.view(integers[flat.element_size()]).sum(dtype=torch.int64))
 
 
 def require_same(signatures: Mapping[int, str]) -> None:
     """Compare all workers with the first.
 
+    A newcomer's learning rate is its own: a schedule may have gone on since the others began.
+
     Raises:
-        ValueError: naming a worker, and the parameter or setting in which it differs.
+        ValueError: naming a worker, and the parameter, setting, option or version in which it
+            differs.
     """
-    (first, reference), *others = ((w, json.loads(s)) for w, s in signatures.items())
+    in_order = sorted(signatures, key=lambda worker: (worker < 0, worker))
+    (first, reference), *others = ((w, json.loads(signatures[w])) for w in in_order)
     for worker, other in others:
-        for what, theirs, ours in zip(("model", "setting"), other, reference, strict=True):
-            for name in dict.fromkeys([*ours, *theirs]):
-                if ours.get(name) != theirs.get(name):
-                    raise ValueError(
-                        f"expected the same {what}s at all workers, but {name!r} is "
-                        f"{ours.get(name, 'missing')} at worker {first} and "
-                        f"{theirs.get(name, 'missing')} at {_called(worker)}"
-                    )
+        for what in _PARTS:
+            spared = _NOT_OF_NEWCOMERS if worker < 0 else ()
+            name = _differing(other[what], reference[what], spared)
+            if name is not None:
+                raise ValueError(
+                    f"expected the same {what}s at all workers, but {name!r} is "
+                    f"{reference[what].get(name, 'missing')} at worker {first} and "
+                    f"{other[what].get(name, 'missing')} at {_called(worker)}"
+                )
+
+
+def _differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], spared: Collection[str] = ()
+) -> str | None:
+    names = (name for name in dict.fromkeys([*other, *one]) if name.split(" of ")[0] not in spared)
+    return next((name for name in names if one.get(name) != other.get(name)), None)
+
+
+def difference_of_loaders(control: Control, description: Mapping[str, Any]) -> str | None:
+    """Return in what a worker's loader differs from the first that was made; None for equal."""
+    own = {"worker": control.worker, **json.loads(json.dumps(description))}
+    first = json.loads(control.agree("loader", json.dumps(own)))
+    name = _differing(own, first, ("worker",))
+    if name is None:
+        return None
+    return (
+        f"expected the same loader() at all workers, but {name!r} is {first[name]} at worker "
+        f"{first['worker']} and {own[name]} here"
+    )
 
 
 def _called(worker: int) -> str:

@@ -71,7 +71,12 @@ class Momentum:
 
     def decays(self, steps: int) -> list[float]:
         """Return for each the factor by which this many steps shrink what was there before."""
-        return [_DECAYS[slot.state](slot.group) ** steps for slot in self._slots]
+        # the optimizer's load_state_dict makes its groups anew
+        groups = {id(p): g for g in self._optimizer.param_groups for p in g["params"]}
+        return [
+            _DECAYS[slot.state](groups.get(id(slot.parameter), slot.group)) ** steps
+            for slot in self._slots
+        ]
 
     def correct(self, corrections: Sequence[Tensor]) -> None:
         """Add to the tensors that exist."""

@@ -57,8 +57,8 @@ class Replica:
         self._parameters: list[Tensor] = list(named.values())
         floating = [(n, b) for n, b in model.named_buffers() if b.is_floating_point()]
         floating = floating if average_buffers else []
-        self._buffers = [b for _, b in floating]
-        self.names = [*named, *(n for n, _ in floating)]
+        self._model, self.buffer_names = model, [n for n, _ in floating]
+        self.names = [*named, *self.buffer_names]
         self._momentum = Momentum(optimizer) if average_momentum else None
         self.device = _one_device([*self._parameters, *self._buffers])
         self.streams = streams_of(self.device)
@@ -93,6 +93,11 @@ class Replica:
         self._correction_views = _views(self._correction, [*of_parameters, *shapes])
         self._pending = self._reset = False
         self._since_snapshot = self._since_correction = 0
+
+    @property
+    def _buffers(self) -> list[Tensor]:
+        """The live buffers: a model may put another tensor in a buffer's place at any time."""
+        return [self._model.get_buffer(name) for name in self.buffer_names]
 
     @property
     def steps_since_snapshot(self) -> int:
@@ -152,7 +157,7 @@ class Replica:
                 self._parameters, self._anchor_views, self._own_views, strict=False
             ):
                 torch.sub(x, z, out=own)
-            if self._buffers:
+            if self.buffer_names:
                 torch._foreach_copy_(self._views_of_own_buffers, self._buffers)
             self._snapshot_momentum()
             if self._pending:

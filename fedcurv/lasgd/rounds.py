@@ -4,7 +4,6 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from threading import Thread
-from typing import Any
 
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
@@ -14,6 +13,7 @@ from fedcurv.lasgd.data import Claim, Trained, packed, unpacked
 from fedcurv.lasgd.header import Report
 from fedcurv.lasgd.plane import Backend, Interrupted, Plane
 from fedcurv.lasgd.shared import Loss, Shared
+from fedcurv.lasgd.watch import WorkersDiffer
 from fedcurv.lasgd.weights import Weights, common_factor, own_weight
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Rounds(Thread):
         self._shared, self._control, self._plan = shared, control, plan
         self.trained = Trained()
         # for the groups, whose making blocks their client
-        self._groups: Any = control.store.clone()
+        self._groups = control.client()
         self.generation = generation
         self._plane = self._make_plane()
         # steps that landed in this generation, and whether a snapshot of an earlier one is to
@@ -109,20 +109,41 @@ class Rounds(Thread):
         shared = self._shared
         try:
             while not shared.over:
+                self._require_no_end()
                 self._control.wait_until_open(self.generation.round)
+                self._require_no_end()
                 contribution = self._contribute()
                 reports = self._sum_up(contribution)
                 self._land(contribution, reports)
                 self._change_members(reports)
         except Exception as error:
             logger.debug("rounds have ended", exc_info=True)
+            reason: Exception = self._of_a_change(error)
             with shared.changed:
-                shared.error = shared.error or error
+                shared.error = shared.error or reason
         finally:
             self._plane.close()
             with shared.changed:
                 shared.over = True
                 shared.changed.notify_all()
+
+    def _require_no_end(self) -> None:
+        reason = self._control.stopped()
+        if reason is not None:
+            raise WorkersDiffer(reason)
+
+    def _of_a_change(self, error: Exception) -> Exception:
+        """Return what an error comes from: a model may have changed in the middle of a round."""
+        if isinstance(error, WorkerLost | WorkersDiffer):
+            return error
+        change = self._shared.watch.of_tensors()
+        if change is None:
+            return error
+        why = f"worker {self._control.worker}: {change}"
+        try:
+            return WorkersDiffer(self._control.stop(why, self.generation.round))
+        except WorkerLost as lost:
+            return lost
 
     def _contribute(self) -> _Contribution:
         shared = self._shared
@@ -130,6 +151,7 @@ class Rounds(Thread):
             shared.is_open = True
             shared.changed.notify_all()
             shared.changed.wait_for(self._may_take)
+            shared.raise_error()
             steps = shared.replica.snapshot()
             claims, shared.trained = shared.trained, []
             shared.taken += 1
@@ -155,6 +177,8 @@ class Rounds(Thread):
 
     def _may_take(self) -> bool:
         shared = self._shared
+        if shared.error is not None:
+            return True
         rests = shared.at_boundary or shared.finished or shared.leaving
         return not shared.stepping and (shared.overlap or rests)
 
@@ -180,7 +204,9 @@ class Rounds(Thread):
     def _is_summed(self, what: str) -> bool:
         generation, control = self.generation, self._control
         try:
-            self._plane.all_reduce(lambda: control.has_verdict(generation, what))
+            self._plane.all_reduce(
+                lambda: control.has_verdict(generation, what) or control.stopped() is not None
+            )
         except Interrupted as reason:
             logger.info("worker %d, %s: %s", control.worker, what, reason)
             control.abort(generation, what)
@@ -190,6 +216,7 @@ class Rounds(Thread):
     def _regroup(self) -> None:
         """Go on with those that are left."""
         self._plane.close()
+        self._require_no_end()
         before = self.generation
         self.generation = self._control.survivors(before)
         lost = [m for m in before.members if m not in self.generation.members]

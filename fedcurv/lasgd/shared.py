@@ -8,6 +8,7 @@ from threading import Condition
 from fedcurv.lasgd.control import WorkerLost
 from fedcurv.lasgd.data import Claim
 from fedcurv.lasgd.replica import Replica
+from fedcurv.lasgd.watch import Watch, WorkersDiffer
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Shared:
 
     Attributes:
         replica: of this worker.
+        watch: of its model and optimizer.
         overlap: rounds run beside the training; else training waits for them.
         generation: g, as the counting thread needs it.
         round: r of the next landing.
@@ -71,6 +73,7 @@ class Shared:
     """
 
     replica: Replica
+    watch: Watch
     overlap: bool
     changed: Condition = field(default_factory=Condition)
     counters: Counters = field(default_factory=Counters)
@@ -103,6 +106,7 @@ class Shared:
 
         Raises:
             WorkerLost: if the rounds have failed.
+            WorkersDiffer: if they were ended because of a change.
         """
         began = time.monotonic()
         self.at_boundary = True
@@ -121,5 +125,7 @@ class Shared:
 
     def raise_error(self) -> None:
         """Raise what has ended the rounds, in the thread that trains."""
+        if isinstance(self.error, WorkersDiffer):
+            raise WorkersDiffer(str(self.error)) from self.error
         if self.error is not None:
             raise WorkerLost(str(self.error)) from self.error
