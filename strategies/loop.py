@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,7 +73,8 @@ def start(
             clients that must be.
         wait_timeout: seconds to wait for them, and in each round for as many as the strategy wants.
         seed: makes the strategy's sampling of nodes reproducible; None leaves it random.
-        checkpoint: folder for a file with the server's state, which is replaced.
+        checkpoint: folder for a file with the server's state, which is replaced; no other server
+            may use it meanwhile.
         checkpoint_every: rounds from one checkpoint to the next; the last round has one in any
             case. Resuming repeats the rounds after it.
         resume: go on after the last round in that file, in place of ``arrays``; without it, an
@@ -92,6 +93,7 @@ def start(
     Raises:
         TimeoutError: if too few nodes connect in time, before the first round or in a later one.
         RoundFailed: if no client succeeds in a round.
+        BlockingIOError: if another server uses the checkpoint's folder.
         FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
         TypeError: for FedCurv inside a differential-privacy wrapper, ``replies_are_models`` or
             ``max_examples`` beside FedCurv, a strategy of Flower's legacy API, or one client id
@@ -116,58 +118,61 @@ def start(
         )
     _warn_of_own_start(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
-    restored = None
-    if keeper is not None and keeper.path.exists():
-        if not resume:
-            raise FileExistsError(
-                f"{keeper.path} is the checkpoint of an earlier run; go on from it with "
-                "resume=True, or choose another folder"
-            )
-        restored = keeper.restore()
-    ordered = OrderedGrid(grid)
-    ordered.wait_for(wait_for_nodes, wait_timeout)
-    watchers = [on_round] if callable(on_round) else on_round
-    progress = restored or Progress(0, Result(arrays=arrays))
-    if isinstance(strategy, FedCurv):
-        max_examples = strategy.max_examples
-    screen = Screen(strategy, replies_are_models=replies_are_models, max_examples=max_examples)
-    run = _Run(strategy, ordered, progress.result, timeout, wait_timeout, seed, evaluate_fn, screen)
-
-    def is_over(server_round: int) -> bool:
-        if server_round >= num_rounds:
-            return True
-        if early_stopping is None or server_round == 0:
-            return False
-        return early_stopping.should_stop(run.result)
-
-    def finish(record: RoundRecord, *, save: bool) -> None:
-        if best_model is not None and (record.server_metrics or record.client_metrics):
-            best_model.keep(record.server_round, run.result)
-        if keeper is not None and save:
-            keeper.save(Progress(record.server_round, run.result))
-        for watch in watchers:
-            watch(record)
-
-    server_round = progress.server_round
-    if restored is None:
-        finish(RoundRecord(0, server_metrics=run.evaluate_on_server(0)), save=False)
-    train_config = ConfigRecord() if train_config is None else train_config
-    evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
-    while not is_over(server_round):
-        server_round += 1
-        began = time.perf_counter()
-        clients, train_metrics = run.train(server_round, train_config)
-        record = RoundRecord(
-            server_round,
-            clients=clients,
-            train_metrics=train_metrics,
-            client_metrics=run.evaluate_on_clients(server_round, evaluate_config),
-            server_metrics=run.evaluate_on_server(server_round),
-            refused_evaluations=run.refused_evaluations,
-            seconds=time.perf_counter() - began,
+    with nullcontext() if keeper is None else keeper.locked():
+        restored = None
+        if keeper is not None and keeper.path.exists():
+            if not resume:
+                raise FileExistsError(
+                    f"{keeper.path} is the checkpoint of an earlier run; go on from it with "
+                    "resume=True, or choose another folder"
+                )
+            restored = keeper.restore()
+        ordered = OrderedGrid(grid)
+        ordered.wait_for(wait_for_nodes, wait_timeout)
+        watchers = [on_round] if callable(on_round) else on_round
+        progress = restored or Progress(0, Result(arrays=arrays))
+        if isinstance(strategy, FedCurv):
+            max_examples = strategy.max_examples
+        screen = Screen(strategy, replies_are_models=replies_are_models, max_examples=max_examples)
+        run = _Run(
+            strategy, ordered, progress.result, timeout, wait_timeout, seed, evaluate_fn, screen
         )
-        finish(record, save=is_over(server_round) or server_round % checkpoint_every == 0)
-    return run.result
+
+        def is_over(server_round: int) -> bool:
+            if server_round >= num_rounds:
+                return True
+            if early_stopping is None or server_round == 0:
+                return False
+            return early_stopping.should_stop(run.result)
+
+        def finish(record: RoundRecord, *, save: bool) -> None:
+            if best_model is not None and (record.server_metrics or record.client_metrics):
+                best_model.keep(record.server_round, run.result)
+            if keeper is not None and save:
+                keeper.save(Progress(record.server_round, run.result))
+            for watch in watchers:
+                watch(record)
+
+        server_round = progress.server_round
+        if restored is None:
+            finish(RoundRecord(0, server_metrics=run.evaluate_on_server(0)), save=False)
+        train_config = ConfigRecord() if train_config is None else train_config
+        evaluate_config = ConfigRecord() if evaluate_config is None else evaluate_config
+        while not is_over(server_round):
+            server_round += 1
+            began = time.perf_counter()
+            clients, train_metrics = run.train(server_round, train_config)
+            record = RoundRecord(
+                server_round,
+                clients=clients,
+                train_metrics=train_metrics,
+                client_metrics=run.evaluate_on_clients(server_round, evaluate_config),
+                server_metrics=run.evaluate_on_server(server_round),
+                refused_evaluations=run.refused_evaluations,
+                seconds=time.perf_counter() - began,
+            )
+            finish(record, save=is_over(server_round) or server_round % checkpoint_every == 0)
+        return run.result
 
 
 @dataclass

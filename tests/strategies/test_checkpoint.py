@@ -1,14 +1,17 @@
 import math
+import os
 
 import pytest
 import torch
 from flwr.app import MetricRecord
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
+from fedcurv.archive import read_archive, write_archive
 from fedcurv.clients import ClientCurvature
-from fedcurv.strategies import BestModel, EarlyStopping, FedCurv
+from fedcurv.strategies import BestModel, EarlyStopping, FedCurv, JsonLines
 from fedcurv.strategies import checkpoint as checkpoint_module
 from tests.federation import Federation, options, same_bits
+from tests.mutations import mutations
 
 MAKE = {
     "FedAvg": lambda: FedAvg(**options(fraction_train=0.5)),
@@ -187,6 +190,164 @@ def test_an_early_end_has_a_checkpoint(tmp_path):
 def test_checkpoints_must_be_at_least_a_round_apart(tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every must be >= 1, got 0"):
         Federation().run(FedAvg(**options()), checkpoint=tmp_path, checkpoint_every=0)
+
+
+# ---- a server that is killed in the middle of a round
+
+
+class Killed(BaseException):
+    """Ends a server as SIGKILL does: nobody catches it."""
+
+
+def killed_at(server_round, replies):
+    """Return what spoils one client's reply so that the server ends before it has it."""
+
+    def spoil(content):
+        raise Killed
+
+    return {(server_round, replies): spoil}
+
+
+def around(strategy):
+    """Return a strategy of the user's own around another, which knows nothing of checkpoints."""
+
+    class Around(Strategy):
+        def __init__(self, inner):
+            self.inner = inner
+
+        def configure_train(self, *args):
+            return self.inner.configure_train(*args)
+
+        def aggregate_train(self, *args):
+            return self.inner.aggregate_train(*args)
+
+        def configure_evaluate(self, *args):
+            return self.inner.configure_evaluate(*args)
+
+        def aggregate_evaluate(self, *args):
+            return self.inner.aggregate_evaluate(*args)
+
+        def summary(self):
+            self.inner.summary()
+
+    return Around(strategy)
+
+
+NESTED = {
+    "FedCurv": lambda: FedCurv(strength=0.3, **options()),
+    "FedCurv around FedAdam": lambda: FedCurv(FedAdam(**options()), strength=0.3),
+    "FedCurv inside another": lambda: around(FedCurv(strength=0.3, **options())),
+    "FedCurv around FedAdam inside another": lambda: around(
+        FedCurv(FedAdam(**options()), strength=0.3)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+@pytest.mark.parametrize(("every", "cut"), [(1, 3), (2, 4), (3, 5), (3, 6), (5, 4)])
+def test_a_repeated_round_subtracts_what_is_in_the_sum(name, every, cut, tmp_path):
+    expected = Federation(num_nodes=3).run(NESTED[name](), num_rounds=7)
+    more = {"num_rounds": 7, "checkpoint": tmp_path / "run", "checkpoint_every": every}
+    # two clients have replied, and remembered what they sent
+    with pytest.raises(Killed):
+        Federation(num_nodes=3, spoil=killed_at(cut, 2)).run(NESTED[name](), **more)
+    resumed = Federation(num_nodes=3).run(NESTED[name](), resume=True, **more)
+    assert same_bits(expected.arrays, resumed.arrays)
+
+
+# ---- one folder, one server
+
+
+def test_a_second_server_is_refused_and_the_first_goes_on(tmp_path):
+    refused = []
+
+    def meddle(record):
+        with pytest.raises(BlockingIOError, match="another server that is running uses") as error:
+            Federation().run(FedAvg(**options()), checkpoint=tmp_path / "run", resume=True)
+        refused.append(error)
+
+    federation = Federation()
+    federation.run(FedAvg(**options()), num_rounds=2, checkpoint=tmp_path / "run", on_round=meddle)
+    assert len(refused) == 3
+    again = Federation()
+    again.run(FedAvg(**options()), num_rounds=3, checkpoint=tmp_path / "run", resume=True)
+    assert [r.server_round for r in again.rounds] == [3]
+
+
+def test_a_failed_run_gives_its_folder_free(tmp_path):
+    with pytest.raises(Killed) as held:
+        Federation(spoil=killed_at(1, 0)).run(FedAvg(**options()), checkpoint=tmp_path)
+    Federation().run(FedAvg(**options()), checkpoint=tmp_path, resume=True)
+    assert held is not None, "not even a traceback that is kept holds it"
+
+
+def test_the_servers_files_are_for_their_owner_alone(tmp_path):
+    before = os.umask(0o022)
+    try:
+        folder = tmp_path / "new" / "run"
+        Federation().run(
+            FedAvg(**options()),
+            evaluate_fn=accuracy,
+            checkpoint=folder,
+            best_model=BestModel(folder / "best.pt"),
+            on_round=JsonLines(folder / "rounds.jsonl"),
+        )
+    finally:
+        os.umask(before)
+    made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    modes = {p.name: p.stat().st_mode & 0o777 for p in made}
+    assert all(
+        m == (0o700 if p.is_dir() else 0o600) for p, m in zip(made, modes.values(), strict=True)
+    )
+    assert len(modes) == 6
+
+
+# ---- files that are none
+
+
+def changed(path, change):
+    header, arrays = read_archive(path)
+    change(header, arrays)
+    write_archive(path, header, arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, a: h.pop("version"), "a checkpoint of version 1, expected 2; end that run with"),
+        (lambda h, a: h.update(version=3), "a checkpoint of version 3, expected 2"),
+        (lambda h, a: h.update({"server-round": -1}), "expected a round, got -1"),
+        (lambda h, a: h.update({"server-round": True}), "expected a round, got True"),
+        (lambda h, a: h.update(model=3), "expected a model"),
+        (lambda h, a: h.pop("histories"), "KeyError: 'histories'"),
+        (lambda h, a: h.update(state={"list": []}), "expected the state of FedAdam"),
+        (lambda h, a: h["state"]["table"].update(eta="x"), "expected 'eta' of FedAdam"),
+        (lambda h, a: h["state"]["table"].update(summary=1), "expected 'summary' of FedAdam"),
+        (lambda h, a: a.pop("array-0"), "KeyError: 'array-0'"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused_with_its_path(change, message, tmp_path):
+    run_with("FedAdam", lambda r: None, tmp_path)
+    changed(tmp_path / "checkpoint.npz", change)
+    with pytest.raises(ValueError, match=rf"checkpoint\.npz .*{message}"):
+        run_with("FedAdam", lambda r: None, tmp_path, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["FedAdam", "FedCurv"])
+def test_no_input_makes_restoring_raise_an_error_that_is_not_its_own(name, tmp_path):
+    run(name, Federation(num_nodes=2), checkpoint=tmp_path)
+    path, strange = tmp_path / "checkpoint.npz", []
+    for data in mutations(path.read_bytes(), 10_000):
+        path.write_bytes(data)
+        try:
+            checkpoint_module.Checkpoint(tmp_path, MAKE[name]()).restore()
+        except ValueError as error:
+            if "checkpoint.npz" not in str(error):
+                strange.append(error)
+        except Exception as error:
+            strange.append(error)
+    assert not strange
 
 
 # ---- the best model
