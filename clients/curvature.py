@@ -35,8 +35,9 @@ class ClientCurvature:
     """What the server's message says about curvature, less what this node put into it itself.
 
     The node's own terms are subtracted only if the server lists the message that the node answered
-    last among those whose replies are in the sum. A node that was absent, failed, or was started
-    anew without its state subtracts nothing.
+    then among those whose replies are in the sum. A node that was absent, failed, or was started
+    anew without its state subtracts nothing. The terms in the server's latest checkpoint are
+    remembered beside the latest, for a server that goes on from there.
 
     Penalty and report are about the parameters that travel and no others: a layer that stays home
     would be known from its statistics. Those are the trainable parameters whose names are among the
@@ -65,7 +66,8 @@ class ClientCurvature:
 
     Raises:
         ValueError: if the server's sums are of parameters that the model does not have, or that
-            stay home, or were taken out of this message before; or if ``parameters`` does not fit.
+            stay home, or were taken out of this message before; if ``parameters`` does not fit; or
+            if another node that lives uses the same client id and state folder.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class ClientCurvature:
         self._sums_names: frozenset[str] = frozenset()
         size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
         directory = None if state_dir is None else Path(state_dir)
-        self._store = store_for(context, size, directory, instruction.federation)
+        self._store = store_for(context, size, directory, instruction)
         self._tell_what_stays(model, self._withheld)
         if instruction.sums is not None:
             self._instruction = dataclasses.replace(instruction, sums=None)
@@ -206,7 +208,10 @@ class ClientCurvature:
             message_id=self._message_id,
             with_information=instruction.secure_sums or not server_can_multiply,
         )
-        self._store.save(Contribution(instruction.server_round, self._message_id, curvature))
+        self._store.save(
+            Contribution(instruction.server_round, self._message_id, curvature),
+            instruction.saved_round,
+        )
         return content
 
     def _to_report(self, model: nn.Module, content: RecordDict) -> list[str]:
@@ -303,11 +308,8 @@ class ClientCurvature:
 
     def _own_terms(self, instruction: Instruction, sums: Curvature) -> Curvature | None:
         """Return this node's own terms if they are in the sums."""
-        own = self._store.load()
-        if own is None or own.server_round != instruction.sums_round:
-            return None
-        if own.message_id not in instruction.contributors:
-            logger.info("the reply of round %d is not in the sum", own.server_round)
+        own = self._store.load(instruction.sums_round, instruction.contributors)
+        if own is None:
             return None
         if shapes_of(own.curvature.precision) != shapes_of(sums.precision):
             logger.warning("own statistics are of another model and count as absent")

@@ -1,25 +1,24 @@
-"""What a client remembers between rounds: its own terms of the last sum that it may be part of.
+"""What a client remembers between rounds: its own terms of the sums that it may meet again.
 
-Small statistics stay in Flower's ``Context.state``. Large ones go to the client's own disk,
-because a deployed Flower client loses any state that takes more than seconds to hand back, and
-says nothing.
+These are the latest, and those that the server's latest checkpoint holds, from which a server that
+is killed goes on. Small statistics stay in Flower's ``Context.state``, which ends with the run:
+nodes that their owner gave a ``client-id`` use their own disk where the server keeps checkpoints.
+Large ones go to disk in any case, because a deployed Flower client loses any state that takes more
+than seconds to hand back, and says nothing.
 """
 
-import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote
+from typing import Protocol
 
-import torch
-from flwr.app import ConfigRecord, Context
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
-from fedcurv.archive import Arrays, read_archive, write_archive
+from fedcurv.clients.disk_state import DiskFolder
 from fedcurv.curvature import Curvature
-from fedcurv.strategies.records import client_id_of, pack_tensors, unpack_tensors
+from fedcurv.strategies.records import Instruction, client_id_of, pack_tensors, unpack_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +27,10 @@ STATE_DIRECTORY_VARIABLE = "FEDCURV_STATE_DIR"
 # the largest pair (P, Q) that is left to Context.state
 _SMALL_BYTES = 16 * 2**20
 
-_CONFIG = "fedcurv.own"
-_PRECISION = "fedcurv.own.precision"
-_INFORMATION = "fedcurv.own.information"
+# records of the latest, and of an earlier round: more than one only if that was repeated
+_PLACES = ("fedcurv.own", "fedcurv.kept-1", "fedcurv.kept-2")
+
+Record = ArrayRecord | MetricRecord | ConfigRecord
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,57 @@ class Contribution:
 
 
 class ContributionStore(Protocol):
-    """Keeps one contribution, the latest."""
+    """Keeps a client's contributions: the latest, and those of one earlier round."""
 
-    def load(self) -> Contribution | None:
-        """Return it, or None if there is none that can be trusted."""
+    def load(self, server_round: int, contributors: Collection[str]) -> Contribution | None:
+        """Return what was sent in a round in answer to one of these messages.
+
+        None if there is none that can be trusted; the log says so where there was one.
+        """
         ...
 
-    def save(self, contribution: Contribution) -> None:
-        """Replace it."""
+    def save(self, contribution: Contribution, kept_round: int | None = None) -> None:
+        """Keep it, and beside it only those of ``kept_round``."""
         ...
 
 
 def store_for(
-    context: Context, model_bytes: int, directory: Path | None, federation: str
+    context: Context, model_bytes: int, directory: Path | None, instruction: Instruction
 ) -> ContributionStore:
-    """Return where a client with a model of this size keeps its contribution.
+    """Return where a client with a model of this size keeps its contributions.
 
     Args:
         context: the client's own.
         model_bytes: of its trainable parameters.
-        directory: keep it on disk below here; None keeps small ones in ``Context.state`` and large
-            ones below ``$FEDCURV_STATE_DIR``, or ``~/.cache/fedcurv/state``.
-        federation: the server's name for the training that goes on, over restarts.
+        directory: keep them on disk below here; None keeps small ones in ``Context.state``, and
+            large ones, and a named client's for a server with checkpoints, below
+            ``$FEDCURV_STATE_DIR``, or ``~/.cache/fedcurv/state``.
+        instruction: names the federation and the sending, and says whether there are checkpoints.
+
+    Raises:
+        ValueError: if another node that lives uses the same client id and folder.
+        OSError: if the folder cannot be written; small statistics of a named client then stay in
+            ``Context.state``, and the log says so.
     """
-    if directory is None and 2 * model_bytes <= _SMALL_BYTES:
+    # a resumed run is another one, with contexts of its own; simulated nodes have no client-id
+    outlives_run = instruction.resumable and "client-id" in context.node_config
+    fits_context = directory is None and 2 * model_bytes <= _SMALL_BYTES
+    if fits_context and not outlives_run:
         return ContextStore(context)
-    return DiskStore(directory or default_directory(), context, federation)
+    store = DiskStore(directory or default_directory(), context, instruction.federation)
+    try:
+        store.folder.claim(str(context.node_id), instruction.sending)
+    except OSError as error:
+        if not fits_context:
+            raise
+        logger.warning(
+            "own statistics end with this run, since they cannot be kept on disk: %s; set %s to a "
+            "folder that can be written",
+            error,
+            STATE_DIRECTORY_VARIABLE,
+        )
+        return ContextStore(context)
+    return store
 
 
 def default_directory() -> Path:
@@ -78,89 +103,95 @@ def default_directory() -> Path:
 
 
 class ContextStore:
-    """Keeps the contribution in Flower's ``Context.state``."""
+    """Keeps contributions in Flower's ``Context.state``, three records for each."""
 
     def __init__(self, context: Context) -> None:
         self._state = context.state
 
-    def load(self) -> Contribution | None:
-        """Return the contribution, or None if there is none."""
-        config = self._state.config_records.get(_CONFIG)
-        if config is None:
-            return None
-        return Contribution(
-            int(config["server-round"]),  # type: ignore[arg-type]
-            str(config["message-id"]),
-            Curvature(
-                unpack_tensors(self._state.array_records[_PRECISION]),
-                unpack_tensors(self._state.array_records[_INFORMATION]),
-            ),
-        )
+    def load(self, server_round: int, contributors: Collection[str]) -> Contribution | None:
+        """Return the contribution to this round that answers one of these messages."""
+        try:
+            for place in _PLACES:
+                if not any(name in self._state for name in _names(place)):
+                    continue
+                config = self._state.config_records[place]
+                message_id = config["message-id"]
+                if config["server-round"] != server_round:
+                    continue
+                if message_id in contributors:
+                    return Contribution(server_round, str(message_id), self._curvature_at(place))
+                logger.info("the reply of round %d is not in the sum", server_round)
+        except Exception as error:  # whatever somebody else's records make of it
+            logger.warning(
+                "own statistics in Context.state cannot be used and count as absent: %s",
+                str(error) or type(error).__name__,
+            )
+            for place in _PLACES:
+                self._take(place)
+        return None
 
-    def save(self, contribution: Contribution) -> None:
-        """Replace the contribution."""
-        self._state[_PRECISION] = pack_tensors(contribution.curvature.precision)
-        self._state[_INFORMATION] = pack_tensors(contribution.curvature.information)
-        self._state[_CONFIG] = ConfigRecord(
-            {"server-round": contribution.server_round, "message-id": contribution.message_id}
-        )
+    def save(self, contribution: Contribution, kept_round: int | None = None) -> None:
+        """Keep the contribution, and beside it only those of ``kept_round``, the latest few."""
+        taken = [self._take(place) for place in _PLACES]
+        kept = [records for records in taken if _round_of(records) == kept_round]
+        kept = kept if kept_round else []
+        curvature = contribution.curvature
+        latest: list[Record | None] = [
+            ConfigRecord(
+                {"server-round": contribution.server_round, "message-id": contribution.message_id}
+            ),
+            pack_tensors(curvature.precision),
+            pack_tensors(curvature.information),
+        ]
+        for place, records in zip(_PLACES, [latest, *kept], strict=False):
+            for name, record in zip(_names(place), records, strict=True):
+                if record is not None:
+                    self._state[name] = record
+
+    def _take(self, place: str) -> list[Record | None]:
+        return [self._state.pop(name, None) for name in _names(place)]
+
+    def _curvature_at(self, place: str) -> Curvature:
+        _, precision, information = _names(place)
+        return Curvature(
+            unpack_tensors(self._state.array_records[precision]),
+            unpack_tensors(self._state.array_records[information]),
+        ).check()
+
+
+def _names(place: str) -> tuple[str, str, str]:
+    return place, f"{place}.precision", f"{place}.information"
+
+
+def _round_of(records: Sequence[Record | None]) -> object:
+    return records[0].get("server-round") if isinstance(records[0], ConfigRecord) else None
 
 
 class DiskStore:
-    """Keeps the contribution in one file per federation and client.
+    """Keeps each contribution in a file of its own, in a folder per federation and client.
 
     A file that is damaged, or that belongs to another federation or client, counts as absent, and
     the log says so: a client without its contribution subtracts nothing, which is safe.
     """
 
     def __init__(self, directory: Path, context: Context, federation: str) -> None:
-        client_id = client_id_of(context)
-        self._owner = {"federation": federation, "client-id": client_id}
-        # the federation's name came over the wire and the client's id may hold any character
-        folder = f"federation-{hashlib.sha256(federation.encode()).hexdigest()[:16]}"
-        self.path = directory / folder / f"client-{quote(client_id, safe='')}.npz"
+        self.folder = DiskFolder(directory, client_id_of(context), federation)
 
-    def load(self) -> Contribution | None:
-        """Return the contribution, or None if there is none that can be trusted."""
-        try:
-            header, arrays = read_archive(self.path)
-            return self._unpack(header, arrays)
-        except FileNotFoundError:
+    def load(self, server_round: int, contributors: Collection[str]) -> Contribution | None:
+        """Return the contribution if it is one of these and can be trusted."""
+        found = self.folder.read(server_round, contributors)
+        if found is None:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            logger.warning("own statistics cannot be used and count as absent: %s", error)
-            return None
+        message_id, curvature = found
+        return Contribution(server_round, message_id, curvature)
 
-    def save(self, contribution: Contribution) -> None:
-        """Replace the contribution.
+    def save(self, contribution: Contribution, kept_round: int | None = None) -> None:
+        """Keep the contribution, and beside it only those of ``kept_round``.
 
         Raises:
-            OSError: if the folder cannot be written; the old file, if any, is untouched.
+            OSError: if the folder cannot be written; the old files, if any, are untouched.
+            ValueError: if a bound in the environment is no number.
         """
-        curvature = contribution.curvature
-        names = list(curvature.precision)
-        header = {
-            **self._owner,
-            "server-round": contribution.server_round,
-            "message-id": contribution.message_id,
-            "names": names,
-        }
-        arrays = {}
-        for index, name in enumerate(names):
-            arrays[f"precision-{index}"] = curvature.precision[name].cpu().numpy()
-            arrays[f"information-{index}"] = curvature.information[name].cpu().numpy()
-        write_archive(self.path, header, arrays)
-
-    def _unpack(self, header: Mapping[str, Any], arrays: Arrays) -> Contribution:
-        owner = {key: header[key] for key in self._owner}
-        if owner != self._owner:
-            raise ValueError(f"{self.path} is the state of {owner}, expected {self._owner}")
-        names = header["names"]
-        return Contribution(
-            int(header["server-round"]),
-            str(header["message-id"]),
-            Curvature(
-                {n: torch.from_numpy(arrays[f"precision-{i}"]) for i, n in enumerate(names)},
-                {n: torch.from_numpy(arrays[f"information-{i}"]) for i, n in enumerate(names)},
-            ).check(),
+        self.folder.write(
+            contribution.server_round, contribution.message_id, contribution.curvature, kept_round
         )

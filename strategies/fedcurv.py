@@ -1,6 +1,7 @@
 """FedCurv around any Flower strategy (arXiv 1910.07796)."""
 
 import dataclasses
+import itertools
 import logging
 import math
 import statistics
@@ -24,6 +25,7 @@ from fedcurv.strategies.replies import (
     Sent,
     check_reply,
     in_order_of_clients,
+    require_one_node,
     require_some_messages,
     require_some_success,
 )
@@ -107,6 +109,9 @@ class FedCurv(Strategy):
         self.refused: Mapping[str, str] = {}
         self._at_first = plain_values(wrapped)
         self._federation = uuid4().hex
+        self._session, self._sendings = uuid4().hex, itertools.count(1)
+        self._saved_round: int | None = None
+        self._is_resumable = False
         self._instruction = Instruction(self._strength.to_ask_with)
         self._sent = Sent.of(ArrayRecord())
         self._parameter_names: frozenset[str] = frozenset()
@@ -127,6 +132,9 @@ class FedCurv(Strategy):
             server_round=server_round,
             secure_sums=self.secure_sums,
             federation=self._federation,
+            sending=f"{self._session}/{next(self._sendings)}",
+            saved_round=self._saved_round,
+            resumable=self._is_resumable,
         )
         own_records = records.pack_instruction(instruction)
         for message in messages:
@@ -155,6 +163,7 @@ class FedCurv(Strategy):
         clients: dict[str, str] = {}
         weights: dict[str, float] = {}
         constant: set[str] = set()
+        nodes: dict[str, int] = {}
         for message in replies:
             received.append(message)
             if message.has_error():
@@ -164,6 +173,7 @@ class FedCurv(Strategy):
             try:
                 client_id = records.unpack_client_id(message.content)
                 clients[message_id] = client_id or clients[message_id]
+                require_one_node(client_id, message.metadata.src_node_id, nodes)
                 added = self._add(message_id, message.content, sums)
                 weights[message_id] = added.weight
                 constant |= added.constant
@@ -235,10 +245,19 @@ class FedCurv(Strategy):
         logger.info("\t│\t└── strength (%s) | secure sums (%s)", self.strength, self.secure_sums)
         self.strategy.summary()
 
+    def will_be_saved(self) -> None:
+        """Tell clients from now on that what they remember must outlive this run."""
+        self._is_resumable = True
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold: the sums and the wrapped strategy's state."""
+        """Return what a checkpoint must hold: the sums and the wrapped strategy's state.
+
+        Clients are told to keep their own terms of these sums until the next call, since they may
+        come back.
+        """
         instruction = self._instruction
         sums = instruction.sums
+        self._saved_round = instruction.sums_round
         return {
             "federation": self._federation,
             "strength": self.strength,
@@ -251,23 +270,35 @@ class FedCurv(Strategy):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
+        """Go on from what ``state_dict`` returned.
+
+        Raises:
+            ValueError: if it is none of those; nothing is changed then.
+        """
         sums = None
         if state["precision"] is not None:
             sums = Curvature(
                 records.unpack_tensors(state["precision"]),
                 records.unpack_tensors(state["information"]),
-            )
-        self._federation = state["federation"]
+            ).check()
+        sums_round, names = state["sums-round"], [*state["parameter-names"], *state["contributors"]]
+        if type(sums_round) is not int or sums_round < 0:
+            raise ValueError(f"expected the round of the sums, got {sums_round!r}")
+        if not all(isinstance(text, str) for text in (state["federation"], *names)):
+            raise ValueError("expected the federation, parameters and messages by their names")
+        if not isinstance(state["strength"], int | float | None):
+            raise ValueError(f"expected a strength, got {state['strength']!r}")
+        load_strategy_state(self.strategy, state["strategy"])
         self._strength.resume(state["strength"])
+        self._federation, self._session = state["federation"], uuid4().hex
+        self._saved_round = sums_round
         self._parameter_names = frozenset(state["parameter-names"])
         self._instruction = Instruction(
             self._strength.to_ask_with,
-            sums_round=state["sums-round"],
+            sums_round=sums_round,
             contributors=state["contributors"],
             sums=sums,
         )
-        load_strategy_state(self.strategy, state["strategy"])
 
     @property
     def strength(self) -> float | None:

@@ -3,7 +3,9 @@
 To a client, with the model of round t:
     ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0:
                              none yet), the ids of the messages whose replies are in them,
-                             whether sums must be secure, and the federation's name
+                             whether sums must be secure, names for the federation and for this
+                             sending, the round whose sums the latest checkpoint holds, and
+                             whether there are checkpoints
     ``fedcurv.precision``    ArrayRecord: P by parameter name
     ``fedcurv.information``  ArrayRecord: Q by parameter name
 From a client, beside its own arrays and metrics:
@@ -62,6 +64,11 @@ class Instruction:
         secure_sums: whether clients must send F·θ̂ themselves.
         federation: a name for this training, the same over restarts of the server.
         sums: P and Q over all contributors, or None.
+        sending: the server's name for this sending of a round: its own, a slash, and a number.
+        saved_round: the ``sums_round`` of the state that was saved last, to which the server may
+            return; None where none was.
+        resumable: whether a later run may go on from there: what is remembered must outlive this
+            one.
     """
 
     strength: float
@@ -71,6 +78,9 @@ class Instruction:
     secure_sums: bool = False
     federation: str = ""
     sums: Curvature | None = None
+    sending: str = ""
+    saved_round: int | None = None
+    resumable: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,8 +142,12 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
             "sums-round": instruction.sums_round,
             "secure-sums": instruction.secure_sums,
             "federation": instruction.federation,
+            "sending": instruction.sending,
+            "resumable": instruction.resumable,
         }
     )
+    if instruction.saved_round is not None:
+        config["saved-round"] = instruction.saved_round
     records = RecordDict({CONFIG: config})
     if instruction.sums is not None:
         config["contributors"] = list(instruction.contributors)
@@ -177,6 +191,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         raise ValueError(f"expected a number for 'strength', got {strength!r}")
     if not 0.0 <= strength <= _LARGEST_FLOAT:
         raise ValueError(f"expected a finite strength >= 0, got {strength!r}")
+    saved_round = _told_round(config, "saved-round") if "saved-round" in config else None
     return Instruction(
         strength=float(strength),
         server_round=_told_round(config, "server-round"),
@@ -185,6 +200,9 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         secure_sums=_told(config, "secure-sums", bool),
         federation=_told(config, "federation", str),
         sums=sums,
+        sending=_told(config, "sending", str),
+        saved_round=saved_round,
+        resumable=_told(config, "resumable", bool),
     )
 
 

@@ -249,3 +249,16 @@ def in_order_of_clients(received: Sequence[Message]) -> Sequence[Message]:
         return client_id_order(str(pair[0]))
 
     return [m for _, m in sorted(zip(ids, with_content, strict=True), key=order)] + failed
+
+
+def require_one_node(client_id: str | None, node: int, nodes: dict[str, int]) -> None:
+    """Note which node replies as a client in this round.
+
+    Raises:
+        ValueError: if another one did.
+    """
+    if client_id is not None and nodes.setdefault(client_id, node) != node:
+        raise ValueError(
+            f"nodes {nodes[client_id]} and {node} both say that they are client {client_id}, and "
+            "the first has replied; give each node its own client-id in its node configuration"
+        )

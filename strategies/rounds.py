@@ -16,7 +16,7 @@ class ClientRecord:
     Attributes:
         client_id: its stable id.
         status: ``ok``, ``failed`` (it answered with an error), ``refused`` (its reply was not fit
-            for use) or ``missing`` (no reply in time).
+            for use, or another node is that client) or ``missing`` (no reply in time).
         reason: why it was not ``ok``.
         down: payload of the message sent to it, bytes by record.
         up: payload of its reply, likewise.
@@ -95,7 +95,10 @@ class Traffic:
         Args:
             refused: reason by message id.
         """
-        rows = []
+        rows = [
+            ClientRecord(self._grid.client_id(node), "refused", reason, {}, {}, {})
+            for node, reason in self._grid.refused().items()
+        ]
         for message in self._messages:
             message_id = message.metadata.message_id
             status, reason = "ok", ""

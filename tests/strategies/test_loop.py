@@ -5,16 +5,17 @@ import weakref
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
+from fedcurv.clients import ClientCurvature
 from fedcurv.simulations.local import LocalGrid
 from fedcurv.strategies import FedCurv, RoundFailed, ordered_grid, start
 from fedcurv.strategies.flower_private import task_identity
 from fedcurv.strategies.ordered_grid import OrderedGrid
 from fedcurv.strategies.records import CONFIG, INFORMATION, PRECISION, unpack_client_id
-from tests.federation import Federation, crash, new_model, options, same_bits
+from tests.federation import Federation, crash, new_model, options, same_bits, served_on
 
 
 class RemoteGrid(LocalGrid):
@@ -237,6 +238,83 @@ def test_two_nodes_of_one_name_are_told(caplog):
         start(FedAvg(**options()), grid, ArrayRecord(new_model().state_dict()), num_rounds=1)
     assert "several nodes say that they are client twin" in caplog.text
     assert "client 0" not in caplog.text
+
+
+def twins(mode, num_rounds, tmp_path, monkeypatch):
+    """Run three nodes of which two are client twin with one folder; return what was seen of it."""
+    federation = Federation(num_nodes=3)
+    original = ClientCurvature.__init__
+
+    def on_disk(self, *args, **more):
+        original(self, *args, **more, state_dir=tmp_path)
+
+    monkeypatch.setattr(ClientCurvature, "__init__", on_disk)
+    grid = LocalGrid(federation.client_app(), 3)
+    for context in list(grid.contexts.values())[1:]:
+        context.node_config["client-id"] = "twin"
+    strategy, arrays = FedCurv(strength=0.1, **options()), ArrayRecord(new_model().state_dict())
+
+    def serve(grid):
+        if mode == "Flower's loop":
+            return strategy.start(grid, arrays, num_rounds=num_rounds)
+        return start(
+            strategy, grid, arrays, num_rounds=num_rounds, on_round=federation.rounds.append
+        )
+
+    return federation, strategy, served_on(grid, serve)
+
+
+def test_of_two_nodes_of_one_name_the_first_takes_part_as_if_it_were_alone(tmp_path, monkeypatch):
+    federation, _, result = twins("start", 3, tmp_path / "twins", monkeypatch)
+    alone = Federation(num_nodes=2).run(FedCurv(strength=0.1, **options()), num_rounds=3)
+    assert same_bits(result.arrays, alone.arrays)
+    for record in federation.rounds[1:]:
+        assert [(c.client_id, c.status) for c in record.clients] == [
+            ("0", "ok"),
+            ("twin", "refused"),
+            ("twin", "ok"),
+        ]
+        assert "several nodes say that they are client twin" in record.clients[1].reason
+
+
+def test_under_flowers_own_loop_the_client_refuses_to_be_two_nodes(tmp_path, monkeypatch, caplog):
+    # whoever comes first in the first round stays the client
+    monkeypatch.setattr(random, "sample", lambda nodes, number: sorted(nodes)[:number])
+    federation, _, result = twins("Flower's loop", 3, tmp_path / "twins", monkeypatch)
+    alone = Federation(num_nodes=2).run(
+        FedCurv(strength=0.1, **options()), num_rounds=3, own_loop=True
+    )
+    assert same_bits(result.arrays, alone.arrays)
+    assert {visit.partition for visit in federation.visits} == {0, 1}
+    assert "client twin: node 1002 and node 1001 both use this client id" in caplog.text
+
+
+def test_a_node_that_was_started_anew_takes_the_place_of_the_one_that_is_silent(caplog):
+    federation = Federation(num_nodes=2)
+    app = federation.client_app()
+    grid = LocalGrid(app, 2)
+    dead, context = 1001, grid.contexts[1001]
+    original = grid.replies
+
+    def replies(messages, *, timeout):
+        alive = [m for m in messages if m.metadata.dst_node_id != dead or 3000 not in grid.contexts]
+        yield from original(alive, timeout=timeout)
+
+    grid.replies = replies
+
+    def restart(record):
+        federation.rounds.append(record)
+        if record.server_round == 1:
+            grid.contexts[3000] = Context(1, 3000, context.node_config, context.state, {})
+
+    arrays = ArrayRecord(new_model().state_dict())
+    with task_identity(run_id=1, node_id=1):
+        strategy = FedCurv(strength=0.1, **options())
+        result = start(strategy, grid, arrays, num_rounds=3, on_round=restart)
+    assert "node 3000 takes the place of node 1001" in caplog.text
+    assert federation.statuses(2) == federation.statuses(3) == {"0": "ok", "1": "ok"}
+    whole = Federation(num_nodes=2).run(FedCurv(strength=0.1, **options()), num_rounds=3)
+    assert same_bits(result.arrays, whole.arrays)
 
 
 def test_nodes_that_connect_late_are_waited_for():
