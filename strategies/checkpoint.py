@@ -195,6 +195,21 @@ def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
     vars(strategy).update(own)
 
 
+def require_plain_state(state: Mapping[str, Any]) -> None:
+    """Check what FedCurv saved beside arrays and the wrapped strategy's state.
+
+    Raises:
+        ValueError: if it cannot be FedCurv's.
+    """
+    sums_round, names = state["sums-round"], [*state["parameter-names"], *state["contributors"]]
+    if type(sums_round) is not int or sums_round < 0:
+        raise ValueError(f"expected the round of the sums, got {sums_round!r}")
+    if not all(isinstance(text, str) for text in (state["federation"], *names)):
+        raise ValueError("expected the federation, parameters and messages by their names")
+    if not isinstance(state["strength"], int | float | None):
+        raise ValueError(f"expected a strength, got {state['strength']!r}")
+
+
 def _require_attribute(strategy: Strategy, name: str, value: Any) -> None:
     """Raise a ValueError if a value can be no attribute of this name."""
     now = vars(strategy).get(name)

@@ -14,9 +14,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedcurv.curvature import Curvature
-from fedcurv.strategies import records
+from fedcurv.strategies import checkpoint, records
 from fedcurv.strategies.arrays import reason_of
-from fedcurv.strategies.checkpoint import load_strategy_state, plain_values, strategy_state
 from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_legacy_words
 from fedcurv.strategies.records import Instruction
@@ -107,7 +106,7 @@ class FedCurv(Strategy):
         self.max_examples = checked_bound(max_examples)
         self._settling = Settling()
         self.refused: Mapping[str, str] = {}
-        self._at_first = plain_values(wrapped)
+        self._at_first = checkpoint.plain_values(wrapped)
         self._federation = uuid4().hex
         self._session, self._sendings = uuid4().hex, itertools.count(1)
         self._saved_round: int | None = None
@@ -266,36 +265,26 @@ class FedCurv(Strategy):
             "contributors": list(instruction.contributors),
             "precision": None if sums is None else records.pack_tensors(sums.precision),
             "information": None if sums is None else records.pack_tensors(sums.information),
-            "strategy": strategy_state(self.strategy, self._at_first),
+            "strategy": checkpoint.strategy_state(self.strategy, self._at_first),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned.
-
-        Raises:
-            ValueError: if it is none of those; nothing is changed then.
-        """
+        """Go on from what ``state_dict`` returned; a ValueError changes nothing."""
         sums = None
         if state["precision"] is not None:
             sums = Curvature(
                 records.unpack_tensors(state["precision"]),
                 records.unpack_tensors(state["information"]),
             ).check()
-        sums_round, names = state["sums-round"], [*state["parameter-names"], *state["contributors"]]
-        if type(sums_round) is not int or sums_round < 0:
-            raise ValueError(f"expected the round of the sums, got {sums_round!r}")
-        if not all(isinstance(text, str) for text in (state["federation"], *names)):
-            raise ValueError("expected the federation, parameters and messages by their names")
-        if not isinstance(state["strength"], int | float | None):
-            raise ValueError(f"expected a strength, got {state['strength']!r}")
-        load_strategy_state(self.strategy, state["strategy"])
+        checkpoint.require_plain_state(state)
+        checkpoint.load_strategy_state(self.strategy, state["strategy"])
         self._strength.resume(state["strength"])
         self._federation, self._session = state["federation"], uuid4().hex
-        self._saved_round = sums_round
+        self._saved_round = state["sums-round"]
         self._parameter_names = frozenset(state["parameter-names"])
         self._instruction = Instruction(
             self._strength.to_ask_with,
-            sums_round=sums_round,
+            sums_round=state["sums-round"],
             contributors=state["contributors"],
             sums=sums,
         )
