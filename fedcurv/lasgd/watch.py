@@ -37,6 +37,7 @@ class Watch:
         self._held = list(_held_by(optimizer))
         self._ids = {id(p) for p in [*self._held, *self._trained.values()]}
         self._watches_buffers = buffers is not None
+        self._forms = [(p.shape, p.dtype) for p in self._trained.values()]
         self._looks = {name: _look(p) for name, p in self._trained.items()}
         self._looks |= {name: _look(model.get_buffer(name)) for name in buffers or ()}
 
@@ -45,6 +46,8 @@ class Watch:
 
         It takes microseconds: it looks into the optimizer's groups and at flags alone.
         """
+        if self._forms != [(p.shape, p.dtype) for p in self._trained.values()]:
+            return self.of_tensors()
         thawed = any(p.requires_grad for p in self._frozen)
         if not thawed and self._ids.issuperset(map(id, _held_by(self._optimizer))):
             return None
