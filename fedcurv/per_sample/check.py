@@ -1,7 +1,7 @@
 """The self-check: closed forms against single samples, once for each computation."""
 
 import logging
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
 from fedcurv.per_sample.replay import close
-from fedcurv.per_sample.squares import Check, PerSampleSquares, tolerance_of
+from fedcurv.per_sample.squares import Check, PerSampleSquares
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _compare(
         alone = _one_by_one(model, parameters, inputs)
     if not all(bool(square.isfinite().all()) for square in alone.squares.values()):
         return None
-    tolerance = tolerance_of(alone.outputs, parameters.values())
+    tolerance = _tolerance_of(alone.outputs, parameters.values())
     if done is None or (len(inputs) > 1 and _samples_interact(model, inputs, alone.outputs)):
         of_one = _compare(model, parameters, inputs[:1])
         return None if of_one is None else replace(of_one, alone=True)
@@ -132,6 +132,15 @@ def _disagreeing(
         for name, square in expected.items()
         if not float((got[name] - square).norm()) <= tolerance * max(float(square.norm()), smallest)
     }
+
+
+def _tolerance_of(outputs: Tensor, parameters: Iterable[Tensor]) -> float:
+    """Return by how much right results may differ: more in half precision."""
+    dtypes = {outputs.dtype, *(p.dtype for p in parameters)}
+    device = outputs.device.type
+    if torch.is_autocast_enabled(device):
+        dtypes.add(torch.get_autocast_dtype(device))
+    return max(1e-3, *(16 * torch.finfo(dtype).eps for dtype in dtypes))
 
 
 def _cotangent(outputs: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -17,8 +17,9 @@ from fedcurv.parameters import accumulation_dtype, plain
 from fedcurv.per_sample.attention import AttentionByProjections, Source
 from fedcurv.per_sample.catalogue import rule_for
 from fedcurv.per_sample.graph import Span, edges_of, nodes_of
-from fedcurv.per_sample.replay import Call, Nest, Replay, mapped, tensors_of
+from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
 from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.watched import Shape, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -31,35 +32,6 @@ class Phase(Enum):
 
     NOTHING = 0
     FORWARD = 1
-
-
-@dataclass
-class Watched:
-    """One call of a hooked module.
-
-    Attributes:
-        layer: the module's.
-        args: its arguments; of a closed form's layer the input alone.
-        kwargs: likewise.
-        outputs: shapes of its tensors of real numbers.
-        span: what the call computed.
-        axes: where the samples lie: in the input, or a nest of such axes; None if that is unknown.
-        names: the parameters, by the module's own names, that this call is to show.
-        gradients: of the outputs, as far as they are known.
-    """
-
-    layer: Layer
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: list[Shape]
-    span: Span
-    axes: Any = None
-    names: frozenset[str] = frozenset()
-    gradients: list[Tensor | None] = field(default_factory=list)
-
-    def shapes(self) -> Nest:
-        """Return the shapes of all tensors."""
-        return mapped(_shape_of, (self.args, self.kwargs)), self.outputs
 
 
 @dataclass
@@ -166,7 +138,7 @@ class RuleLayer(Layer):
         ):
             return None
         span = Span(self.index, edges_of([output]), nodes_of([x]))
-        call = Watched(self, (x,), {}, [Shape(tuple(output.shape))], span)
+        call = Watched(self, (x,), {}, [Shape(tuple(output.shape))], span, by_rule=True)
         on_gradient = partial(self._on_gradient, under_way, call, x._version)
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]  # torch's own
         return call
@@ -261,60 +233,6 @@ class ReplayedLayer(Layer):
         for name, square in squares.items():
             totals[name].add_(square)
         return True
-
-
-def axes_by_comparison(call: Watched, alone: Watched, samples: int) -> Any:
-    """Return where the samples lie: where a size is their number, and 1 for one sample."""
-    return _axes(call, partial(_differing_axis, samples), alone)
-
-
-def axes_by_size(call: Watched, samples: int) -> Any:
-    """Return where the samples lie if nothing is known but their number."""
-    return _axes(call, partial(_fitting_axis, samples, (0, 1) if samples == 1 else (0,)))
-
-
-def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -> Any:
-    try:
-        (args, kwargs), outputs = mapped(
-            axis_of, call.shapes(), *(other.shapes() for other in others)
-        )
-    except (ValueError, KeyError, TypeError):
-        return None
-    if isinstance(call.layer, RuleLayer):
-        axis = args[0]
-        return axis if axis is not None and outputs == [axis] else None
-    return args, kwargs, outputs
-
-
-def _differing_axis(samples: int, shape: Any, of_one: Any) -> int | None:
-    if not isinstance(shape, Shape) or not isinstance(of_one, Shape):
-        return None
-    if len(shape.sizes) != len(of_one.sizes):
-        return None
-    pairs = enumerate(zip(shape.sizes, of_one.sizes, strict=True))
-    differing = [axis for axis, (several, one) in pairs if several != one]
-    if len(differing) != 1:
-        return None
-    (axis,) = differing
-    return axis if (shape.sizes[axis], of_one.sizes[axis]) == (samples, 1) else None
-
-
-def _fitting_axis(samples: int, candidates: tuple[int, ...], shape: Any) -> int | None:
-    if not isinstance(shape, Shape):
-        return None
-    fitting = [a for a in candidates if len(shape.sizes) > a and shape.sizes[a] == samples]
-    return fitting[0] if fitting else None
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A tensor's shape, which is no nest."""
-
-    sizes: tuple[int, ...]
-
-
-def _shape_of(value: Any) -> Any:
-    return Shape(tuple(value.shape)) if isinstance(value, Tensor) else None
 
 
 def _detached(value: Any) -> Any:

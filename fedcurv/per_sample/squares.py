@@ -8,11 +8,9 @@ sample is taken at a time.
 """
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -22,71 +20,36 @@ from fedcurv.global_state import random_states_kept
 from fedcurv.parameters import plain
 from fedcurv.per_sample.attention import AttentionByProjections
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.graph import Graph, Uses, leaves_of
+from fedcurv.per_sample.graph import Graph, leaves_of
 from fedcurv.per_sample.layers import (
     Layer,
     Pass,
     Phase,
     ReplayedLayer,
     RuleLayer,
-    Watched,
-    axes_by_comparison,
-    axes_by_size,
     layers_of,
 )
+from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
 from fedcurv.per_sample.memory import keep_freed_memory
-from fedcurv.per_sample.replay import Call, Replay, close
+from fedcurv.per_sample.replay import Call, Replay
 from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.sums import Use, add_squares_of_sums
+from fedcurv.per_sample.surroundings import (
+    buffers_kept,
+    no_memory_of_casts,
+    plain_attention,
+    requiring_gradients,
+)
+from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size
 
 logger = logging.getLogger(__name__)
 
 # from outputs to the cotangents to sum over, each in the outputs' shape
 CotangentsOf = Callable[[Tensor], Sequence[Tensor]]
 
-# gradients of single samples that are summed over several uses take at most this many numbers
-_NUMBERS_AT_ONCE = 2**21
-
 
 # from a computation that was not seen before, and inputs for it, to what a check of it finds out
 Check = Callable[[Hashable, Tensor], Findings]
-
-
-@dataclass
-class Look:
-    """What one sample showed.
-
-    Attributes:
-        key: equal for two computations only if they join the same modules in the same way.
-        outputs: of the sample.
-        calls: of hooked modules.
-        uses: of parameters.
-    """
-
-    key: Hashable
-    outputs: Tensor
-    calls: list[Watched]
-    uses: Uses
-
-
-@dataclass
-class Layout:
-    """How the squares of passes of one signature are taken.
-
-    Attributes:
-        axes: by call, where the samples lie.
-        names: by call, the module's own names of the parameters that it is to show.
-        whole: parameters that only the whole model shows.
-        waits: layers whose squares cannot be taken before all their gradients are known.
-        ends: see ``Uses``.
-        ambiguous: whether the axes are to be looked for again at the next pass.
-    """
-
-    axes: list[Any]
-    names: list[frozenset[str]]
-    whole: frozenset[str]
-    waits: set[Layer]
-    ends: Sequence[tuple[int, int]]
-    ambiguous: bool
 
 
 class PerSampleSquares:
@@ -150,9 +113,9 @@ class PerSampleSquares:
         """Prepare the model."""
         keep_freed_memory()
         with ExitStack() as stack:
-            stack.enter_context(_requiring_gradients(list(self._parameters.values())))
-            stack.enter_context(_plain_attention())
-            stack.enter_context(_no_memory_of_casts())
+            stack.enter_context(requiring_gradients(list(self._parameters.values())))
+            stack.enter_context(plain_attention())
+            stack.enter_context(no_memory_of_casts())
             for attention in self._attentions.values():
                 stack.enter_context(attention.in_place())
             for layer in self._layers:
@@ -272,9 +235,9 @@ class PerSampleSquares:
     def _look_at(self, inputs: Tensor) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
         one = inputs[1:2] if len(inputs) > 1 else inputs
-        with _buffers_kept(self._model), random_states_kept(one.device):
+        with buffers_kept(self._model), random_states_kept(one.device):
             outputs, calls, graph = self._forward(one)
-        look = Look(_key(self._model, calls, graph), outputs.detach(), calls, graph.uses())
+        look = Look(key_of(self._model, calls, graph), outputs.detach(), calls, graph.uses())
         self._have_checked(look.key, inputs)
         return look
 
@@ -283,7 +246,7 @@ class PerSampleSquares:
             return
         self._checked.add(key)
         self.__exit__()  # the check hooks the model itself
-        with _buffers_kept(self._model), random_states_kept(inputs.device):
+        with buffers_kept(self._model), random_states_kept(inputs.device):
             found = self._check(key, inputs)
         self.__enter__()
         self.findings.slow |= found.slow
@@ -300,70 +263,20 @@ class PerSampleSquares:
         axes = [axes_by_size(call, samples) for call in calls]
         if self._looks and samples > 1:
             look, self._first_look = self._first_look or self._look_at(inputs), None
-            if self.findings.alone or not _agree(outputs, calls, uses, look):
+            if self.findings.alone or not agree(outputs, calls, uses, look):
                 return None
             axes = [
                 axes_by_comparison(call, alone, samples)
                 for call, alone in zip(calls, look.calls, strict=True)
             ]
         elif self._looks and self._check is not None:
-            self._have_checked(_key(self._model, calls, graph), inputs)
+            self._have_checked(key_of(self._model, calls, graph), inputs)
         if graph.hides:
             self.findings.by_loop.add("")
             return Layout(
                 axes, [frozenset()] * len(calls), frozenset(self._parameters), set(), (), False
             )
-        whole = self._not_in_layers(calls, axes, uses)
-        names = [
-            frozenset(
-                local
-                for local, (name, _) in call.layer.sources.items()
-                if name in uses.names and name not in whole
-            )
-            if index in uses.reached
-            else frozenset()
-            for index, call in enumerate(calls)
-        ]
-        several = Counter(
-            (name, rows.start)
-            for call, locals_ in zip(calls, names, strict=True)
-            for local, (name, rows) in call.layer.sources.items()
-            if local in locals_
-        )
-        waits = {
-            call.layer
-            for call, locals_ in zip(calls, names, strict=True)
-            for local, (name, rows) in call.layer.sources.items()
-            if local in locals_ and several[name, rows.start] > 1
-        }
-        ambiguous = samples > 1 and any(
-            call.layer.any_axis and call.outputs[0].sizes[:-1].count(samples) > 1 for call in calls
-        )
-        return Layout(axes, names, whole, waits, uses.ends, ambiguous)
-
-    def _not_in_layers(
-        self, calls: Sequence[Watched], axes: Sequence[Any], uses: Uses
-    ) -> frozenset[str]:
-        """Return the parameters with a use that no call shows rightly."""
-        whole = set(uses.apart) | (self.findings.slow & uses.names)
-        covered: Counter[str] = Counter()
-        number = Counter(call.layer for index, call in enumerate(calls) if index in uses.reached)
-        owners: dict[str, set[Layer]] = defaultdict(set)
-        for layer in number:
-            for name, _ in layer.sources.values():
-                owners[name].add(layer)
-        for index, call in enumerate(calls):
-            if index not in uses.reached:
-                continue
-            by_rule = isinstance(call.layer, RuleLayer)
-            for name, _ in call.layer.sources.values():
-                here = uses.inside.get((index, name), 0)
-                covered[name] += here
-                alone = by_rule or (number[call.layer] == 1 and len(owners[name]) == 1)
-                if axes[index] is None or not alone or (by_rule and here != 1):
-                    whole.add(name)
-        whole |= {name for name in uses.names if covered[name] != uses.edges[name]}
-        return frozenset(whole & uses.names)
+        return layout_of(calls, axes, uses, self.findings.slow, samples)
 
     def _add_by_whole(
         self,
@@ -396,15 +309,15 @@ class PerSampleSquares:
     @torch.no_grad()
     def _add_what_waited(self) -> None:
         """Add what could not be added before all uses of a parameter were known."""
-        uses: dict[tuple[str, int | None], list[_Use]] = defaultdict(list)
+        uses: dict[tuple[str, int | None], list[Use]] = defaultdict(list)
         for layer in self._rule_layers:
             for names, x, g in layer.waiting:
                 for local in names:
                     name, rows = layer.sources[local]
-                    uses[name, rows.start].append(_Use(layer, local, x, g))
+                    uses[name, rows.start].append(Use(layer, local, x, g))
             layer.waiting.clear()
         for several in uses.values():
-            _add_squares_of_sums(several)
+            add_squares_of_sums(several)
 
     def _tell_of(self, layout: Layout, replayed: Sequence[tuple[Layer, Watched]]) -> None:
         modules = {layer.name for layer, call in replayed if call.names}
@@ -419,33 +332,6 @@ class PerSampleSquares:
             )
 
 
-def tolerance_of(outputs: Tensor, parameters: Iterable[Tensor]) -> float:
-    """Return by how much right results may differ: more in half precision."""
-    dtypes = {outputs.dtype, *(p.dtype for p in parameters)}
-    device = outputs.device.type
-    if torch.is_autocast_enabled(device):
-        dtypes.add(torch.get_autocast_dtype(device))
-    return max(1e-3, *(16 * torch.finfo(dtype).eps for dtype in dtypes))
-
-
-def _agree(outputs: Tensor, calls: Sequence[Watched], uses: Uses, look: Look) -> bool:
-    """Return whether a sample of a batch went the way that it goes alone."""
-    if [call.layer for call in calls] != [call.layer for call in look.calls]:
-        return False
-    if uses.inside != look.uses.inside or uses.apart != look.uses.apart:
-        return False
-    return close(look.outputs, outputs.detach()[1:2])
-
-
-def _key(model: nn.Module, calls: Sequence[Watched], graph: Graph) -> Hashable:
-    """Return what a computation on one sample has in common only with its like."""
-    modules = tuple(
-        (type(call.layer.module), call.layer.module.extra_repr(), str(call.shapes()))
-        for call in calls
-    )
-    return type(model), graph.signature, modules
-
-
 def _backward(
     outputs: Tensor, v: Tensor, ends: Sequence[GradientEdge], *, retain_graph: bool
 ) -> None:
@@ -458,76 +344,3 @@ def _backward(
         else nullcontext()
     ):
         torch.autograd.grad(outputs, ends, v, retain_graph=retain_graph, allow_unused=True)
-
-
-class _Use(NamedTuple):
-    """One use of a parameter: under its own name in a layer, with input and gradient."""
-
-    layer: RuleLayer
-    local: str
-    x: Tensor
-    g: Tensor
-
-
-def _add_squares_of_sums(uses: Sequence[_Use]) -> None:
-    """Add Σ_n (Σ_u G_un)², where G_un is what use u gives to the gradient of sample n."""
-    first = uses[0]
-    total = first.layer.totals[first.local]
-    if len(uses) == 1:
-        first.layer.rule.add_squares(first.layer.module, first.x, first.g, {first.local: total})
-        return
-    size = max(1, _NUMBERS_AT_ONCE // total.numel())
-    for begin in range(0, len(first.x), size):
-        part = slice(begin, begin + size)
-        gradients = [
-            use.layer.rule.gradients(use.layer.module, use.x[part], use.g[part])[use.local]
-            for use in uses
-        ]
-        total.add_(sum(gradients[1:], gradients[0]).square_().sum(0))
-
-
-@contextmanager
-def _requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Put back which parameters require gradients, should a forward pass change that."""
-    parameters = list(parameters)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the values of buffers that are changed inside."""
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, version, value in before:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
-
-
-@contextmanager
-def _no_memory_of_casts() -> Iterator[None]:
-    """Let autocast convert each time: what it kept from a pass without gradients has no graph."""
-    before = torch.is_autocast_cache_enabled()
-    torch.clear_autocast_cache()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)
-
-
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Keep transformers from fused kernels that skip their modules where nothing is trained."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,139 @@
+"""How the squares of a pass are taken: which calls show which parameters, and where samples lie."""
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fedcurv.per_sample.graph import Graph, Uses
+from fedcurv.per_sample.layers import Layer, RuleLayer
+from fedcurv.per_sample.replay import close
+from fedcurv.per_sample.watched import Watched
+
+
+@dataclass
+class Look:
+    """What one sample showed.
+
+    Attributes:
+        key: equal for two computations only if they join the same modules in the same way.
+        outputs: of the sample.
+        calls: of hooked modules.
+        uses: of parameters.
+    """
+
+    key: Hashable
+    outputs: Tensor
+    calls: list[Watched]
+    uses: Uses
+
+
+@dataclass
+class Layout:
+    """How the squares of passes of one signature are taken.
+
+    Attributes:
+        axes: by call, where the samples lie.
+        names: by call, the module's own names of the parameters that it is to show.
+        whole: parameters that only the whole model shows.
+        waits: layers whose squares cannot be taken before all their gradients are known.
+        ends: see ``Uses``.
+        ambiguous: whether the axes are to be looked for again at the next pass.
+    """
+
+    axes: list[Any]
+    names: list[frozenset[str]]
+    whole: frozenset[str]
+    waits: set[Layer]
+    ends: Sequence[tuple[int, int]]
+    ambiguous: bool
+
+
+def layout_of(
+    calls: Sequence[Watched],
+    axes: Sequence[Any],
+    uses: Uses,
+    slow: Set[str],
+    samples: int,
+) -> Layout:
+    """Return how to take the squares of passes like this one.
+
+    Args:
+        calls: of the pass.
+        axes: by call, where the samples lie; None where that is unknown.
+        uses: of parameters in it.
+        slow: parameters for which calls are not to be trusted.
+        samples: how many there are.
+    """
+    whole = _not_in_layers(calls, axes, uses, slow)
+    names = [
+        frozenset(
+            local
+            for local, (name, _) in call.layer.sources.items()
+            if name in uses.names and name not in whole
+        )
+        if index in uses.reached
+        else frozenset()
+        for index, call in enumerate(calls)
+    ]
+    several = Counter(
+        (name, rows.start)
+        for call, locals_ in zip(calls, names, strict=True)
+        for local, (name, rows) in call.layer.sources.items()
+        if local in locals_
+    )
+    waits = {
+        call.layer
+        for call, locals_ in zip(calls, names, strict=True)
+        for local, (name, rows) in call.layer.sources.items()
+        if local in locals_ and several[name, rows.start] > 1
+    }
+    ambiguous = samples > 1 and any(
+        call.layer.any_axis and call.outputs[0].sizes[:-1].count(samples) > 1 for call in calls
+    )
+    return Layout(list(axes), names, whole, waits, uses.ends, ambiguous)
+
+
+def _not_in_layers(
+    calls: Sequence[Watched], axes: Sequence[Any], uses: Uses, slow: Set[str]
+) -> frozenset[str]:
+    """Return the parameters with a use that no call shows rightly."""
+    whole = set(uses.apart) | (slow & uses.names)
+    covered: Counter[str] = Counter()
+    number = Counter(call.layer for index, call in enumerate(calls) if index in uses.reached)
+    owners: dict[str, set[Layer]] = defaultdict(set)
+    for layer in number:
+        for name, _ in layer.sources.values():
+            owners[name].add(layer)
+    for index, call in enumerate(calls):
+        if index not in uses.reached:
+            continue
+        by_rule = isinstance(call.layer, RuleLayer)
+        for name, _ in call.layer.sources.values():
+            here = uses.inside.get((index, name), 0)
+            covered[name] += here
+            alone = by_rule or (number[call.layer] == 1 and len(owners[name]) == 1)
+            if axes[index] is None or not alone or (by_rule and here != 1):
+                whole.add(name)
+    whole |= {name for name in uses.names if covered[name] != uses.edges[name]}
+    return frozenset(whole & uses.names)
+
+
+def agree(outputs: Tensor, calls: Sequence[Watched], uses: Uses, look: Look) -> bool:
+    """Return whether a sample of a batch went the way that it goes alone."""
+    if [call.layer for call in calls] != [call.layer for call in look.calls]:
+        return False
+    if uses.inside != look.uses.inside or uses.apart != look.uses.apart:
+        return False
+    return close(look.outputs, outputs.detach()[1:2])
+
+
+def key_of(model: nn.Module, calls: Sequence[Watched], graph: Graph) -> Hashable:
+    """Return what a computation on one sample has in common only with its like."""
+    modules = tuple(
+        (type(call.layer.module), call.layer.module.extra_repr(), str(call.shapes()))
+        for call in calls
+    )
+    return type(model), graph.signature, modules

@@ -1,0 +1,99 @@
+"""Calls of hooked modules, and where the samples lie in their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from fedcurv.per_sample.graph import Span
+from fedcurv.per_sample.replay import Nest, mapped
+
+
+@dataclass
+class Watched:
+    """One call of a hooked module.
+
+    Attributes:
+        layer: the module's.
+        args: its arguments; of a closed form's layer the input alone.
+        kwargs: likewise.
+        outputs: shapes of its tensors of real numbers.
+        span: what the call computed.
+        axes: where the samples lie: in the input, or a nest of such axes; None if that is unknown.
+        names: the parameters, by the module's own names, that this call is to show.
+        gradients: of the outputs, as far as they are known.
+        by_rule: whether the module has a closed form.
+    """
+
+    layer: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Shape]
+    span: Span
+    axes: Any = None
+    names: frozenset[str] = frozenset()
+    gradients: list[Tensor | None] = field(default_factory=list)
+    by_rule: bool = False
+
+    def shapes(self) -> Nest:
+        """Return the shapes of all tensors."""
+        return mapped(shape_of, (self.args, self.kwargs)), self.outputs
+
+
+def axes_by_comparison(call: Watched, alone: Watched, samples: int) -> Any:
+    """Return where the samples lie: where a size is their number, and 1 for one sample."""
+    return _axes(call, partial(_differing_axis, samples), alone)
+
+
+def axes_by_size(call: Watched, samples: int) -> Any:
+    """Return where the samples lie if nothing is known but their number."""
+    return _axes(call, partial(_fitting_axis, samples, (0, 1) if samples == 1 else (0,)))
+
+
+def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -> Any:
+    try:
+        (args, kwargs), outputs = mapped(
+            axis_of, call.shapes(), *(other.shapes() for other in others)
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    if call.by_rule:
+        axis = args[0]
+        return axis if axis is not None and outputs == [axis] else None
+    return args, kwargs, outputs
+
+
+def _differing_axis(samples: int, shape: Any, of_one: Any) -> int | None:
+    if not isinstance(shape, Shape) or not isinstance(of_one, Shape):
+        return None
+    if len(shape.sizes) != len(of_one.sizes):
+        return None
+    pairs = enumerate(zip(shape.sizes, of_one.sizes, strict=True))
+    differing = [axis for axis, (several, one) in pairs if several != one]
+    if len(differing) != 1:
+        return None
+    (axis,) = differing
+    return axis if (shape.sizes[axis], of_one.sizes[axis]) == (samples, 1) else None
+
+
+def _fitting_axis(samples: int, candidates: tuple[int, ...], shape: Any) -> int | None:
+    if not isinstance(shape, Shape):
+        return None
+    fitting = [a for a in candidates if len(shape.sizes) > a and shape.sizes[a] == samples]
+    return fitting[0] if fitting else None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tensor's shape, which is no nest."""
+
+    sizes: tuple[int, ...]
+
+
+def shape_of(value: Any) -> Any:
+    """Return a tensor's shape; None for any other value."""
+    return Shape(tuple(value.shape)) if isinstance(value, Tensor) else None
