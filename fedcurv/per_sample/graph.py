@@ -8,9 +8,11 @@ flag, a hook, a module that was replaced.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
@@ -200,3 +202,17 @@ class Uses:
     def names(self) -> Set[str]:
         """The parameters that the outputs depend on."""
         return self.edges.keys()
+
+
+def backward(
+    outputs: Tensor, v: Tensor, ends: Sequence[GradientEdge], *, retain_graph: bool
+) -> None:
+    """Go backward as far as to these edges; gradients of parameters are not computed."""
+    device = outputs.device.type
+    v = v.to(outputs.dtype)
+    with (
+        torch.autocast(device, enabled=False)
+        if torch.is_autocast_enabled(device)
+        else nullcontext()
+    ):
+        torch.autograd.grad(outputs, ends, v, retain_graph=retain_graph, allow_unused=True)

@@ -10,17 +10,15 @@ sample is taken at a time.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from fedcurv.global_state import random_states_kept
-from fedcurv.parameters import plain
 from fedcurv.per_sample.attention import AttentionByProjections
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.graph import Graph, leaves_of
+from fedcurv.per_sample.graph import Graph, backward, leaves_of
 from fedcurv.per_sample.layers import (
     Layer,
     Pass,
@@ -40,7 +38,7 @@ from fedcurv.per_sample.surroundings import (
     plain_attention,
     requiring_gradients,
 )
-from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size
+from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size, one_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +193,7 @@ class PerSampleSquares:
                 call.gradients[:] = [None] * len(call.gradients)  # the list that hooks fill
             self._pass.last = number + 1 == len(cotangents)
             if ends:
-                _backward(outputs, v, ends, retain_graph=not self._pass.last)
+                backward(outputs, v, ends, retain_graph=not self._pass.last)
             failed: set[str] = set()
             for layer, call in replayed:
                 if not layer.add_squares(call):
@@ -218,17 +216,7 @@ class PerSampleSquares:
                 outputs = self._model(inputs)
         finally:
             self._pass.phase = Phase.NOTHING
-        if not isinstance(outputs, Tensor):
-            raise ValueError(
-                f"expected a model that returns one tensor, got {type(outputs).__name__} from "
-                f"{type(self._model).__name__}; wrap it in a module that returns its logits"
-            )
-        if not outputs.is_floating_point():
-            raise ValueError(
-                f"expected a model that returns real numbers, got {outputs.dtype} from "
-                f"{type(self._model).__name__}"
-            )
-        outputs = plain(outputs)
+        outputs = one_tensor(outputs, self._model)
         calls = self._pass.calls
         return outputs, calls, Graph(outputs, self._leaves, [call.span for call in calls])
 
@@ -330,17 +318,3 @@ class PerSampleSquares:
                 ", ".join(sorted(new)),
                 "the whole model" if layout.whole else "these modules",
             )
-
-
-def _backward(
-    outputs: Tensor, v: Tensor, ends: Sequence[GradientEdge], *, retain_graph: bool
-) -> None:
-    """Go backward as far as to these edges; gradients of parameters are not computed."""
-    device = outputs.device.type
-    v = v.to(outputs.dtype)
-    with (
-        torch.autocast(device, enabled=False)
-        if torch.is_autocast_enabled(device)
-        else nullcontext()
-    ):
-        torch.autograd.grad(outputs, ends, v, retain_graph=retain_graph, allow_unused=True)
