@@ -11,11 +11,11 @@ except ImportError as error:
         "has it, or train with one process"
     ) from error
 
-from fedcurv.lasgd.control import WorkerLost
 from fedcurv.lasgd.hosting import host_store
 from fedcurv.lasgd.lasgd import LASGD
 from fedcurv.lasgd.shared import Loss
 from fedcurv.lasgd.stats import Stats
+from fedcurv.lasgd.store import WorkerLost
 from fedcurv.lasgd.watch import WorkersDiffer
 
 __all__ = ["LASGD", "Loss", "Stats", "WorkerLost", "WorkersDiffer", "host_store"]

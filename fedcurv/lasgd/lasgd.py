@@ -12,7 +12,6 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.lasgd import meeting
 from fedcurv.lasgd.arguments import Averaging, check_arguments
-from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.counting import Counting
 from fedcurv.lasgd.data import Claim, Deck, SharedLoader, check_loader
 from fedcurv.lasgd.plane import Backend
@@ -108,20 +107,11 @@ class LASGD:
             "buffers": buffers,
             "backend": backend,
         }
-        if join:
-            if store is None:
-                raise ValueError("expected the store of the training to join, got none")
-            signature = meeting.signature(model, optimizer, settings)
-            control, generation, size = meeting.enter_later(store, timeout_s, signature)
-        else:
-            store, rank, size = (
-                meeting.meet(store, rank, world_size, timeout_s)
-                if process_group is None
-                else meeting.meet_in_group(process_group, timeout_s)
-            )
-            control = Control(store, rank, timeout_s)
-            signature = meeting.signature(model, optimizer, {**settings, "world_size": size})
-            generation = meeting.begin(control, size, signature)
+        control, generation, size = meeting.take_part(
+            meeting.Place(store, rank, world_size, process_group, join),
+            timeout_s,
+            lambda more: meeting.signature(model, optimizer, {**settings, **more}),
+        )
         replica.set_anchor()
         # this process may host the store: it lives as long as its first client
         self._first_client = control

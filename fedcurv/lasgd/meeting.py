@@ -4,7 +4,8 @@ import itertools
 import json
 import os
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,6 +25,52 @@ _NOT_OF_NEWCOMERS = {"lr", "initial_lr", "world_size"}
 
 # trainings of one process, in order: workers that run the same program count alike
 _numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where workers meet.
+
+    Attributes:
+        store: given, or None for the one that torchrun's environment names.
+        rank: given with the store.
+        world_size: given with the store.
+        group: of torch.distributed, in the store's place.
+        join: whether this worker enters a training that has begun.
+    """
+
+    store: Any
+    rank: int | None
+    world_size: int | None
+    group: dist.ProcessGroup | None
+    join: bool
+
+
+def take_part(
+    place: Place, timeout_s: float, signature_with: Callable[[Mapping[str, Any]], str]
+) -> tuple[Control, Generation, int]:
+    """Return the view of the store, the generation, and with how many workers it all began.
+
+    Args:
+        place: where to meet.
+        timeout_s: for what others must do.
+        signature_with: returns what must be the same at all workers, with more settings.
+
+    Raises:
+        ValueError: if there is no place, or workers differ.
+        TimeoutError: if others do not come.
+    """
+    if place.join:
+        if place.store is None:
+            raise ValueError("expected the store of the training to join, got none")
+        return enter_later(place.store, timeout_s, signature_with({}))
+    store, rank, size = (
+        meet(place.store, place.rank, place.world_size, timeout_s)
+        if place.group is None
+        else meet_in_group(place.group, timeout_s)
+    )
+    control = Control(store, rank, timeout_s)
+    return control, begin(control, size, signature_with({"world_size": size})), size
 
 
 def meet(

@@ -8,11 +8,12 @@ from threading import Thread
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from fedcurv.lasgd import header
-from fedcurv.lasgd.control import Control, Generation, WorkerLost
+from fedcurv.lasgd.control import Control, Generation
 from fedcurv.lasgd.data import Claim, Trained, packed, unpacked
 from fedcurv.lasgd.header import Report
 from fedcurv.lasgd.plane import Backend, Interrupted, Plane
 from fedcurv.lasgd.shared import Loss, Shared
+from fedcurv.lasgd.store import WorkerLost
 from fedcurv.lasgd.watch import WorkersDiffer
 from fedcurv.lasgd.weights import Weights, common_factor, own_weight
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition
 
-from fedcurv.lasgd.control import WorkerLost
 from fedcurv.lasgd.data import Claim
 from fedcurv.lasgd.replica import Replica
+from fedcurv.lasgd.store import WorkerLost
 from fedcurv.lasgd.watch import Watch, WorkersDiffer
 
 
