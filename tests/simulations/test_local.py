@@ -33,7 +33,7 @@ def test_nodes_get_their_partition_and_keep_their_own_state():
 
     replies = talk(handler, 3, [RecordDict(), RecordDict()])
     assert [dict(r.content["answer"]) for r in replies[1]] == [
-        {"partition-id": i, "num-partitions": 3, "times": 2} for i in range(3)
+        {"partition-id": i, "num-partitions": 3, "send-errors": True, "times": 2} for i in range(3)
     ]
 
 
