@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -37,10 +37,18 @@ class BatchedGrid(LocalGrid):
         client_app: handles all other messages.
         make_task: the ClientApp's, see ``fedcurv.clients.client_app``.
         num_nodes: see LocalGrid.
+        on_reply: see LocalGrid.
     """
 
-    def __init__(self, client_app: ClientApp, make_task: MakeTask, num_nodes: int) -> None:
-        super().__init__(client_app, num_nodes)
+    def __init__(
+        self,
+        client_app: ClientApp,
+        make_task: MakeTask,
+        num_nodes: int,
+        *,
+        on_reply: Callable[[Message], object] = lambda message: None,
+    ) -> None:
+        super().__init__(client_app, num_nodes, on_reply=on_reply)
         self._make_task = make_task
 
     def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
@@ -90,8 +98,14 @@ def _train(rounds: Sequence[LocalRound]) -> None:
     stacks = [stack for group in together.values() for stack in _stacks(group)]
     # each core takes one stack after the other; a GPU, one stack at a time
     at_a_time = os.cpu_count() if all(map(_on_cpu, stacks)) else 1
-    with num_threads(1), ThreadPoolExecutor(at_a_time) as pool:
-        list(pool.map(_train_stack, stacks))  # raises what they raise
+    with num_threads(1):
+        pool = ThreadPoolExecutor(at_a_time)
+        try:
+            list(pool.map(_train_stack, stacks))  # raises what they raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # who was interrupted must not wait
+            raise
+        pool.shutdown()
 
 
 def _train_stack(stack: Sequence[LocalRound]) -> None:

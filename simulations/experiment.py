@@ -2,21 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
-from rich.table import Table
 
-from fedcurv.simulations.experiment_report import view, write_report
-from fedcurv.simulations.experiment_runs import Plan, Run, Settings, run_or_read
-from fedcurv.simulations.run import (
-    counting_progress,
-    require_simulated_data,
-    resolve,
-    run_command,
-    set_up_flower_log,
-)
+from fedcurv.simulations.command import Done, run_command, set_up_flower_log
+from fedcurv.simulations.configuration import check_simulation, resolve
+from fedcurv.simulations.experiment_report import ended_early, in_words, view, write_report
+from fedcurv.simulations.experiment_runs import Plan, Run, Settings, check_plan, run_or_read
+from fedcurv.simulations.interruption import going_on_by_repeating
+from fedcurv.simulations.progress import Steps
+from fedcurv.simulations.rules import is_integer, is_list_of, is_number
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
     run_command("fedcurv-experiment", "experiments", run_experiment)
 
 
-def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
+def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     """Tune, run and tabulate what ``experiment`` describes; what is in ``folder`` is not repeated.
 
     For every cell and method, each point of the method's grid is run on the validation split, with
@@ -42,23 +40,28 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
         OSError: if the folder cannot be written.
     """
     resolved = resolve(config)
-    require_simulated_data(resolved)
+    check_simulation(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
-    check_budgets(experiment["methods"])
+    check_experiment(experiment)
+    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment["only"])
+    for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
+        for point in grid:
+            check_plan(config, Plan(cell, name, point, experiment["seeds"][0], "test"))
+            check_plan(config, Plan(cell, name, point, experiment["tuning_seeds"][0], "validation"))
     runs_folder = folder / "runs"
+    runs_folder.mkdir(parents=True, exist_ok=True)
     tuned: list[Run] = []
     trials: list[Run] = []
-    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment["only"])
-    with counting_progress(44) as progress:
-        points = len(next(iter(grids(methods).values())))
-        per_method = len(experiment["seeds"]) + points * len(experiment["tuning_seeds"])
-        task = progress.add_task("", total=len(cells) * len(methods) * per_method)
+    points = len(next(iter(grids(methods).values())))
+    per_method = len(experiment["seeds"]) + points * len(experiment["tuning_seeds"])
+    total = len(cells) * len(methods) * per_method
+    with going_on_by_repeating(), Steps("training", total, width=44) as steps:
 
         def done(plan: Plan) -> Run:
-            progress.update(task, description=f"{plan.method} {plan.cell}")
-            result = run_or_read(config, plan, runs_folder)
-            progress.advance(task)
+            steps.begin(f"{plan.method} {in_words(plan.cell)}")
+            result = run_or_read(config, plan, runs_folder, steps.part)
+            steps.add("diverged" if result.failure else "")
             return result
 
         for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
@@ -74,7 +77,41 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Table:
             for seed in experiment["seeds"]:
                 tuned.append(done(Plan(cell, name, best[0].plan.settings, seed, "test")))
             rows = write_report(folder, tuned, trials, resolved, command)
-    return view(rows)
+    return Done(view(rows), folder, ended_early(tuned))
+
+
+def check_experiment(experiment: Settings) -> None:
+    """Raise a ValueError that names what an experiment's description lacks or cannot mean."""
+    for key in ("seeds", "tuning_seeds"):
+        seeds = experiment.get(key)
+        if not is_list_of(seeds, lambda seed: is_integer(seed, 0)) or not seeds:
+            raise ValueError(
+                f"experiment.{key}: expected at least one seed, integers >= 0, got {seeds!r}"
+            )
+    target: Any = experiment.get("target")
+    if not is_number(target) or not 0 < target <= 1:
+        raise ValueError(f"experiment.target must be an accuracy in (0, 1], got {target!r}")
+    cells, methods = experiment.get("cells"), experiment.get("methods")
+    if not is_list_of(cells, lambda cell: isinstance(cell, Mapping)) or not cells:
+        raise ValueError(
+            "experiment.cells: expected at least one table of keys and values, such as "
+            f"{{client.epochs: 5}}, got {cells!r}"
+        )
+    if not isinstance(methods, Mapping) or not methods:
+        raise ValueError(f"experiment.methods: expected at least one, got {methods!r}")
+    for name, method in methods.items():
+        grid = method.get("grid") if isinstance(method, Mapping) else None
+        if not isinstance(grid, Mapping) or "strategy" not in method:
+            raise ValueError(
+                f"experiment.methods.{name}: expected strategy and grid, got {method!r}"
+            )
+        for key, values in grid.items():
+            if not is_list_of(values, lambda value: True):
+                raise ValueError(
+                    f"experiment.methods.{name}.grid.{key}: expected a list of values, got "
+                    f"{values!r}"
+                )
+    check_budgets(methods)
 
 
 def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:

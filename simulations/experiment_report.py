@@ -1,7 +1,7 @@
 """An experiment's files: the table, the plot, and every run as a line."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,13 @@ def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> lis
             f"MB to {100 * target:g} %",
         ]
     ]
-    for cell, method in dict.fromkeys((_text(r.plan.cell), r.plan.method) for r in runs):
-        own = [r for r in runs if (_text(r.plan.cell), r.plan.method) == (cell, method)]
+    for cell, method in dict.fromkeys((in_words(r.plan.cell), r.plan.method) for r in runs):
+        own = [r for r in runs if (in_words(r.plan.cell), r.plan.method) == (cell, method)]
         rows.append(
             [
                 cell,
                 method,
-                _text(own[0].plan.settings),
+                in_words(own[0].plan.settings),
                 *(_rounds(own, t) for t in targets),
                 _percent([r.best for r in own]),
                 _percent([r.final for r in own]),
@@ -78,8 +78,26 @@ def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> lis
     return rows
 
 
-def _text(settings: Settings) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in settings.items())
+def in_words(settings: Settings) -> str:
+    """Return settings as a table calls them: the last part of each key, and its value."""
+    return ", ".join(f"{key.rpartition('.')[2]} {_value(v)}" for key, v in settings.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key} {_value(item)}" for key, item in value.items()) + ")"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else str(value)
+
+
+def ended_early(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return a line for each run that did not come to its end."""
+    return tuple(
+        f"{run.plan.method} ({in_words(run.plan.cell)}) with seed {run.plan.seed} ended after "
+        f"{max(0, len(run.accuracy) - 1)} rounds: {run.failure}"
+        for run in runs
+        if run.failure
+    )
 
 
 def _rounds(runs: Sequence[Run], target: float) -> str:
@@ -103,9 +121,9 @@ def _percent(values: Sequence[float]) -> str:
 
 def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
     return {
-        "cell": _text(run.plan.cell),
+        "cell": in_words(run.plan.cell),
         "method": run.plan.method,
-        "settings": _text(run.plan.settings),
+        "settings": in_words(run.plan.settings),
         "seed": run.plan.seed,
         **{
             f"rounds_to_{target:g}": "" if (r := run.rounds_to(target)) is None else r
@@ -121,7 +139,7 @@ def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
 
 def accuracy_figure(runs: Sequence[Run]) -> Figure:
     """Return every cell's accuracy over rounds: the seeds' mean, and their range as a band."""
-    cells = list(dict.fromkeys(_text(run.plan.cell) for run in runs))
+    cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
     methods = list(dict.fromkeys(run.plan.method for run in runs))
     columns = min(2, len(cells))
     lines = -(-len(cells) // columns)
@@ -130,7 +148,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
     for place in axes.flat[len(cells) :]:
         place.set_visible(False)
     for cell, place in zip(cells, axes.flat, strict=False):
-        _draw(place, [run for run in runs if _text(run.plan.cell) == cell], methods)
+        _draw(place, [run for run in runs if in_words(run.plan.cell) == cell], methods)
         place.set_title(cell)
     lines_by_method = {line.get_label(): line for place in axes.flat for line in place.lines}
     if lines_by_method:

@@ -2,20 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fedcurv.private_files import replaced
+from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.report import accuracies, summarise
-from fedcurv.simulations.run import resolve
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.server import History, make_server_app
 from fedcurv.simulations.strategy import make_strategy
 from fedcurv.strategies import RoundFailed
+from fedcurv.strategies.rounds import RoundRecord
 
 Settings = Mapping[str, Any]
 
@@ -80,15 +82,35 @@ class Run:
         return 0.0 if self.failure else max(self.accuracy)
 
 
-def run_or_read(config: DictConfig, plan: Plan, folder: Path) -> Run:
+def check_plan(config: DictConfig, plan: Plan) -> None:
+    """Raise a ValueError or an InstantiationException unless a plan can be run."""
+    configured, strategy = configure(config, plan)
+    resolved = resolve(configured)
+    check_simulation(resolved)
+    make_strategy(strategy, resolved)
+
+
+def run_or_read(
+    config: DictConfig,
+    plan: Plan,
+    folder: Path,
+    show: Callable[[str], object] = lambda text: None,
+) -> Run:
     """Return what came of a plan: read, if the same configuration was run before, else run.
+
+    Args:
+        config: as conf/experiments.yaml has it.
+        plan: what to run.
+        folder: of all runs.
+        show: told how far it is.
 
     Raises:
         ValueError: if the configuration cannot work.
     """
     configured, strategy = configure(config, plan)
     resolved = resolve(configured)
-    of_run = {k: v for k, v in resolved.items() if k not in ("experiment", "strategy", "verbose")}
+    no_matter = ("experiment", "strategy", "verbose", "checkpoint_every", "resume")
+    of_run = {k: v for k, v in resolved.items() if k not in no_matter}
     of_run["data"] = {k: v for k, v in of_run["data"].items() if k not in ("root", "download")}
     described = json.dumps([of_run, OmegaConf.to_container(strategy, resolve=True)], sort_keys=True)
     file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:20]}.json"
@@ -101,19 +123,17 @@ def run_or_read(config: DictConfig, plan: Plan, folder: Path) -> Run:
             table["seconds"],
             table.get("failure", ""),
         )
-    result = _run(plan, resolved, strategy)
+    result = _run(plan, resolved, strategy, show)
     with replaced(file) as out:
         out.write(json.dumps({**asdict(result), "configuration": described}, indent=1).encode())
     return result
 
 
-def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig) -> Run:
-    history, failure = History(plan.method), ""
-    server_app = make_server_app(resolved, make_strategy(strategy, resolved), history, [])
-    try:
-        run(server_app, resolved)
-    except RoundFailed as error:
-        failure = str(error).strip().splitlines()[-1]
+def _run(
+    plan: Plan, resolved: dict[str, Any], strategy: DictConfig, show: Callable[[str], object]
+) -> Run:
+    history = run_to_its_end(resolved, strategy, plan.method, show)
+    failure = history.failure.strip().splitlines()[-1] if history.failure else ""
     taken = summarise(history, ())
     return Run(
         plan,
@@ -122,6 +142,30 @@ def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig) -> Run:
         seconds=taken.seconds,
         failure=failure,
     )
+
+
+def run_to_its_end(
+    resolved: dict[str, Any], strategy: Any, name: str, show: Callable[[str], object]
+) -> History:
+    """Run one strategy; its history tells if the training diverged or all clients failed.
+
+    Args:
+        resolved: configuration.
+        strategy: its description.
+        name: of the history.
+        show: told after each round how far it is.
+    """
+    history = History(name)
+
+    def say(record: RoundRecord) -> None:
+        show(f"round {record.server_round} of {resolved['num_rounds']} is done")
+
+    server_app = make_server_app(resolved, make_strategy(strategy, resolved), history, [say])
+    try:
+        run(server_app, resolved)
+    except RoundFailed as error:
+        history.failure = str(error)
+    return history
 
 
 def configure(config: DictConfig, plan: Plan) -> tuple[DictConfig, DictConfig]:
@@ -143,5 +187,11 @@ def configure(config: DictConfig, plan: Plan) -> tuple[DictConfig, DictConfig]:
         path = key
         if key.startswith(_OF_STRATEGY):
             path = f"strategy.{method.strategy}.{key.removeprefix(_OF_STRATEGY)}"
-        OmegaConf.update(configured, path, value, merge=False)
+        try:
+            OmegaConf.update(configured, path, value, merge=False)
+        except (OmegaConfBaseException, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"experiment: {key!r} of method {plan.method} in cell {dict(plan.cell)} is no key "
+                "of the configuration"
+            ) from error
     return configured, configured.strategy[method.strategy]

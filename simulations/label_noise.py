@@ -1,7 +1,9 @@
 """``fedcurv-label-noise``: which loss stands which label noise, over several seeds."""
 
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,22 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
+from fedcurv.simulations.command import Done, run_command, set_up_flower_log
+from fedcurv.simulations.configuration import check_simulation, only_strategy, resolve
+from fedcurv.simulations.experiment_report import in_words
+from fedcurv.simulations.experiment_runs import run_to_its_end
+from fedcurv.simulations.interruption import Interrupted
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.noise import check_noise
-from fedcurv.simulations.report import accuracies, mean_and_deviation, write_csv, write_summary
-from fedcurv.simulations.run import (
-    counting_progress,
-    only_strategy,
-    require_simulated_data,
-    resolve,
-    run_command,
-    set_up_flower_log,
+from fedcurv.simulations.progress import Steps
+from fedcurv.simulations.report import (
+    accuracies,
+    mean_and_deviation,
+    reason,
+    write_csv,
+    write_summary,
 )
-from fedcurv.simulations.runners import run
-from fedcurv.simulations.server import History, make_server_app
+from fedcurv.simulations.rules import is_integer, is_list_of
 from fedcurv.simulations.strategy import make_strategy
 
 Description = str | Mapping[str, Any]
@@ -40,6 +45,8 @@ class Outcome:
         rate: the share of labels that were wrong, over all clients.
         last: test accuracy after the last round, in [0, 1].
         best: the highest after any round.
+        failure: why it did not come to its end, as when the training diverges, and both count as
+            0; else empty.
     """
 
     loss: str
@@ -48,6 +55,7 @@ class Outcome:
     rate: float
     last: float
     best: float
+    failure: str = ""
 
 
 def main() -> None:
@@ -55,11 +63,11 @@ def main() -> None:
     run_command("fedcurv-label-noise", "label_noise", compare_losses)
 
 
-def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
+def compare_losses(config: DictConfig, folder: Path, command: str) -> Done:
     """Train each loss on each noise with each seed and write the report into ``folder``.
 
     Everything is checked before the first training starts. The report, of config.yaml, results.csv,
-    summary.md and accuracy.png, is written anew after each loss.
+    summary.md and accuracy.png, is written anew after each loss, results.csv after each training.
 
     Args:
         config: as conf/label_noise.yaml has it.
@@ -71,37 +79,59 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Table:
 
     Raises:
         ValueError: if the configuration cannot work.
-        RoundFailed: if a training fails.
         OSError: if the folder cannot be written.
     """
     resolved = resolve(config)
-    require_simulated_data(resolved)
+    check_simulation(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     plan = resolved["label_noise"]
     for key in ("losses", "noises", "seeds"):
-        if not plan[key]:
-            raise ValueError(f"label_noise.{key}: expected at least one, got none")
+        if not is_list_of(plan[key], lambda value: True) or not plan[key]:
+            raise ValueError(f"label_noise.{key}: expected at least one, got {plan[key] or 'none'}")
+    if not is_list_of(plan["seeds"], lambda seed: is_integer(seed, 0)):
+        raise ValueError(f"label_noise.seeds must be integers >= 0, got {plan['seeds']!r}")
     _, strategy = only_strategy(config)
+    make_strategy(strategy, resolved)
     for loss in plan["losses"]:
         make_loss(loss)
     for noise in plan["noises"]:
+        if not isinstance(noise, Mapping) or not {"kind", "rate"} <= noise.keys():
+            raise ValueError(
+                f"label_noise.noises: expected tables with kind and rate, got {noise!r}"
+            )
         check_noise({**resolved["data"]["noise"], **noise}, resolved["num_clients"])
     folder.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
-    with counting_progress(28) as progress:
-        number = len(plan["losses"]) * len(plan["noises"]) * len(plan["seeds"])
-        task = progress.add_task("", total=number)
+    number = len(plan["losses"]) * len(plan["noises"]) * len(plan["seeds"])
+    with Steps("training", number, width=28) as steps, _keeping_results(folder):
         for loss in plan["losses"]:
-            progress.update(task, description=label_of(loss))
-            for outcome in _outcomes(strategy, resolved, loss):
+            steps.begin(label_of(loss))
+            for outcome in _outcomes(strategy, resolved, loss, steps.part):
                 outcomes.append(outcome)
-                progress.advance(task)
+                write_csv(folder / "results.csv", [asdict(outcome) for outcome in outcomes])
+                steps.add("diverged" if outcome.failure else "")
             rows = summary(outcomes)
             write_report(folder, outcomes, rows, resolved, command)
-    return _view(rows)
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    return Done(
+        _view(rows),
+        folder,
+        tuple(f"{o.loss} on {o.noise} with seed {o.seed} ended early: {o.failure}" for o in failed),
+    )
 
 
-def _outcomes(strategy: Any, resolved: dict[str, Any], loss: Description) -> Iterator[Outcome]:
+@contextmanager
+def _keeping_results(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as interrupted:
+        interrupted.how_to_go_on = f"finished trainings stand in {folder / 'results.csv'}"
+        raise
+
+
+def _outcomes(
+    strategy: Any, resolved: dict[str, Any], loss: Description, show: Callable[[str], object]
+) -> Iterator[Outcome]:
     for noise in resolved["label_noise"]["noises"]:
         for seed in resolved["label_noise"]["seeds"]:
             one = {
@@ -110,20 +140,19 @@ def _outcomes(strategy: Any, resolved: dict[str, Any], loss: Description) -> Ite
                 "client": {**resolved["client"], "loss": loss},
                 "data": {**resolved["data"], "noise": {**resolved["data"]["noise"], **noise}},
             }
-            history = History("")
-            server_app = make_server_app(one, make_strategy(strategy, one), history, [])
-            run(server_app, one)
-            accuracy = list(accuracies(history).values())
+            history = run_to_its_end(one, strategy, "", show)
+            accuracy = [0.0] if history.failure else list(accuracies(history).values())
             name = "none" if noise["kind"] == "none" else f"{noise['kind']} {noise['rate']:g}"
-            rate = float(str(history.rounds[-1].train_metrics["label-noise"]))
-            yield Outcome(label_of(loss), name, seed, rate, accuracy[-1], max(accuracy))
+            rate = float(str(history.rounds[-1].train_metrics.get("label-noise", math.nan)))
+            failure = reason(history.failure) if history.failure else ""
+            yield Outcome(label_of(loss), name, seed, rate, accuracy[-1], max(accuracy), failure)
 
 
 def label_of(loss: Description) -> str:
     """Return what a table calls a loss: its name and its settings."""
     if isinstance(loss, str):
         return loss
-    settings = ", ".join(f"{key} {value:g}" for key, value in loss.items() if key != "name")
+    settings = in_words({key: value for key, value in loss.items() if key != "name"})
     return f"{loss['name']} ({settings})" if settings else str(loss["name"])
 
 

@@ -32,6 +32,7 @@ def run_local(
     *,
     run_config: Mapping[str, Any] | None = None,
     run_id: int = 1,
+    on_reply: Callable[[Message], object] = lambda message: None,
 ) -> None:
     """Run a federation in this process, one client after the other.
 
@@ -42,6 +43,7 @@ def run_local(
             in its node configuration.
         run_config: of the ServerApp's and every ClientApp's context.
         run_id: of all contexts.
+        on_reply: called after each message that was handled.
 
     Raises:
         ValueError: if ``num_nodes`` < 1.
@@ -49,7 +51,7 @@ def run_local(
     """
     if num_nodes < 1:
         raise ValueError(f"num_nodes must be >= 1, got {num_nodes}")
-    grid = LocalGrid(client_app, num_nodes, run_config=run_config, run_id=run_id)
+    grid = LocalGrid(client_app, num_nodes, run_config=run_config, run_id=run_id, on_reply=on_reply)
     run_on(grid, server_app, run_config=run_config, run_id=run_id)
 
 
@@ -76,6 +78,7 @@ class LocalGrid(Grid):
         num_nodes: how many nodes there are; node i has ``partition-id`` i.
         run_config: of every node's context.
         run_id: of the run.
+        on_reply: called after each message that was handled.
     """
 
     def __init__(
@@ -85,8 +88,9 @@ class LocalGrid(Grid):
         *,
         run_config: Mapping[str, Any] | None = None,
         run_id: int = 1,
+        on_reply: Callable[[Message], object] = lambda message: None,
     ) -> None:
-        self._client_app = client_app
+        self._client_app, self._on_reply = client_app, on_reply
         self._run = empty_run(run_id)
         # of this grid alone: nodes that remember on disk must not take a later grid's for these
         self._series, self._message_ids = uuid4().hex[:12], itertools.count(1)
@@ -150,7 +154,8 @@ class LocalGrid(Grid):
                 self._name(message)
 
     def _name(self, message: Message) -> str:
-        message_id = f"message-{self._series}-{next(self._message_ids)}"
+        # of one length, so that a run that goes on sends as many bytes as one that was never ended
+        message_id = f"message-{self._series}-{next(self._message_ids):08}"
         set_message_id(message, message_id)
         return message_id
 
@@ -175,4 +180,5 @@ class LocalGrid(Grid):
         if reply is not None:  # a handler may stay silent
             set_message_id(reply, f"reply-to-{message_id}")
             self._replies[message_id] = reply
+        self._on_reply(received)
         return message_id

@@ -1,9 +1,10 @@
 """A comparison's files: a table, the plot, the configuration, and what they were made of."""
 
 import csv
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
+from fedcurv.private_files import replaced
 from fedcurv.simulations.circumstances import circumstances
 from fedcurv.simulations.server import History
 from fedcurv.strategies.rounds import RoundRecord
@@ -38,6 +40,9 @@ class Summary:
         bytes_up: payload received from clients per round, mean over rounds.
         seconds: wall-clock time of all rounds.
         failures: replies that were errors, refused or missing.
+        rounds: that were run.
+        failure: why there were not more, as when the training diverged; then ``best`` and
+            ``final`` are NaN and no target was reached.
     """
 
     strategy: str
@@ -48,6 +53,8 @@ class Summary:
     bytes_up: float
     seconds: float
     failures: int
+    rounds: int = 0
+    failure: str = ""
 
 
 def evaluation(record: RoundRecord) -> Mapping[str, object]:
@@ -66,7 +73,7 @@ def accuracies(history: History) -> dict[int, float]:
 
 def summarise(history: History, targets: Sequence[float]) -> Summary:
     """Return the line of one strategy."""
-    accuracy = accuracies(history)
+    accuracy = {} if history.failure else accuracies(history)
     clients = [client for record in history.rounds for client in record.clients]
     num_rounds = max(1, sum(record.server_round > 0 for record in history.rounds))
     return Summary(
@@ -81,29 +88,96 @@ def summarise(history: History, targets: Sequence[float]) -> Summary:
         bytes_up=sum(client.bytes_up for client in clients) / num_rounds,
         seconds=sum(record.seconds for record in history.rounds),
         failures=sum(client.status != "ok" for client in clients),
+        rounds=max((record.server_round for record in history.rounds), default=0),
+        failure=history.failure,
     )
 
 
+def ended_early(summaries: Sequence[Summary], num_rounds: int) -> tuple[str, ...]:
+    """Return a line for each strategy whose run did not come to its end."""
+    return tuple(
+        f"{s.strategy} ended after {s.rounds} of {num_rounds} rounds: {reason(s.failure)}"
+        for s in summaries
+        if s.failure
+    )
+
+
+def reason(failure: str) -> str:
+    """Return what the first and the last line of a failure say, without the traceback between."""
+    lines = failure.strip().splitlines()
+    return " ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
+
+
+class RoundFiles:
+    """metrics.csv, clients.csv and traffic.csv, a round at a time.
+
+    The files have a line for each round, for each client in a round and for each record that
+    travelled in a round.
+
+    Args:
+        folder: existing.
+        config: resolved; its seed is in every line.
+        overrides: of a sweep's job, by key; they are in every line, too.
+    """
+
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], overrides: Mapping[str, str]
+    ) -> None:
+        self._folder = folder
+        self._more = {"seed": config["seed"], **overrides}
+
+    def write(self, histories: Sequence[History]) -> None:
+        """Write the files anew."""
+        for name, rows_of in _ROWS.items():
+            rows = [self._row(row) for history in histories for row in rows_of(history)]
+            if rows:
+                write_csv(self._folder / name, rows)
+
+    def add(self, history: History) -> None:
+        """Add a history's last round."""
+        last = replace(history, rounds=history.rounds[-1:])
+        for name, rows_of in _ROWS.items():
+            rows = [self._row(row) for row in rows_of(last)]
+            path = self._folder / name
+            if rows and not path.exists():
+                write_csv(path, rows)
+            elif rows:
+                write_csv(path, rows, append=True)
+
+    def _row(self, row: Mapping[str, object]) -> dict[str, object]:
+        return {**row, **{key: value for key, value in self._more.items() if key not in row}}
+
+
 def write_report(
-    folder: Path, histories: Sequence[History], config: dict[str, Any], command: str
+    folder: Path,
+    histories: Sequence[History],
+    config: dict[str, Any],
+    command: str,
+    overrides: Mapping[str, str] | None = None,
+    *,
+    picture: bool = True,
 ) -> list[Summary]:
     """Write all files into an existing folder and return the summaries.
 
-    They are summary.md, accuracy.png, config.yaml, and as CSV a line for each round (metrics), for
-    each client in a round (clients) and for each record that travelled in a round (traffic).
+    They are summary.md and its table as summary.csv, accuracy.png, config.yaml, and what
+    RoundFiles writes.
 
     Args:
         folder: existing.
         histories: at least one.
         config: resolved.
         command: by which the run was started.
+        overrides: of a sweep's job, by key.
+        picture: also draw accuracy.png, which takes a second.
     """
     summaries = [summarise(history, config["target_accuracies"]) for history in histories]
-    write_summary(folder, _cells(summaries), _CAPTION, config, command)
-    write_csv(folder / "metrics.csv", _round_rows(histories))
-    write_csv(folder / "clients.csv", _client_rows(histories))
-    write_csv(folder / "traffic.csv", _traffic_rows(histories))
-    accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
+    caption = "\n\n".join((_CAPTION, *ended_early(summaries, config["num_rounds"])))
+    write_summary(folder, _cells(summaries), caption, config, command)
+    more = {"seed": config["seed"], **(overrides or {})}
+    write_csv(folder / "summary.csv", [{**summary_row(s), **more} for s in summaries])
+    RoundFiles(folder, config, overrides or {}).write(histories)
+    if picture:
+        accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
     return summaries
 
 
@@ -148,24 +222,54 @@ def accuracy_figure(histories: Sequence[History]) -> Figure:
     return figure
 
 
+def summary_row(summary: Summary) -> dict[str, object]:
+    """Return a summary as a line of a CSV file; what is not known is empty."""
+    return {
+        "strategy": summary.strategy,
+        "best": _or_empty(summary.best),
+        "final": _or_empty(summary.final),
+        **{
+            f"rounds_to_{target:g}": "" if reached is None else reached
+            for target, reached in summary.rounds_to.items()
+        },
+        "bytes_down": round(summary.bytes_down),
+        "bytes_up": round(summary.bytes_up),
+        "seconds": round(summary.seconds, 2),
+        "lost": summary.failures,
+        "rounds": summary.rounds,
+        "failure": reason(summary.failure) if summary.failure else "",
+    }
+
+
+def _or_empty(value: float) -> float | str:
+    return "" if math.isnan(value) else round(value, 6)
+
+
+def _percent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.2f}"
+
+
 def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
     targets = list(summaries[0].rounds_to)
     header = ["strategy", "best", "final"]
     header += [f"to {100 * target:g} %" for target in targets]
     header += ["MB down", "MB up", "s", "lost"]
+    some_ended_early = any(s.failure for s in summaries)
+    header += ["ended"] if some_ended_early else []
     rows = [header]
     for s in summaries:
         reached = ["-" if s.rounds_to[t] is None else str(s.rounds_to[t]) for t in targets]
         rows.append(
             [
                 s.strategy,
-                f"{100 * s.best:.2f}",
-                f"{100 * s.final:.2f}",
+                _percent(s.best),
+                _percent(s.final),
                 *reached,
                 f"{s.bytes_down / 1e6:.2f}",
                 f"{s.bytes_up / 1e6:.2f}",
                 f"{s.seconds:.1f}",
                 str(s.failures),
+                *([f"round {s.rounds}" if s.failure else ""] if some_ended_early else []),
             ]
         )
     return rows
@@ -187,11 +291,18 @@ def write_summary(
         config: resolved.
         command: by which the run was started.
     """
-    # where the data lay on this machine is no part of the result
-    shown = {**config, "data": {k: v for k, v in config["data"].items() if k != "root"}}
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(shown)))
+    write_config(folder, config)
     lines = [*markdown_table(rows), "", caption, "", *circumstances(command), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.yaml, from which a run can go on or be repeated."""
+    # where the data lay on this machine is no part of the result, nor is whether it went on
+    shown = {key: value for key, value in config.items() if key != "resume"}
+    shown["data"] = {k: v for k, v in config["data"].items() if k != "root"}
+    with replaced(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -200,7 +311,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *others)]
 
 
-def _round_rows(histories: Sequence[History]) -> list[dict[str, object]]:
+def _round_rows(history: History) -> list[dict[str, object]]:
     return [
         {
             "strategy": history.strategy,
@@ -214,12 +325,11 @@ def _round_rows(histories: Sequence[History]) -> list[dict[str, object]]:
             "bytes_up": sum(c.bytes_up for c in record.clients),
             "seconds": round(record.seconds, 4),
         }
-        for history in histories
         for record in history.rounds
     ]
 
 
-def _client_rows(histories: Sequence[History]) -> list[dict[str, object]]:
+def _client_rows(history: History) -> list[dict[str, object]]:
     return [
         {
             "strategy": history.strategy,
@@ -241,13 +351,12 @@ def _client_rows(histories: Sequence[History]) -> list[dict[str, object]]:
                 )
             },
         }
-        for history in histories
         for record in history.rounds
         for client in record.clients
     ]
 
 
-def _traffic_rows(histories: Sequence[History]) -> list[dict[str, object]]:
+def _traffic_rows(history: History) -> list[dict[str, object]]:
     return [
         {
             "strategy": history.strategy,
@@ -256,10 +365,17 @@ def _traffic_rows(histories: Sequence[History]) -> list[dict[str, object]]:
             "bytes_down": sum(client.down.get(name, 0) for client in record.clients),
             "bytes_up": sum(client.up.get(name, 0) for client in record.clients),
         }
-        for history in histories
         for record in history.rounds
         for name in dict.fromkeys(n for c in record.clients for n in (*c.down, *c.up))
     ]
+
+
+# by file
+_ROWS: dict[str, Callable[[History], list[dict[str, object]]]] = {
+    "metrics.csv": _round_rows,
+    "clients.csv": _client_rows,
+    "traffic.csv": _traffic_rows,
+}
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -268,9 +384,10 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], *, append: bool = False) -> None:
     """Write at least one row; all have the same columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
+        if not append:
+            writer.writeheader()
         writer.writerows(rows)

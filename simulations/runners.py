@@ -1,34 +1,41 @@
 """Where the clients run: in this process, one by one or together, or on Flower's engine, Ray."""
 
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from flwr.app import Message
 from flwr.serverapp import ServerApp
 
 from fedcurv.simulations.batched import BatchedGrid
 from fedcurv.simulations.client import DATA_ROOT_VARIABLE, make_task
 from fedcurv.simulations.client import app as client_app
+from fedcurv.simulations.engine import check_ray, run_on_ray
 from fedcurv.simulations.local import run_local, run_on
 
+OnReply = Callable[[Message], object]
 
-def run(server_app: ServerApp, config: dict[str, Any]) -> None:
+
+def run(
+    server_app: ServerApp, config: dict[str, Any], on_reply: OnReply = lambda message: None
+) -> None:
     """Run the federation with the experiments' ClientApp.
 
     Args:
         server_app: to run.
         config: resolved: ``num_clients``; ``runner`` with its ``name`` (local, batched or ray), for
             ray also ``client_resources`` and ``init_args``; ``data.root``.
+        on_reply: called after each message that a client has handled, except on Ray.
 
     Raises:
         KeyError: for an unknown runner.
+        EngineFailed: if Flower's engine cannot go on.
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
     with _data_root(config["data"]["root"]):
-        RUNNERS[runner["name"]](server_app, config["num_clients"], runner)
+        RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 
 @contextmanager
@@ -44,31 +51,31 @@ def _data_root(root: str) -> Iterator[None]:
             os.environ[DATA_ROOT_VARIABLE] = before
 
 
-def _run_local(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
-    run_local(server_app, client_app, num_clients)
+def check_runner(runner: Mapping[str, Any]) -> None:
+    """Raise a ValueError or an OSError if a runner lacks what it needs."""
+    if runner["name"] == "ray":
+        check_ray(runner)
 
 
-def _run_batched(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
-    run_on(BatchedGrid(client_app, make_task, num_clients), server_app)
+def _run_local(
+    server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
+) -> None:
+    run_local(server_app, client_app, num_clients, on_reply=on_reply)
 
 
-def _run_ray(server_app: ServerApp, num_clients: int, runner: dict[str, Any]) -> None:
-    # the one way to hand Python objects to Flower's engine; it warns that `flwr run` is preferred
-    from flwr.simulation import run_simulation
-
-    quiet = logging.getLogger("flwr").level > logging.INFO
-    init_args = {"log_to_driver": not quiet, **runner["init_args"]}
-    if quiet:
-        init_args.setdefault("logging_level", logging.WARNING)
-    run_simulation(
-        server_app,
-        client_app,
-        num_clients,
-        backend_config={"client_resources": runner["client_resources"], "init_args": init_args},
-    )
+def _run_batched(
+    server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
+) -> None:
+    run_on(BatchedGrid(client_app, make_task, num_clients, on_reply=on_reply), server_app)
 
 
-RUNNERS: dict[str, Callable[[ServerApp, int, dict[str, Any]], None]] = {
+def _run_ray(
+    server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
+) -> None:
+    run_on_ray(server_app, client_app, num_clients, runner)
+
+
+RUNNERS: dict[str, Callable[[ServerApp, int, Mapping[str, Any], OnReply], None]] = {
     "local": _run_local,
     "batched": _run_batched,
     "ray": _run_ray,

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as PackedRecords
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -15,8 +17,10 @@ __all__ = [
     "MOD_FAILED_PRECONDITION",
     "Run",
     "empty_run",
+    "packed_records",
     "set_message_id",
     "task_identity",
+    "unpacked_records",
     "who_called",
 ]
 
@@ -59,3 +63,14 @@ def who_called(method: str, kinds: tuple[type, ...]) -> Any:
                 return caller
         frame = frame.f_back
     return None
+
+
+def packed_records(records: RecordDict) -> bytes:
+    """Return records of any kind as bytes, as Flower sends them."""
+    packed: bytes = recorddict_to_proto(records).SerializeToString()
+    return packed
+
+
+def unpacked_records(packed: bytes) -> RecordDict:
+    """Return the records that were packed."""
+    return recorddict_from_proto(PackedRecords.FromString(packed))

@@ -42,7 +42,7 @@ def small(name: str = "fedcurv_digits", **changes):
 
 
 def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(tmp_path):
-    table = run_experiment(small(), tmp_path, "the command")
+    table = run_experiment(small(), tmp_path, "the command").view
     assert table.row_count == 4
     results, trials = rows_of(tmp_path / "results.csv"), rows_of(tmp_path / "trials.csv")
     assert len(results) == 2 * 2 * 2
@@ -90,12 +90,59 @@ def test_a_training_that_diverges_is_a_result_and_not_chosen(tmp_path):
     assert {r["settings"] for r in rows_of(tmp_path / "results.csv")} == {"lr 0.3"}
     # where nothing else is left it is reported all the same
     methods["a"]["grid"] = {"client.lr": [1e30, 1e31]}
-    run_experiment(small(methods=methods, seeds=[1, 2]), tmp_path / "all", "the command")
+    done = run_experiment(small(methods=methods, seeds=[1, 2]), tmp_path / "all", "the command")
+    assert len(done.ended_early) == 4 and "with seed 1 ended after" in done.ended_early[0]
     assert "| 0.0 ± 0.0 | 0.0 ± 0.0 | - |" in (tmp_path / "all" / "summary.md").read_text()
     # and it is not run again either
     methods["a"]["grid"] = {"client.lr": [1e30, 0.3]}
     run_experiment(small(methods=methods, seeds=[1]), tmp_path, "the command")
     assert rows_of(tmp_path / "trials.csv") == trials
+
+
+def test_averaging_that_diverges_counts_as_nothing(tmp_path):
+    """Its loss is NaN, and its accuracy that of a constant guess."""
+    methods = {"a": {"strategy": "fedavg", "grid": {"client.lr": [1e30, 0.3]}}}
+    cells = [{"client.epochs": 1}]
+    done = run_experiment(small(methods=methods, seeds=[1], cells=cells), tmp_path, "the command")
+    trials = rows_of(tmp_path / "trials.csv")
+    assert [float(t["final"]) > 0 for t in trials] == [False, False, True, True]
+    assert trials[0]["failure"] and trials[0]["best"] == "0.0"
+    assert done.ended_early == ()
+
+
+def test_cells_may_hold_names(tmp_path):
+    cells = [{"client.loss": "gce", "num_rounds": 1}, {"client.loss": {"name": "gce", "q": 0.5}}]
+    methods = {"a": {"strategy": "fedavg", "grid": {"client.lr": [0.3]}}}
+    changes = {"methods": methods, "seeds": [1], "tuning_seeds": [11]}
+    run_experiment(small(cells=cells, **changes), tmp_path, "the command")
+    text = (tmp_path / "summary.md").read_text()
+    assert "| loss gce, num_rounds 1 | a |" in text
+    assert "| loss (name gce, q 0.5) | a |" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tuning_seeds": []}, "experiment.tuning_seeds: expected at least one seed"),
+        ({"seeds": ["one"]}, "experiment.seeds: expected at least one seed, integers >= 0"),
+        ({"cells": []}, "experiment.cells: expected at least one table"),
+        ({"target": 90}, r"experiment.target must be an accuracy in \(0, 1\], got 90"),
+        ({"cells": [{"client.loss": "gcee"}]}, "client.loss must be one of .* got 'gcee'"),
+        ({"cells": [{"client.epoch": 3}]}, "'client.epoch' of method averaging .* is no key"),
+        ({"cells": [{"client.epochs": 0}]}, "epochs must be an integer >= 1, got 0"),
+        ({"cells": [{"client.device": "cuda:99"}]}, "client.device=cuda:99 cannot be used"),
+    ],
+)
+def test_an_experiment_that_cannot_be_is_refused_before_anything_trains(
+    changes, message, tmp_path, monkeypatch
+):
+    def never(*_):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(experiment_runs, "run", never)
+    with pytest.raises(ValueError, match=message):
+        run_experiment(small(**changes), tmp_path / "out", "the command")
+    assert not (tmp_path / "out").exists()
 
 
 def test_methods_with_other_budgets_are_refused(tmp_path):
@@ -108,7 +155,7 @@ def test_methods_with_other_budgets_are_refused(tmp_path):
 
 
 def test_some_methods_can_be_run_alone(tmp_path):
-    table = run_experiment(small(only=["curvature"]), tmp_path, "the command")
+    table = run_experiment(small(only=["curvature"]), tmp_path, "the command").view
     assert table.row_count == 2
     assert {run["method"] for run in rows_of(tmp_path / "trials.csv")} == {"curvature"}
 

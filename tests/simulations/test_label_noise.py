@@ -46,6 +46,12 @@ def test_each_loss_meets_each_noise_with_each_seed(clients, tmp_path):
     assert "noises:" in (tmp_path / "config.yaml").read_text()
 
 
+def test_a_training_that_diverges_counts_as_nothing_and_says_so(tmp_path):
+    rows = run(tmp_path, "client.lr=1e30", "label_noise.losses=[cross_entropy]")
+    assert {(r["last"], r["best"]) for r in rows} == {("0.0", "0.0")}
+    assert all("round 1" in r["failure"] for r in rows)
+
+
 def test_the_same_seed_gives_the_same_accuracies(tmp_path):
     assert run(tmp_path / "a") == run(tmp_path / "b")
 
@@ -77,6 +83,8 @@ def test_labels_name_the_settings():
         ("label_noise.losses=[hinge]", "client.loss must be one of"),
         ("label_noise.noises=[{kind:uniform,rate:0.1}]", "data.noise.kind must be one of"),
         ("label_noise.seeds=[]", "label_noise.seeds: expected at least one"),
+        ("label_noise.seeds=[a]", "label_noise.seeds must be integers >= 0"),
+        ("label_noise.noises=[{kind:none}]", "expected tables with kind and rate"),
         ("strategy=[fedavg,fedprox]", "strategy: expected one, got fedavg, fedprox"),
         ("data.train_samples=0", "data.train_samples must be an integer from 1 to 1437, got 0"),
         ("data.train_samples=2000", "an integer from 1 to 1437, got 2000"),

@@ -9,8 +9,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedcurv.simulations.client import make_task
+from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.models import mlp
-from fedcurv.simulations.run import resolve
 from fedcurv.simulations.task_description import describe_task
 from tests.federation import message_with
 from tests.simulations.test_run import configuration

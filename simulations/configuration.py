@@ -1,0 +1,133 @@
+"""A command's configuration as plain values, checked before anything starts."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fedcurv.simulations.client import (
+    described_data,
+    make_model,
+    make_partition,
+    make_settings,
+    on_devices,
+)
+from fedcurv.simulations.data import ImageData
+from fedcurv.simulations.losses import make_loss
+from fedcurv.simulations.noise import check_noise
+from fedcurv.simulations.rules import check_strategy, check_values
+from fedcurv.simulations.runners import RUNNERS, check_runner
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, checked as far as that goes without training.
+
+    Raises:
+        ValueError: naming what cannot work.
+        FileNotFoundError: if the data are missing.
+    """
+    resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(resolved, dict)
+    settings = {str(key): value for key, value in resolved.items()}
+    check_values(settings)
+    fraction, num_clients = settings["fraction_train"], settings["num_clients"]
+    is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    if not is_number or not 1 <= fraction * num_clients <= num_clients:
+        raise ValueError(
+            f"fraction_train={fraction} of {num_clients} clients selects nobody or more than all; "
+            f"expected a number from {1 / num_clients:.3g} to 1"
+        )
+    if settings["runner"]["name"] not in RUNNERS:
+        raise ValueError(
+            f"runner.name must be one of {', '.join(RUNNERS)}, got {settings['runner']['name']!r}"
+        )
+    if not settings.get("strategy"):
+        raise ValueError("strategy: expected at least one, got none")
+    for name, options in settings["strategy"].items():
+        check_strategy(f"strategy.{name}", options, num_clients)
+    try:
+        make_settings(settings)
+    except TypeError as error:  # an option that there is not
+        raise ValueError(f"client: {error}") from error
+    make_loss(settings["client"]["loss"])
+    check_noise(settings["data"]["noise"], settings["num_clients"])
+    if settings["data"]["evaluate_on"] not in ("test", "validation"):
+        raise ValueError(
+            f"data.evaluate_on must be test or validation, got {settings['data']['evaluate_on']!r}"
+        )
+    _check_evaluation(settings)
+    if not on_devices(settings):
+        # workers of Ray have working directories of their own
+        settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
+    data = described_data(settings)
+    parts: dict[str, Callable[[], object]] = {"model": lambda: make_model(settings, data)}
+    if isinstance(data, ImageData):
+        parts["partition"] = lambda: make_partition(settings, data)
+    for part, make in parts.items():
+        try:
+            make()
+        except TypeError as error:
+            raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
+    return settings
+
+
+def _check_evaluation(settings: Mapping[str, Any]) -> None:
+    """Refuse evaluation on clients without test data, devices without any evaluation, and noise."""
+    fraction = settings["fraction_evaluate"]
+    if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+        raise ValueError(f"fraction_evaluate must be in [0, 1], got {fraction!r}")
+    if not on_devices(settings):
+        if fraction > 0:
+            raise ValueError(
+                f"fraction_evaluate={fraction}: the clients of a simulation have no test data, the "
+                "server evaluates; use 0"
+            )
+        return
+    if settings["data"]["noise"]["kind"] != "none":
+        raise ValueError("data.noise.kind: devices' own labels are left as they are; use none")
+    if fraction == 0 and not any(settings["data"]["test"].values()):
+        raise ValueError(
+            "data=device: expected the server's test set in data.test, or fraction_evaluate > 0 "
+            "for evaluation on the devices, got neither"
+        )
+
+
+def check_simulation(settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless this machine can run what a resolved configuration asks for.
+
+    That is: the data are not on devices, the runner has what it needs, and so has training.
+    """
+    if on_devices(settings):
+        raise ValueError(
+            "data=device needs real nodes, which know where their data are: use `flwr run` on "
+            "simulations/app, or fedcurv-site with --node-config"
+        )
+    check_runner(settings["runner"])
+    if settings["runner"]["name"] != "ray":  # whose workers may be on other machines
+        _check_device(settings["client"]["device"])
+
+
+def _check_device(name: str) -> None:
+    if name == "auto":
+        return
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:  # torch raises AssertionErrors and NotImplementedErrors, too
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"client.device={name} cannot be used on this machine ({reason}); use auto or cpu"
+        ) from error
+
+
+def only_strategy(config: DictConfig) -> tuple[str, Any]:
+    """Return the name and the description of a configuration's one strategy.
+
+    Raises:
+        ValueError: if there are several.
+    """
+    if len(config.strategy) != 1:
+        raise ValueError(f"strategy: expected one, got {', '.join(config.strategy)}")
+    ((name, node),) = config.strategy.items()
+    return str(name), node

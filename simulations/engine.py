@@ -1,0 +1,166 @@
+"""Flower's engine on Ray: what it needs is checked before it starts, and nobody waits for it."""
+
+import inspect
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+# how long a cluster may take to answer
+_CLUSTER_S = 30.0
+# how long the engine may take to stop, once the server has come to its end
+_STOP_S = 60.0
+
+_ASK = """
+import json, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50, include_dashboard=False)
+print(json.dumps(ray.cluster_resources()))
+"""
+
+
+class EngineFailed(OSError):
+    """Flower's engine cannot go on."""
+
+
+def check_ray(runner: Mapping[str, Any]) -> None:
+    """Raise a ValueError or EngineFailed unless one client at least can run at a time.
+
+    Args:
+        runner: ``client_resources`` and ``init_args``, see conf/runner/ray.yaml.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("runner=ray needs the package ray: pip install 'ray[default]'") from error
+    known = inspect.signature(ray.init).parameters
+    init_args: Mapping[str, Any] = runner["init_args"]
+    if unknown := sorted(set(init_args) - set(known)):
+        raise ValueError(f"runner.init_args: ray.init has no {', '.join(unknown)}")
+    if unknown := sorted(set(runner["client_resources"]) - {"num_cpus", "num_gpus"}):
+        raise ValueError(
+            f"runner.client_resources: expected num_cpus and num_gpus, got {', '.join(unknown)}"
+        )
+    address = init_args.get("address") or os.environ.get("RAY_ADDRESS") or "local"
+    there = _here(init_args) if address == "local" else _in_cluster(str(address))
+    for name, unit in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
+        wanted, have = runner["client_resources"].get(name, 0), there[unit]
+        if wanted > have:
+            where = "this machine has" if address == "local" else f"the cluster at {address} has"
+            raise ValueError(
+                f"runner.client_resources.{name}={wanted:g}: {where} {have:g} {unit}s for Ray, "
+                "and no client could ever run; ask for less, or use runner=local"
+            )
+
+
+def _here(init_args: Mapping[str, Any]) -> dict[str, float]:
+    from ray._private.utils import get_num_cpus  # minds a container's limits
+
+    for name in ("num_cpus", "num_gpus"):
+        value = init_args.get(name)
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise ValueError(f"runner.init_args.{name} must be an integer >= 0, got {value!r}")
+    cpus, gpus = init_args.get("num_cpus"), init_args.get("num_gpus")
+    return {
+        "CPU": float(get_num_cpus() if cpus is None else cpus),
+        "GPU": float(torch.cuda.device_count() if gpus is None else gpus),
+    }
+
+
+def _in_cluster(address: str) -> dict[str, float]:
+    reason = f"no answer in {_CLUSTER_S:g} s"
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK, address],
+            capture_output=True,
+            text=True,
+            timeout=_CLUSTER_S,
+            check=False,
+        )
+        if asked.returncode == 0:
+            resources = json.loads(asked.stdout.strip().splitlines()[-1])
+            return {unit: float(resources.get(unit, 0)) for unit in ("CPU", "GPU")}
+        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+    except subprocess.TimeoutExpired:
+        pass
+    raise EngineFailed(
+        f"runner.init_args.address={address}: no Ray cluster is there ({reason}); start one with "
+        "`ray start --head`, or leave the address out"
+    )
+
+
+def run_on_ray(
+    server_app: ServerApp, client_app: ClientApp, num_clients: int, runner: Mapping[str, Any]
+) -> None:
+    """Run a federation on Flower's engine, in a thread, so that signals and its end are noticed.
+
+    Raises:
+        EngineFailed: if the engine cannot go on.
+        Exception: whatever the ServerApp raises.
+    """
+    # the one way to hand Python objects to Flower's engine; it warns that `flwr run` is preferred
+    from flwr.simulation import run_simulation
+
+    flower_log = logging.getLogger("flwr")
+    quiet = flower_log.level > logging.INFO
+    init_args = {"log_to_driver": not quiet, **runner["init_args"]}
+    if quiet:
+        init_args.setdefault("logging_level", logging.WARNING)
+        flower_log.setLevel(logging.CRITICAL)  # errors are told once, by whoever gets them
+    of_server: list[BaseException] = []
+    of_engine: list[BaseException] = []
+    server_is_done, engine_is_done = threading.Event(), threading.Event()
+    watched = ServerApp()
+
+    @watched.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            server_app(grid, context)
+        except BaseException as error:
+            of_server.append(error)
+        finally:
+            server_is_done.set()
+
+    def engine() -> None:
+        try:
+            run_simulation(
+                watched,
+                client_app,
+                num_clients,
+                backend_config={
+                    "client_resources": dict(runner["client_resources"]),
+                    "init_args": init_args,
+                },
+            )
+        except BaseException as error:
+            of_engine.append(error)
+        finally:
+            engine_is_done.set()
+
+    threading.Thread(target=engine, daemon=True).start()
+    while not engine_is_done.wait(0.2) and not server_is_done.is_set():
+        pass
+    if server_is_done.is_set():
+        engine_is_done.wait(_STOP_S)
+    if of_server:
+        raise of_server[0]
+    if not server_is_done.is_set():
+        raise EngineFailed(f"runner=ray: Flower's engine cannot go on: {_reason(of_engine)}")
+
+
+def _reason(errors: list[BaseException]) -> str:
+    """Return the first cause in one line."""
+    if not errors:
+        return "it stopped before the server had come to its end"
+    error = errors[0]
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

@@ -1,0 +1,134 @@
+"""How far work is: a bar on a terminal, lines in a log."""
+
+import sys
+import threading
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+# where no terminal sets the width, as in a log, an experiment's table should not be folded
+console = Console(width=None if sys.stdout.isatty() else 200)
+
+# the longest silence
+_SAY_S = 30.0
+# what is done sooner was there already, and is not worth a line
+_AT_ONCE_S = 0.02
+
+
+class Steps:
+    """Shows finished steps, such as rounds, with the time that is left.
+
+    On a terminal that is a bar; elsewhere a line for each step, and one every 30 seconds while a
+    step goes on.
+
+    Args:
+        unit: what a step is called.
+        total: how many there are.
+        finished: of them, before this began.
+        width: of the description beside the bar.
+    """
+
+    def __init__(self, unit: str, total: int, *, finished: int = 0, width: int = 16) -> None:
+        self._unit, self._total, self._finished = unit, total, finished
+        self._at_first, self._began = finished, time.monotonic()
+        self._description = self._part = ""
+        self._said = self._step_began = self._began
+        self._over, self._lock = threading.Event(), threading.Lock()
+        columns: list[ProgressColumn] = [
+            TextColumn(f"{{task.description:<{width}}}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[part]}"),
+        ]
+        self._bar = Progress(*columns, console=console) if console.is_terminal else None
+        if self._bar is not None:
+            self._task = self._bar.add_task("", total=total, completed=finished, note="", part="")
+
+    def __enter__(self) -> Self:
+        """Show the bar, or begin to write lines."""
+        if self._bar is not None:
+            self._bar.start()
+        threading.Thread(target=self._go_on_saying, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop."""
+        self._over.set()
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, description: str) -> None:
+        """Name what goes on now."""
+        self._description, self._step_began = description, time.monotonic()
+        self._part = ""
+        if self._bar is not None:
+            self._bar.update(self._task, description=description)
+
+    def part(self, text: str) -> None:
+        """Say how far the present step is."""
+        self._part = text
+
+    def done(self, finished: int, note: str = "") -> None:
+        """Note how many steps are finished now.
+
+        Args:
+            finished: that many.
+            note: what came of the last.
+        """
+        took = time.monotonic() - self._step_began
+        self._finished, self._step_began, self._part = finished, time.monotonic(), ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=finished, note=note, part="")
+        elif took > _AT_ONCE_S or finished == self._total:
+            self._say(f"{note + ', ' if note else ''}{self._left()}")
+
+    def add(self, note: str = "") -> None:
+        """Note that one more step is finished."""
+        self.done(self._finished + 1, note)
+
+    def _left(self) -> str:
+        new = self._finished - self._at_first
+        if new <= 0:
+            return f"{self._total - self._finished} to go"
+        each = (time.monotonic() - self._began) / new
+        return f"{clock(each * (self._total - self._finished))} left"
+
+    def _say(self, text: str, step: int | None = None) -> None:
+        with self._lock:
+            self._said = time.monotonic()
+            number = self._finished if step is None else step
+            print(
+                f"{self._description}: {self._unit} {number}/{self._total}: {text}",
+                file=console.file,
+                flush=True,
+            )
+
+    def _go_on_saying(self) -> None:
+        while not self._over.wait(1.0):
+            if self._finished >= self._total:
+                continue
+            text = f"{clock(time.monotonic() - self._step_began)} so far"
+            if self._part:
+                text = f"{self._part}, {text}"
+            if self._bar is not None:
+                self._bar.update(self._task, part=text)
+            elif time.monotonic() - self._said >= _SAY_S:
+                self._say(text, self._finished + 1)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as h:mm:ss, without the hours if there are none."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
