@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from fedcurv.private_files import made_private, private_folder
 from fedcurv.simulations.command import CONF
 from fedcurv.simulations.configuration import only_strategy, resolve
-from fedcurv.simulations.report import evaluation, summarise, write_report
+from fedcurv.simulations.report import summarise, write_report
+from fedcurv.simulations.round_files import evaluation
 from fedcurv.simulations.server import History, make_server_app
 from fedcurv.simulations.strategy import make_strategy
 from fedcurv.strategies import BestModel, JsonLines

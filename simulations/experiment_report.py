@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table
 
 from fedcurv.simulations.experiment_runs import Run, Settings
-from fedcurv.simulations.report import mean_and_deviation, write_csv, write_summary
+from fedcurv.simulations.report import mean_and_deviation, write_summary
+from fedcurv.simulations.round_files import write_csv
 
 _CAPTION = (
     "Test accuracy in %, mean ± standard deviation over seeds; final is the mean of the last five "

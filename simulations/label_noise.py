@@ -21,13 +21,8 @@ from fedcurv.simulations.interruption import Interrupted
 from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.noise import check_noise
 from fedcurv.simulations.progress import Steps
-from fedcurv.simulations.report import (
-    accuracies,
-    mean_and_deviation,
-    reason,
-    write_csv,
-    write_summary,
-)
+from fedcurv.simulations.report import accuracies, mean_and_deviation, reason, write_summary
+from fedcurv.simulations.round_files import write_csv
 from fedcurv.simulations.rules import is_integer, is_list_of
 from fedcurv.simulations.strategy import make_strategy
 

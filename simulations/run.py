@@ -13,15 +13,8 @@ from fedcurv.simulations.command import Done, remove_if_empty, run_command, set_
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.interruption import Interrupted
 from fedcurv.simulations.progress import Steps
-from fedcurv.simulations.report import (
-    RoundFiles,
-    Summary,
-    ended_early,
-    evaluation,
-    table,
-    write_config,
-    write_report,
-)
+from fedcurv.simulations.report import Summary, ended_early, table, write_config, write_report
+from fedcurv.simulations.round_files import RoundFiles, evaluation
 from fedcurv.simulations.runners import run
 from fedcurv.simulations.saved import SavedStrategy, folder_of_progress, forget
 from fedcurv.simulations.server import History, make_server_app

@@ -9,7 +9,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from fedcurv.simulations.report import markdown_table, mean_and_deviation, write_csv
+from fedcurv.simulations.report import markdown_table, mean_and_deviation
+from fedcurv.simulations.round_files import write_csv
 
 _CAPTION = (
     "Test accuracy in %, and rounds until it first reached a target (- where a seed never did): "
