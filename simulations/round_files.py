@@ -52,7 +52,12 @@ class RoundFiles:
                 write_csv(path, rows, append=True)
 
     def _row(self, row: Mapping[str, object]) -> dict[str, object]:
-        return {**row, **{key: value for key, value in self._more.items() if key not in row}}
+        return beside(row, self._more)
+
+
+def beside(row: Mapping[str, object], more: Mapping[str, object]) -> dict[str, object]:
+    """Return a line with more columns, of which none takes the place of its own."""
+    return {**row, **{key: value for key, value in more.items() if key not in row}}
 
 
 def _round_rows(history: History) -> list[dict[str, object]]:

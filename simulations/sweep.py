@@ -26,6 +26,10 @@ class SweepTable(Callback):
         write_sweep(Path(config.hydra.sweep.dir))
 
 
+# columns of summary.csv
+_RESULTS = ("best", "final", "bytes_down", "bytes_up", "seconds", "lost", "rounds", "failure")
+
+
 @dataclass(frozen=True)
 class _Job:
     """One job's files.
@@ -33,12 +37,12 @@ class _Job:
     Attributes:
         name: of its folder.
         settings: what its configuration sets, by dotted key.
-        rounds: the lines of its metrics.csv.
+        lines: of its summary.csv, one for each strategy.
     """
 
     name: str
     settings: Mapping[str, Any]
-    rounds: Sequence[Mapping[str, str]]
+    lines: Sequence[Mapping[str, str]]
 
 
 def write_sweep(folder: Path) -> None:
@@ -50,7 +54,7 @@ def write_sweep(folder: Path) -> None:
     Args:
         folder: with a folder for each job.
     """
-    jobs = [_read_job(path.parent) for path in sorted(folder.glob("*/metrics.csv"), key=_in_order)]
+    jobs = [_read_job(path.parent) for path in sorted(folder.glob("*/summary.csv"), key=_in_order)]
     if not jobs:
         return
     rows = [row for job in jobs for row in _rows(job, _varied_keys(jobs))]
@@ -60,17 +64,17 @@ def write_sweep(folder: Path) -> None:
     (folder / "sweep.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _in_order(metrics: Path) -> tuple[int, str]:
-    name = metrics.parent.name
+def _in_order(summary: Path) -> tuple[int, str]:
+    name = summary.parent.name
     return (int(name), "") if name.isdecimal() else (-1, name)
 
 
 def _read_job(folder: Path) -> _Job:
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rounds = list(csv.DictReader(file))
+    with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)
-    return _Job(folder.name, dict(_flat(config)), rounds)
+    return _Job(folder.name, dict(_flat(config)), lines)
 
 
 def _flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -92,28 +96,21 @@ def _varied_keys(jobs: Sequence[_Job]) -> list[str]:
 
 
 def _rows(job: _Job, varied: Sequence[str]) -> Iterator[dict[str, object]]:
-    for strategy in dict.fromkeys(line["strategy"] for line in job.rounds):
-        lines = [line for line in job.rounds if line["strategy"] == strategy]
-        accuracy = {
-            int(line["round"]): float(line["accuracy"]) for line in lines if line["accuracy"]
-        }
+    for line in job.lines:
+        strategy = line["strategy"]
         # another strategy's settings are not this one's
         others = [k for k in varied if k.startswith("strategy.") and k.split(".")[1] != strategy]
         yield {
             "job": job.name,
             **{key: "" if key in others else job.settings.get(key, "") for key in varied},
             "strategy": strategy,
-            "rounds": lines[-1]["round"],
-            "best": max(accuracy.values(), default=""),
-            "final": accuracy[max(accuracy)] if accuracy else "",
-            **{
-                f"rounds_to_{target:g}": next((r for r, a in accuracy.items() if a >= target), "")
-                for target in job.settings["target_accuracies"]
-            },
-            "bytes_down": sum(int(line["bytes_down"]) for line in lines),
-            "bytes_up": sum(int(line["bytes_up"]) for line in lines),
-            "seconds": round(sum(float(line["seconds"]) for line in lines), 4),
+            # the rest of the line says once more what the job was given
+            **{name: value for name, value in line.items() if _is_a_result(name)},
         }
+
+
+def _is_a_result(column: str) -> bool:
+    return column in _RESULTS or column.startswith("rounds_to_")
 
 
 def _over_seeds(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:

@@ -4,6 +4,8 @@ import csv
 import subprocess
 import sys
 
+import pytest
+
 from fedcurv.simulations.sweep import write_sweep
 
 SMALL = ["num_clients=4", "num_rounds=2", "target_accuracies=[0.2,0.99]"]
@@ -37,8 +39,8 @@ def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp
             if line["strategy"] == row["strategy"]
         ]
         accuracies = [float(line["accuracy"]) for line in lines]
-        assert float(row["final"]) == accuracies[-1]
-        assert float(row["best"]) == max(accuracies)
+        assert float(row["final"]) == pytest.approx(accuracies[-1], abs=1e-6)
+        assert float(row["best"]) == pytest.approx(max(accuracies), abs=1e-6)
         reached = [int(line["round"]) for line in lines if float(line["accuracy"]) >= 0.2]
         assert row["rounds_to_0.2"] == (str(reached[0]) if reached else "")
         assert row["rounds_to_0.99"] == ""
@@ -52,28 +54,34 @@ def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp
     assert next(line for line in lines if "| fedavg |" in line).split(" | ")[2] == "2"
 
 
-def write_job(folder, *, seed, accuracies):
+def write_job(folder, *, seed, best, final, rounds_to):
     folder.mkdir()
     (folder / "config.yaml").write_text(f"seed: {seed}\ntarget_accuracies: [0.5]\n")
-    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ["strategy", "round", "accuracy", "bytes_down", "bytes_up", "seconds"],
-        )
-        writer.writerows(["fedavg", r, a, 10, 10, 1.0] for r, a in enumerate(accuracies))
+        writer.writerow(["strategy", "best", "final", "rounds_to_0.5", "failure", "seed"])
+        writer.writerow(["fedavg", best, final, rounds_to, "", seed])
 
 
 def test_the_mean_over_seeds_is_that_of_the_jobs(tmp_path):
-    write_job(tmp_path / "0", seed=1, accuracies=[0.1, 0.5, 0.6])
-    write_job(tmp_path / "1", seed=2, accuracies=[0.1, 0.2, 0.8])
+    write_job(tmp_path / "0", seed=1, best=0.6, final=0.5, rounds_to=1)
+    write_job(tmp_path / "1", seed=2, best=0.8, final=0.7, rounds_to=2)
     write_sweep(tmp_path)
     last = (tmp_path / "sweep.md").read_text(encoding="utf-8").splitlines()[2]
-    # 60 and 80 %: mean 70, deviation 10·√2; rounds 1 and 2
-    assert last == "| fedavg | 2 | 70.0 ± 14.1 | 70.0 ± 14.1 | 1.5 ± 0.7 |"
+    # 60 and 80 %: mean 70, deviation 10·√2; 50 and 70 %; rounds 1 and 2
+    assert last == "| fedavg | 2 | 70.0 ± 14.1 | 60.0 ± 14.1 | 1.5 ± 0.7 |"
+
+
+def test_a_run_that_diverged_has_no_mean(tmp_path):
+    write_job(tmp_path / "0", seed=1, best=0.6, final=0.5, rounds_to=1)
+    write_job(tmp_path / "1", seed=2, best="", final="", rounds_to="")
+    write_sweep(tmp_path)
+    last = (tmp_path / "sweep.md").read_text(encoding="utf-8").splitlines()[2]
+    assert last == "| fedavg | 2 | - | - | - |"
 
 
 def test_a_job_without_results_is_left_out(tmp_path):
-    write_job(tmp_path / "0", seed=1, accuracies=[0.1, 0.5])
+    write_job(tmp_path / "0", seed=1, best=0.6, final=0.5, rounds_to=1)
     (tmp_path / "1").mkdir()
     write_sweep(tmp_path)
     assert [row["job"] for row in rows_of(tmp_path / "sweep.csv")] == ["0"]
