@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fedcurv.private_files import replaced
 from fedcurv.simulations.circumstances import circumstances
-from fedcurv.simulations.round_files import RoundFiles, beside, evaluation, write_csv
+from fedcurv.simulations.round_files import RoundFiles, evaluation, write_csv
 from fedcurv.simulations.server import History
 
 _CAPTION = (
@@ -127,9 +127,9 @@ def write_report(
     summaries = [summarise(history, config["target_accuracies"]) for history in histories]
     caption = "\n\n".join((_CAPTION, *ended_early(summaries, config["num_rounds"])))
     write_summary(folder, _cells(summaries), caption, config, command)
-    more = {"seed": config["seed"], **(overrides or {})}
-    write_csv(folder / "summary.csv", [beside(summary_row(s), more) for s in summaries])
-    RoundFiles(folder, config, overrides or {}).write(histories)
+    files = RoundFiles(folder, config, overrides or {})
+    write_csv(folder / "summary.csv", [files.row(summary_row(s)) for s in summaries])
+    files.write(histories)
     if picture:
         accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
     return summaries

@@ -36,7 +36,7 @@ class RoundFiles:
     def write(self, histories: Sequence[History]) -> None:
         """Write the files anew."""
         for name, rows_of in _ROWS.items():
-            rows = [self._row(row) for history in histories for row in rows_of(history)]
+            rows = [self.row(row) for history in histories for row in rows_of(history)]
             if rows:
                 write_csv(self._folder / name, rows)
 
@@ -44,20 +44,16 @@ class RoundFiles:
         """Add a history's last round."""
         last = replace(history, rounds=history.rounds[-1:])
         for name, rows_of in _ROWS.items():
-            rows = [self._row(row) for row in rows_of(last)]
+            rows = [self.row(row) for row in rows_of(last)]
             path = self._folder / name
             if rows and not path.exists():
                 write_csv(path, rows)
             elif rows:
                 write_csv(path, rows, append=True)
 
-    def _row(self, row: Mapping[str, object]) -> dict[str, object]:
-        return beside(row, self._more)
-
-
-def beside(row: Mapping[str, object], more: Mapping[str, object]) -> dict[str, object]:
-    """Return a line with more columns, of which none takes the place of its own."""
-    return {**row, **{key: value for key, value in more.items() if key not in row}}
+    def row(self, row: Mapping[str, object]) -> dict[str, object]:
+        """Return a line with the seed and the overrides, of which none takes its own's place."""
+        return {**row, **{key: value for key, value in self._more.items() if key not in row}}
 
 
 def _round_rows(history: History) -> list[dict[str, object]]:
