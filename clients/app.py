@@ -26,7 +26,7 @@ from fedcurv.clients.training import (
 )
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.global_state import cudnn, num_threads, seeded
-from fedcurv.strategies.records import (
+from fedcurv.strategies.wire.records import (
     CLIENT_ID_ACTION,
     CONFIG,
     client_id_of,
@@ -250,7 +250,7 @@ def _train_in_this_process(local: LocalRound) -> None:
 def _train_on_site(local: LocalRound) -> None:
     """Let the workers of a site train, and estimate the Fisher information if it is wanted."""
     # here, since they need torch.distributed and POSIX, which a device may be without
-    from fedcurv.clients.site_training import Share, fisher_on_site, pool_for, train_on_site
+    from fedcurv.clients.site.jobs import Share, fisher_on_site, pool_for, train_on_site
 
     model, task = local.model, local.task
     pool, penalty = pool_for(task.settings), local.curvature.penalty

@@ -18,7 +18,7 @@ from fedcurv.fisher import fisher_diagonal
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.parameters import Chosen, listed, only_these_require_gradients, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
-from fedcurv.strategies.records import (
+from fedcurv.strategies.wire.records import (
     Instruction,
     add_report,
     client_id_of,

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from flwr.app import Context, Message
 
-from fedcurv.strategies.records import client_id_of
+from fedcurv.strategies.wire.records import client_id_of
 
 SEND_ERRORS_VARIABLE = "FEDCURV_SEND_ERRORS"
 SEND_ERRORS = "send-errors"

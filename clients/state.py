@@ -18,7 +18,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from fedcurv.clients.disk_state import DiskFolder
 from fedcurv.curvature import Curvature
-from fedcurv.strategies.records import Instruction, client_id_of, pack_tensors, unpack_tensors
+from fedcurv.strategies.wire.records import Instruction, client_id_of, pack_tensors, unpack_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from flwr.app import RecordDict
 from torch import nn
 
 from fedcurv.parameters import Chosen, chosen_parameters, listed, named_once
-from fedcurv.strategies.records import INFORMATION, PRECISION
+from fedcurv.strategies.wire.records import INFORMATION, PRECISION
 
 
 def names_of_arrays(content: RecordDict) -> frozenset[str]:

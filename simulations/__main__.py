@@ -1,5 +1,5 @@
 """``python -m fedcurv.simulations`` is ``fedcurv-simulate``."""
 
-from fedcurv.simulations.run import main
+from fedcurv.simulations.commands.simulate import main
 
 main()

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedcurv.simulations.client import (
+from fedcurv.simulations.data.named import ImageData
+from fedcurv.simulations.federation.client_app import (
     described_data,
     make_model,
     make_partition,
     make_settings,
     on_devices,
 )
-from fedcurv.simulations.data import ImageData
-from fedcurv.simulations.losses import make_loss
-from fedcurv.simulations.noise import check_noise
+from fedcurv.simulations.federation.run import RUNNERS, check_runner
+from fedcurv.simulations.parts.label_noise import check_noise
+from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.rules import check_strategy, check_values
-from fedcurv.simulations.runners import RUNNERS, check_runner
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

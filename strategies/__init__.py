@@ -1,12 +1,12 @@
 """Server side: the FedCurv strategy, the records that travel, and a round loop for any strategy."""
 
-from fedcurv.strategies.best_model import BestModel
 from fedcurv.strategies.fedcurv import FedCurv
-from fedcurv.strategies.loop import start
-from fedcurv.strategies.replies import RoundFailed
-from fedcurv.strategies.stopping import EarlyStopping
+from fedcurv.strategies.loop.best_model import BestModel
+from fedcurv.strategies.loop.start import start
+from fedcurv.strategies.loop.stopping import EarlyStopping
+from fedcurv.strategies.loop.watchers import JsonLines, ScalarLog, TensorBoard
+from fedcurv.strategies.replies.check import RoundFailed
 from fedcurv.strategies.strength import AutoStrength
-from fedcurv.strategies.watchers import JsonLines, ScalarLog, TensorBoard
 
 __all__ = [
     "AutoStrength",

@@ -14,12 +14,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedcurv.curvature import Curvature
-from fedcurv.strategies import checkpoint, records
-from fedcurv.strategies.arrays import reason_of
 from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_legacy_words
-from fedcurv.strategies.records import Instruction
-from fedcurv.strategies.replies import (
+from fedcurv.strategies.loop import checkpoint
+from fedcurv.strategies.replies.check import (
     Arrays,
     Sent,
     check_reply,
@@ -28,11 +26,14 @@ from fedcurv.strategies.replies import (
     require_some_messages,
     require_some_success,
 )
-from fedcurv.strategies.screen import Screen, Settling, weighted_by_key
+from fedcurv.strategies.replies.screen import Screen, Settling, weighted_by_key
+from fedcurv.strategies.replies.weights import checked_bound
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
-from fedcurv.strategies.weights import checked_bound
+from fedcurv.strategies.wire import records
+from fedcurv.strategies.wire.arrays import reason_of
+from fedcurv.strategies.wire.records import Instruction
 
 logger = logging.getLogger(__name__)
 

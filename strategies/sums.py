@@ -9,10 +9,10 @@ from flwr.app import RecordDict
 from torch import Tensor
 
 from fedcurv.curvature import Curvature, CurvatureSum, precision_faults, shapes_of
-from fedcurv.strategies.arrays import unpack_floats
-from fedcurv.strategies.records import Report
-from fedcurv.strategies.replies import Arrays, form_of, most_common, wrong_names
-from fedcurv.strategies.weights import Weights
+from fedcurv.strategies.replies.check import Arrays, form_of, most_common, wrong_names
+from fedcurv.strategies.replies.weights import Weights
+from fedcurv.strategies.wire.arrays import unpack_floats
+from fedcurv.strategies.wire.records import Report
 
 Names = frozenset[str]
 

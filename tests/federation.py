@@ -12,17 +12,17 @@ from torch import nn
 
 from fedcurv.clients import ClientCurvature
 from fedcurv.global_state import seeded
-from fedcurv.simulations.local import LocalGrid, run_on
+from fedcurv.simulations.runners.local import LocalGrid, run_on
 from fedcurv.strategies import start
 from fedcurv.strategies.flower_private import set_message_id, task_identity
-from fedcurv.strategies.records import (
+from fedcurv.strategies.loop.rounds import RoundRecord
+from fedcurv.strategies.wire.records import (
     CLIENT_ID_ACTION,
     CONFIG,
     Instruction,
     pack_client_id,
     pack_instruction,
 )
-from fedcurv.strategies.rounds import RoundRecord
 
 FEATURES, CLASSES = 4, 3
 NAMES = ["weight", "bias"]

@@ -14,12 +14,12 @@ from cryptography import x509
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from fedcurv.clients.site import SitePool
-from fedcurv.simulations import deployment as deployment_module
-from fedcurv.simulations.deployment import Deployment, DeploymentFailed, free_port
-from fedcurv.simulations.flower_run import reason_in
-from fedcurv.simulations.keys import write_certificates, write_node_key
-from fedcurv.simulations.processes import with_programs
+from fedcurv.clients.site.pool import SitePool
+from fedcurv.simulations.console.programs import with_programs
+from fedcurv.simulations.deployment import superlink as deployment_module
+from fedcurv.simulations.deployment.flower_run import reason_in
+from fedcurv.simulations.deployment.keys import write_certificates, write_node_key
+from fedcurv.simulations.deployment.superlink import Deployment, DeploymentFailed, free_port
 from fedcurv.strategies import JsonLines
 from tests.simulations.test_run import rows_of
 
@@ -156,7 +156,7 @@ def test_the_reason_begins_with_the_last_exception_of_the_log():
         "a: ValueError: not at the beginning",
         "KeyError: 'first'",
         "The above exception was the direct cause",
-        "fedcurv.strategies.replies.RoundFailed: round 1: all failed; the first said:",
+        "fedcurv.strategies.replies.check.RoundFailed: round 1: all failed; the first said:",
         "Traceback",
         "  OSError: lost",
         "\x1b[91mERROR [0m:     Exit Code: 201",
@@ -203,7 +203,7 @@ def test_there_is_a_configuration_for_every_node():
 
 
 def test_certificates_name_the_servers_hosts(tmp_path):
-    command = [sys.executable, "-m", "fedcurv.simulations.keys", str(tmp_path / "keys")]
+    command = [sys.executable, "-m", "fedcurv.simulations.deployment.keys", str(tmp_path / "keys")]
     options = ["--host", "fl.example.org", "--host", "10.0.0.7", "--node", "a", "--days", "3"]
     assert subprocess.run([*command, *options], timeout=120, check=False).returncode == 0
     server = x509.load_pem_x509_certificate((tmp_path / "keys" / "server.pem").read_bytes())

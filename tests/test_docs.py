@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedcurv.simulations.deployment import free_port
-from fedcurv.simulations.trial import argument_parser
+from fedcurv.simulations.commands.site import argument_parser
+from fedcurv.simulations.deployment.superlink import free_port
 from tests.simulations.test_run import configuration
 from tests.test_readme import first_of_each_sweep
 

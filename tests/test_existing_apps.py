@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "existing_apps.md").read_text(encoding="utf-8")
 # what `flwr run` does with the app's own files, without Flower's engine
 RUN = """
 import tomllib
-from fedcurv.simulations.local import run_local
+from fedcurv.simulations.runners.local import run_local
 from quickstart.client_app import app as client_app
 from quickstart.server_app import app as server_app
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedcurv.simulations.deployment import Deployment
-from fedcurv.simulations.flower_run import RunFailed
-from fedcurv.simulations.local import run_local
+from fedcurv.simulations.deployment.flower_run import RunFailed
+from fedcurv.simulations.deployment.superlink import Deployment
+from fedcurv.simulations.runners.local import run_local
 from fedcurv.strategies import JsonLines
 from tests.apps.faults.witness import SPOILS, client_app, server_app
 

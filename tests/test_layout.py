@@ -26,7 +26,7 @@ MAY_IMPORT = {
 PARTS = {
     "fedcurv": set(),
     "strategies": {"strategies"},
-    "clients": {"clients", "strategies.records"},
+    "clients": {"clients", "strategies.wire"},
     "simulations": {"simulations", "clients", "strategies"},
 }
 
@@ -157,11 +157,11 @@ def test_a_wheel_holds_all_four_parts_and_the_configuration(tmp_path):
     code = (
         "import sys; sys.path.append(sys.argv[1])\n"
         "import fedcurv, fedcurv.strategies, fedcurv.clients\n"
-        "from fedcurv.simulations import run\n"
+        "from fedcurv.simulations.commands import simulate as run\n"
         "from pathlib import Path\n"
         "print(fedcurv.__file__)\n"
         "print(run.__file__)\n"
-        "print(len(list((Path(run.__file__).parent / 'conf').rglob('*.yaml'))))\n"
+        "print(len(list((Path(run.__file__).parents[1] / 'conf').rglob('*.yaml'))))\n"
         "print((Path(fedcurv.__file__).parent / 'py.typed').exists())\n"
     )
     done = subprocess.run(

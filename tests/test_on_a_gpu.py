@@ -13,10 +13,10 @@ from fedcurv import Curvature, CurvaturePenalty, fisher_diagonal
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.global_state import cudnn, seeded
 from fedcurv.losses import PRESETS, preset
-from fedcurv.simulations.batched import BatchedGrid
-from fedcurv.simulations.local import LocalGrid
-from fedcurv.simulations.models import cnn, mlp
-from fedcurv.simulations.run import simulate
+from fedcurv.simulations.commands.simulate import simulate
+from fedcurv.simulations.parts.models import cnn, mlp
+from fedcurv.simulations.runners.batched.grid import BatchedGrid
+from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies import FedCurv, start
 from tests.fedcurv.test_fisher import assert_same, problem
 from tests.federation import served_on

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from fedcurv.simulations.models import cnn, mlp, resnet18
+from fedcurv.simulations.parts.models import cnn, mlp, resnet18
 
 MNIST, CIFAR, CLASSES = (1, 28, 28), (3, 32, 32), 10
 

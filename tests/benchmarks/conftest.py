@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from fedcurv.global_state import num_threads
-from fedcurv.simulations.circumstances import processor
-from fedcurv.simulations.report import markdown_table
+from fedcurv.simulations.reports.comparison import markdown_table
+from fedcurv.simulations.reports.provenance import processor
 
 FILE = Path("outputs") / "benchmarks" / "costs.md"
 

@@ -6,9 +6,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from fedcurv.strategies import FedCurv, records
+from fedcurv.strategies import FedCurv
 from fedcurv.strategies.flower_private import set_message_id, task_identity
-from fedcurv.strategies.replies import Sent
+from fedcurv.strategies.replies.check import Sent
+from fedcurv.strategies.wire import records
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import compare
 

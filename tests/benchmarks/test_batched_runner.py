@@ -15,9 +15,9 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
 from fedcurv.global_state import num_threads
-from fedcurv.simulations.batched import BatchedGrid
-from fedcurv.simulations.local import LocalGrid
-from fedcurv.simulations.models import mlp
+from fedcurv.simulations.parts.models import mlp
+from fedcurv.simulations.runners.batched.grid import BatchedGrid
+from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies import start
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import DEVICES, compare

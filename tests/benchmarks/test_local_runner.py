@@ -12,8 +12,8 @@ from flwr.serverapp.strategy import FedAvg, Result
 from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
-from fedcurv.simulations.local import LocalGrid
-from fedcurv.simulations.models import cnn
+from fedcurv.simulations.parts.models import cnn
+from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies import start
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import compare

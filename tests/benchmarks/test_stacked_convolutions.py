@@ -7,7 +7,7 @@ import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import cross_entropy
 
-from fedcurv.simulations.models import cnn
+from fedcurv.simulations.parts.models import cnn
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import DEVICES, compare
 

@@ -12,7 +12,7 @@ from torch import nn
 from fedcurv import Curvature
 from fedcurv.clients import ClientCurvature
 from fedcurv.strategies import FedCurv
-from fedcurv.strategies.records import CONFIG, PRECISION, Instruction
+from fedcurv.strategies.wire.records import CONFIG, PRECISION, Instruction
 from tests.federation import (
     CLASSES,
     FEATURES,

@@ -32,9 +32,9 @@ folder = pathlib.Path(tempfile.mkdtemp())
 (folder / "a.csv").write_text("x,label,y\\n1,a,2\\n3,b,5\\n0,a,1\\n")
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from fedcurv.simulations.models import mlp
+from fedcurv.simulations.parts.models import mlp
 from fedcurv.strategies.flower_private import set_message_id, task_identity
-from fedcurv.strategies.records import CONFIG, Instruction, pack_instruction
+from fedcurv.strategies.wire.records import CONFIG, Instruction, pack_instruction
 task = {
     "data": {"name": "device", "shape": [1, 1, 2], "classes": ["a", "b"], "mean": 0.0,
              "deviation": 1.0, "label": "label"},
@@ -90,10 +90,13 @@ def test_a_device_trains_with_what_the_plain_installation_brings():
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        ("from fedcurv.simulations.models import resnet18; resnet18((3, 32, 32), 10)", "torchvis"),
+        (
+            "from fedcurv.simulations.parts.models import resnet18; resnet18((3, 32, 32), 10)",
+            "torchvis",
+        ),
         (
             "import os; os.makedirs('train/a'); open('train/a/a.png', 'w').close()\n"
-            "from fedcurv.simulations.device import DeviceData, load_device\n"
+            "from fedcurv.simulations.data.owner import DeviceData, load_device\n"
             "load_device({'data-folder': '.'}, DeviceData(shape=(1, 2, 2), classes=['a']))",
             "pip install pillow",
         ),

@@ -6,7 +6,7 @@ from flwr.clientapp import ClientApp
 
 from fedcurv.clients import ClientFailed, client_app, private_errors_mod
 from fedcurv.clients.errors import SEND_ERRORS_VARIABLE
-from fedcurv.simulations.local import LocalGrid
+from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies.flower_private import task_identity
 
 SECRET = "/wards/oncology/jane-doe.dcm"

@@ -29,7 +29,7 @@ from torch import nn
 
 from fedcurv.clients import ClientCurvature
 from fedcurv.clients.state import STATE_DIRECTORY_VARIABLE, DiskStore, default_directory
-from fedcurv.simulations.local import LocalGrid
+from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.flower_private import task_identity
 

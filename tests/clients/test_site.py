@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from fedcurv import Curvature, fisher_diagonal
-from fedcurv.clients.site import SiteFailed, SitePool
-from fedcurv.clients.site_training import Share, fisher_on_site, train_on_site
+from fedcurv.clients.site.jobs import Share, fisher_on_site, train_on_site
+from fedcurv.clients.site.pool import SiteFailed, SitePool
 from fedcurv.clients.training import TrainingSettings, evaluate
 from fedcurv.losses import RegularizedCrossEntropy
-from fedcurv.simulations.run import simulate
+from fedcurv.simulations.commands.simulate import simulate
 from tests.simulations.test_run import configuration, rows_of
 
 pytestmark = pytest.mark.slow
@@ -64,7 +64,7 @@ def test_every_worker_does_the_job_at_its_place(pool):
 def test_workers_are_the_same_for_another_process(pool, tmp_path):
     before = [o.value for o in pool.run(pids)]
     code = (
-        "import sys; from fedcurv.clients.site import SitePool;"
+        "import sys; from fedcurv.clients.site.pool import SitePool;"
         "from tests.clients.test_site import pids;"
         "print([o.value for o in SitePool(sys.argv[1], ['cpu', 'cpu']).run(pids)])"
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fedcurv.clients import site
-from fedcurv.clients.site import SitePool
-from fedcurv.clients.site_training import pool_for
+from fedcurv.clients.site import pool as site
+from fedcurv.clients.site.jobs import pool_for
+from fedcurv.clients.site.pool import SitePool
 from fedcurv.clients.training import TrainingSettings
 
 OTHER_USER = 12345

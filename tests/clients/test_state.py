@@ -24,7 +24,7 @@ from fedcurv.clients.state import (
     store_for,
 )
 from fedcurv.strategies import FedCurv
-from fedcurv.strategies.records import Instruction
+from fedcurv.strategies.wire.records import Instruction
 from tests.federation import Federation, context_of, message_with, new_model, same_bits
 from tests.mutations import mutations
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fedcurv.noise import (
+from fedcurv.label_noise import (
     CIFAR10_CONFUSIONS,
     MNIST_CONFUSIONS,
     asymmetric_noise,

@@ -12,13 +12,17 @@ from fedcurv import Curvature, fisher_diagonal
 from fedcurv.clients.app import LocalTask, begin_round, client_app
 from fedcurv.clients.training import TrainingSettings, attach_proximal_term, train
 from fedcurv.global_state import seeded
-from fedcurv.simulations import batched
-from fedcurv.simulations.models import mlp
-from fedcurv.simulations.run import simulate
-from fedcurv.simulations.stacked import can_be_stacked, stacked_parameters, train_stacked
-from fedcurv.simulations.stacked_batches import StackedSamples
-from fedcurv.simulations.stacked_fisher import can_be_estimated, fisher_stacked
-from fedcurv.strategies.records import Instruction, pack_instruction
+from fedcurv.simulations.commands.simulate import simulate
+from fedcurv.simulations.parts.models import mlp
+from fedcurv.simulations.runners.batched import grid as batched
+from fedcurv.simulations.runners.batched.batches import StackedSamples
+from fedcurv.simulations.runners.batched.fisher import can_be_estimated, fisher_stacked
+from fedcurv.simulations.runners.batched.stacked import (
+    can_be_stacked,
+    stacked_parameters,
+    train_stacked,
+)
+from fedcurv.strategies.wire.records import Instruction, pack_instruction
 from tests.federation import context_of, message_with
 from tests.simulations.test_run import configuration, rows_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedcurv.simulations.device import DeviceData, load_device, load_test_set
+from fedcurv.simulations.data.owner import DeviceData, load_device, load_test_set
 
 PICTURES = DeviceData(shape=(1, 2, 3), classes=["cat", "dog", "eel"], mean=0.5, deviation=0.25)
 ROWS = DeviceData(shape=(1, 1, 2), classes=["no", "yes"], mean=1.0, deviation=2.0, label="ill")

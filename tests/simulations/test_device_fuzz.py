@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fedcurv.simulations.rows import read_rows
+from fedcurv.simulations.data.rows import read_rows
 
 pytestmark = pytest.mark.slow
 

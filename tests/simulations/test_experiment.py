@@ -6,11 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedcurv.simulations import experiment_runs
-from fedcurv.simulations.data import load
-from fedcurv.simulations.experiment import run_experiment, worth
-from fedcurv.simulations.experiment_report import summary
-from fedcurv.simulations.experiment_runs import Plan, Run, configure
+from fedcurv.simulations.commands.experiment import run_experiment, worth
+from fedcurv.simulations.data.named import load
+from fedcurv.simulations.experiments import runs as experiment_runs
+from fedcurv.simulations.experiments.report import summary
+from fedcurv.simulations.experiments.runs import Plan, Run, configure
 from tests.simulations.test_run import CONF, configuration, rows_of
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -175,7 +175,7 @@ def test_a_strategy_that_does_not_exist_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_point_of_every_experiment_is_a_valid_configuration(name):
-    from fedcurv.simulations.experiment import check_budgets, grids
+    from fedcurv.simulations.commands.experiment import check_budgets, grids
 
     config = configuration(f"experiment={name}", name="experiments")
     experiment = OmegaConf.to_container(config.experiment, resolve=True)

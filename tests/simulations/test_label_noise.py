@@ -5,8 +5,8 @@ import sys
 import matplotlib.image
 import pytest
 
-from fedcurv.simulations import label_noise
-from fedcurv.simulations.label_noise import Outcome, compare_losses, label_of, summary
+from fedcurv.simulations.commands import label_noise
+from fedcurv.simulations.commands.label_noise import Outcome, compare_losses, label_of, summary
 from tests.simulations.test_run import configuration
 
 SMALL = (

@@ -4,7 +4,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedcurv.simulations.local import LocalGrid, run_local
+from fedcurv.simulations.runners.local import LocalGrid, run_local
 from fedcurv.strategies.flower_private import task_identity
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedcurv.simulations.models import MODELS, cnn, mlp, resnet18
+from fedcurv.simulations.parts.models import MODELS, cnn, mlp, resnet18
 
 
 def size(model: nn.Module) -> int:

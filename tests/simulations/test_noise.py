@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from fedcurv.losses import GeneralizedCrossEntropy, MeanAbsoluteError
-from fedcurv.simulations.losses import LOSSES, make_loss
-from fedcurv.simulations.noise import KINDS, check_noise, noisy_labels
+from fedcurv.simulations.parts.label_noise import KINDS, check_noise, noisy_labels
+from fedcurv.simulations.parts.losses import LOSSES, make_loss
 
 LABELS = torch.arange(1000) % 10
 INPUTS = torch.randn(1000, 1, 4, 4)

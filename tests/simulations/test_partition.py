@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcurv.simulations.partition import (
+from fedcurv.simulations.data.partition import (
     PARTITIONS,
     dirichlet,
     flwr_datasets,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedcurv import onednn
-from fedcurv.simulations import products
+from fedcurv.simulations.runners.batched import products
 
 SMALL, LARGE = (3, 5, 7, 4), (3, 64, 300, 200)  # clients, rows, in, out
 

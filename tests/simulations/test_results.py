@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcurv.simulations.results import CONCLUSIONS, INTRODUCTION, glance, page
+from fedcurv.simulations.reports.results import CONCLUSIONS, INTRODUCTION, glance, page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "results" / "experiments"

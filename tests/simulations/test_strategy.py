@@ -1,6 +1,6 @@
 from omegaconf import OmegaConf
 
-from fedcurv.simulations.strategy import make_strategy
+from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.strategies import FedCurv
 
 

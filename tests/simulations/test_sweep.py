@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedcurv.simulations.sweep import write_sweep
+from fedcurv.simulations.reports.sweep import write_sweep
 
 SMALL = ["num_clients=4", "num_rounds=2", "target_accuracies=[0.2,0.99]"]
 
@@ -17,7 +17,7 @@ def rows_of(path):
 
 
 def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp_path):
-    command = [sys.executable, "-m", "fedcurv.simulations.run", "--multirun", *SMALL]
+    command = [sys.executable, "-m", "fedcurv.simulations.commands.simulate", "--multirun", *SMALL]
     command += ["strategy=[fedavg,fedcurv]", "seed=1,2", "strategy.fedcurv.strength=3,30"]
     subprocess.run(
         [*command, f"hydra.sweep.dir={tmp_path}"], check=True, timeout=300, capture_output=True

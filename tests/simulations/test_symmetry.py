@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedcurv.losses import CrossEntropy, RegularizedCrossEntropy
-from fedcurv.simulations import symmetry
+from fedcurv.simulations.reports import symmetry
 
 
 def test_the_fit_is_a_minimum():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
-from fedcurv.simulations.client import make_task
 from fedcurv.simulations.configuration import resolve
-from fedcurv.simulations.models import mlp
-from fedcurv.simulations.task_description import describe_task
+from fedcurv.simulations.federation.client_app import make_task
+from fedcurv.simulations.federation.task_description import describe_task
+from fedcurv.simulations.parts.models import mlp
 from tests.federation import message_with
 from tests.simulations.test_run import configuration
 

@@ -9,7 +9,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 from fedcurv.archive import read_archive, write_archive
 from fedcurv.clients import ClientCurvature
 from fedcurv.strategies import BestModel, EarlyStopping, FedCurv, JsonLines
-from fedcurv.strategies import checkpoint as checkpoint_module
+from fedcurv.strategies.loop import checkpoint as checkpoint_module
 from tests.federation import Federation, options, same_bits
 from tests.mutations import mutations
 

@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
 
 from fedcurv import Curvature, fisher_diagonal
 from fedcurv.strategies import FedCurv, RoundFailed
-from fedcurv.strategies.records import (
+from fedcurv.strategies.wire.records import (
     CONFIG,
     INFORMATION,
     PRECISION,

@@ -10,11 +10,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
 from fedcurv.clients import ClientCurvature
-from fedcurv.simulations.local import LocalGrid
-from fedcurv.strategies import FedCurv, RoundFailed, ordered_grid, start
+from fedcurv.simulations.runners.local import LocalGrid
+from fedcurv.strategies import FedCurv, RoundFailed, start
 from fedcurv.strategies.flower_private import task_identity
-from fedcurv.strategies.ordered_grid import OrderedGrid
-from fedcurv.strategies.records import CONFIG, INFORMATION, PRECISION, unpack_client_id
+from fedcurv.strategies.loop import ordered_grid
+from fedcurv.strategies.loop.ordered_grid import OrderedGrid
+from fedcurv.strategies.wire.records import CONFIG, INFORMATION, PRECISION, unpack_client_id
 from tests.federation import Federation, crash, new_model, options, same_bits, served_on
 
 

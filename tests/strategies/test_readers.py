@@ -10,9 +10,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from fedcurv import Curvature
 from fedcurv.strategies import FedCurv
-from fedcurv.strategies.arrays import read_array
 from fedcurv.strategies.flower_private import set_message_id, task_identity
-from fedcurv.strategies.records import (
+from fedcurv.strategies.replies.check import Sent
+from fedcurv.strategies.wire.arrays import read_array
+from fedcurv.strategies.wire.records import (
     CONFIG,
     INFORMATION,
     PRECISION,
@@ -21,7 +22,6 @@ from fedcurv.strategies.records import (
     pack_tensors,
     unpack_instruction,
 )
-from fedcurv.strategies.replies import Sent
 
 NUMBER = 20_000
 ROUNDS = 3_000  # each of which sums up four replies

@@ -24,10 +24,10 @@ from flwr.serverapp.strategy import (
 )
 
 from fedcurv.strategies import FedCurv
-from fedcurv.strategies.arrays import read_array
-from fedcurv.strategies.records import INFORMATION, PRECISION
-from fedcurv.strategies.screen import Screen
-from fedcurv.strategies.weights import Weights
+from fedcurv.strategies.replies.screen import Screen
+from fedcurv.strategies.replies.weights import Weights
+from fedcurv.strategies.wire.arrays import read_array
+from fedcurv.strategies.wire.records import INFORMATION, PRECISION
 from tests.federation import Federation, new_model, options, same_bits
 
 SHAPE = (3, 4)
@@ -198,7 +198,7 @@ def test_the_first_clients_statistics_do_not_decide_on_shapes():
 
 
 def test_strange_records_in_the_answer_to_the_query_for_ids_name_no_client():
-    from fedcurv.strategies.records import CONFIG, unpack_client_id
+    from fedcurv.strategies.wire.records import CONFIG, unpack_client_id
 
     for bad in (7, b"x", ["a"], "9" * 5000, "a\nb", "\ud800"):
         assert unpack_client_id(RecordDict({CONFIG: ConfigRecord({"client-id": bad})})) is None

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import MetricRecord
 
 from fedcurv.strategies import FedCurv, JsonLines, ScalarLog, TensorBoard
-from fedcurv.strategies.rounds import ClientRecord, RoundRecord
+from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord
 from tests.federation import Federation, crash, options
 
 

@@ -20,8 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedcurv.clients import ClientCurvature
 from fedcurv.strategies import FedCurv, JsonLines, start
-from fedcurv.strategies.records import CLIENT_ID_ACTION, CONFIG, PRECISION, pack_client_id
-from fedcurv.strategies.rounds import RoundRecord
+from fedcurv.strategies.loop.rounds import RoundRecord
+from fedcurv.strategies.wire.records import CLIENT_ID_ACTION, CONFIG, PRECISION, pack_client_id
 
 CLASSES = 5
 MAX_PRECISION = 1e6

@@ -1,0 +1,79 @@
+"""``fedcurv-site``: a whole federation of real processes on this machine, for a trial."""
+
+import argparse
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from fedcurv.private_files import private_folder
+from fedcurv.simulations.console.programs import ended_by_signals
+from fedcurv.simulations.deployment.flower_run import RunFailed
+from fedcurv.simulations.deployment.superlink import Deployment, DeploymentFailed
+
+console = Console()
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="fedcurv-site",
+        description="Start a SuperLink and SuperNodes on loopback, with certificates and node keys "
+        "made for them, run FedCurv on them, and show the result.",
+    )
+    parser.add_argument("--nodes", type=int, default=2, help="SuperNodes (default: 2)")
+    parser.add_argument(
+        "--node-config",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a node's configuration, such as \"data-folder='/my/pictures'\"; once for each node",
+    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS and no node keys")
+    parser.add_argument("--folder", type=Path, help="keys, logs and report; by default a new one")
+    parser.add_argument(
+        "overrides", nargs="*", help="as for fedcurv-simulate, such as num_rounds=10 model=cnn"
+    )
+    return parser
+
+
+def main() -> None:
+    """Run the command line; end with a line and a code other than 0 if the run has failed."""
+    parser = argument_parser()
+    options = parser.parse_intermixed_args()  # overrides may stand on both sides of options
+    if options.nodes < 1:
+        parser.error(f"--nodes must be >= 1, got {options.nodes}")
+    if len(options.node_config) not in (0, options.nodes):
+        parser.error(
+            f"--node-config: expected one for each of {options.nodes} nodes, got "
+            f"{len(options.node_config)}"
+        )
+    folder: Path = options.folder or Path(tempfile.mkdtemp(prefix="fedcurv-site-"))
+    if folder.exists() and any(folder.iterdir()):
+        parser.error(f"--folder must be empty or missing, got {folder}")
+    private_folder(folder)
+    defaults = ["strategy=[fedcurv]", "num_rounds=5", f"num_clients={options.nodes}"]
+    try:
+        with (
+            ended_by_signals("fedcurv-site", f"its processes have ended too (logs: {folder})"),
+            console.status(f"starting a SuperLink and {options.nodes} SuperNodes") as status,
+            Deployment(
+                folder,
+                options.nodes,
+                node_configs=options.node_config,
+                secure=not options.insecure,
+            ) as deployment,
+        ):
+            status.update("the federation trains; each message is a process on a node")
+            deployment.run(shlex.join([*defaults, *options.overrides]), folder / "report")
+    except (DeploymentFailed, RunFailed) as error:
+        sys.exit(f"fedcurv-site: {error} (logs: {folder})")
+    console.print(Markdown((folder / "report" / "summary.md").read_text()))
+    console.print(f"written to {folder / 'report'}; keys and logs in {folder}")
+
+
+if __name__ == "__main__":
+    main()

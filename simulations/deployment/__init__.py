@@ -1,0 +1,1 @@
+"""A federation of real processes: SuperLink, SuperNodes, keys, and a run on them."""

@@ -1,0 +1,81 @@
+"""The ServerApp of a real deployment, configured as ``fedcurv-simulate`` is."""
+
+import logging
+import shlex
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+from hydra import compose, initialize_config_dir
+
+from fedcurv.private_files import made_private, private_folder
+from fedcurv.simulations.commands.frame import CONF
+from fedcurv.simulations.configuration import only_strategy, resolve
+from fedcurv.simulations.federation.server_app import History, make_server_app
+from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.reports.comparison import summarise, write_report
+from fedcurv.simulations.reports.round_files import evaluation
+from fedcurv.strategies import BestModel, JsonLines
+from fedcurv.strategies.loop.rounds import RoundRecord
+
+logger = logging.getLogger("flwr")
+
+ROUNDS_FILE = "rounds.jsonl"
+BEST_MODEL_FILE = "best.pt"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the strategy that the run's ``overrides`` name, and leave in ``output`` what came of it.
+
+    That is checkpoint.npz, from which a run with ``resume`` goes on, rounds.jsonl and best.pt as
+    rounds end, and the report at the end.
+
+    Raises:
+        ValueError: if the configuration cannot work, or there are several strategies.
+        FileExistsError: if an earlier run's checkpoint is in the folder and ``resume`` is not set.
+        RoundFailed: if all clients of a round fail.
+    """
+    run_config = context.run_config
+    overrides = str(run_config["overrides"])
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", shlex.split(overrides))
+    resolved = resolve(config)
+    name, node = only_strategy(config)
+    history, options, watchers = History(name), dict[str, Any](), [_log]
+    output = Path(str(run_config["output"])) if run_config.get("output") else None
+    if output is not None:
+        private_folder(output)
+        rounds = output / ROUNDS_FILE
+        watchers.append(JsonLines(rounds))
+        if run_config["resume"] and rounds.exists():
+            history.rounds = JsonLines.read(rounds)
+        options = {
+            "checkpoint": output,
+            "checkpoint_every": int(run_config["checkpoint-every"]),
+            "resume": bool(run_config["resume"]),
+            "best_model": BestModel(output / BEST_MODEL_FILE),
+        }
+    elif run_config["resume"]:
+        raise ValueError("resume needs output: the folder of the run that is to go on")
+    strategy = make_strategy(node, resolved)
+    make_server_app(resolved, strategy, history, watchers, **options)(grid, context)
+    if output is not None:
+        with made_private():
+            write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")
+    summary = summarise(history, resolved["target_accuracies"])
+    logger.info("final accuracy %.4f, best %.4f", summary.final, summary.best)
+
+
+def _log(record: RoundRecord) -> None:
+    lost = [c for c in record.clients if c.status != "ok"]
+    logger.info(
+        "round %d: accuracy %s, %d clients, %d lost",
+        record.server_round,
+        evaluation(record).get("accuracy", "unknown"),
+        len(record.clients),
+        len(lost),
+    )

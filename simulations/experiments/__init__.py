@@ -1,0 +1,1 @@
+"""Experiments: trainings that are planned, run once, and put into one table."""

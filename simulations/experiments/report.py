@@ -1,0 +1,194 @@
+"""An experiment's files: the table, the plot, and every run as a line."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich import box
+from rich.table import Table
+
+from fedcurv.simulations.experiments.runs import Run, Settings
+from fedcurv.simulations.reports.comparison import mean_and_deviation, write_summary
+from fedcurv.simulations.reports.round_files import write_csv
+
+_CAPTION = (
+    "Test accuracy in %, mean ± standard deviation over seeds; final is the mean of the last five "
+    "rounds. Rounds to a target: if not all seeds reached it, how many did. MB: what all clients "
+    "receive and send until the target that was tuned for. A training that diverged counts as 0."
+)
+
+# the plot leaves out what lies below all accuracies after one in so many rounds: the first climb
+_STEEP = 4
+
+
+def write_report(
+    folder: Path,
+    runs: Sequence[Run],
+    trials: Sequence[Run],
+    config: dict[str, Any],
+    command: str,
+) -> list[list[str]]:
+    """Write summary.md, config.yaml, results.csv, trials.csv and accuracy.png; return the table.
+
+    Args:
+        folder: existing.
+        runs: on the test set.
+        trials: on the validation split.
+        config: resolved.
+        command: by which the experiment was started.
+    """
+    targets, target = config["target_accuracies"], config["experiment"]["target"]
+    rows = summary(runs, targets, target)
+    write_summary(folder, rows, _CAPTION, config, command)
+    write_csv(folder / "results.csv", [_line(run, targets) for run in runs])
+    write_csv(folder / "trials.csv", [_line(run, targets) for run in trials])
+    accuracy_figure(runs).savefig(folder / "accuracy.png", dpi=120)
+    return rows
+
+
+def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> list[list[str]]:
+    """Return a header and a row for each method in each cell."""
+    rows = [
+        [
+            "cell",
+            "method",
+            "tuned",
+            *(f"rounds to {100 * t:g} %" for t in targets),
+            "best",
+            "final",
+            f"MB to {100 * target:g} %",
+        ]
+    ]
+    for cell, method in dict.fromkeys((in_words(r.plan.cell), r.plan.method) for r in runs):
+        own = [r for r in runs if (in_words(r.plan.cell), r.plan.method) == (cell, method)]
+        rows.append(
+            [
+                cell,
+                method,
+                in_words(own[0].plan.settings),
+                *(_rounds(own, t) for t in targets),
+                _percent([r.best for r in own]),
+                _percent([r.final for r in own]),
+                _megabytes(own, target),
+            ]
+        )
+    return rows
+
+
+def in_words(settings: Settings) -> str:
+    """Return settings as a table calls them: the last part of each key, and its value."""
+    return ", ".join(f"{key.rpartition('.')[2]} {_value(v)}" for key, v in settings.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{key} {_value(item)}" for key, item in value.items()) + ")"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if is_number else str(value)
+
+
+def ended_early(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return a line for each run that did not come to its end."""
+    return tuple(
+        f"{run.plan.method} ({in_words(run.plan.cell)}) with seed {run.plan.seed} ended after "
+        f"{max(0, len(run.accuracy) - 1)} rounds: {run.failure}"
+        for run in runs
+        if run.failure
+    )
+
+
+def _rounds(runs: Sequence[Run], target: float) -> str:
+    reached = [r for run in runs if (r := run.rounds_to(target)) is not None]
+    if not reached:
+        return "-"
+    text = mean_and_deviation(reached)
+    return text if len(reached) == len(runs) else f"{text} ({len(reached)} of {len(runs)})"
+
+
+def _megabytes(runs: Sequence[Run], target: float) -> str:
+    reached = [run for run in runs if run.rounds_to(target) is not None]
+    if len(reached) < len(runs):
+        return "-"
+    return mean_and_deviation([run.megabytes * (run.rounds_to(target) or 0) for run in runs])
+
+
+def _percent(values: Sequence[float]) -> str:
+    return mean_and_deviation([100 * value for value in values])
+
+
+def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
+    return {
+        "cell": in_words(run.plan.cell),
+        "method": run.plan.method,
+        "settings": in_words(run.plan.settings),
+        "seed": run.plan.seed,
+        **{
+            f"rounds_to_{target:g}": "" if (r := run.rounds_to(target)) is None else r
+            for target in targets
+        },
+        "best": round(run.best, 6),
+        "final": round(run.final, 6),
+        "megabytes_a_round": round(run.megabytes, 4),
+        "seconds": round(run.seconds, 2),
+        "failure": run.failure,
+    }
+
+
+def accuracy_figure(runs: Sequence[Run]) -> Figure:
+    """Return every cell's accuracy over rounds: the seeds' mean, and their range as a band."""
+    cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
+    methods = list(dict.fromkeys(run.plan.method for run in runs))
+    columns = min(2, len(cells))
+    lines = -(-len(cells) // columns)
+    figure = Figure(figsize=(6 * columns, 3.6 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for place in axes.flat[len(cells) :]:
+        place.set_visible(False)
+    for cell, place in zip(cells, axes.flat, strict=False):
+        _draw(place, [run for run in runs if in_words(run.plan.cell) == cell], methods)
+        place.set_title(cell)
+    lines_by_method = {line.get_label(): line for place in axes.flat for line in place.lines}
+    if lines_by_method:
+        figure.legend(
+            lines_by_method.values(),
+            lines_by_method,
+            loc="outside lower center",
+            ncols=2 * columns,
+        )
+    return figure
+
+
+def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str]) -> None:
+    later: list[float] = []
+    for index, method in enumerate(methods):
+        own = [run.accuracy for run in runs if run.plan.method == method and not run.failure]
+        by_round = [[100 * a for a in of_round] for of_round in zip(*own, strict=True)]
+        if not by_round:
+            continue
+        means = [statistics.mean(a) for a in by_round]
+        rounds = range(len(means))
+        place.plot(rounds, means, label=method, color=f"C{index}")
+        low, high = [min(a) for a in by_round], [max(a) for a in by_round]
+        place.fill_between(rounds, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
+        later += means[len(means) // _STEEP :]
+    if later:
+        place.set_ylim(max(0.0, min(later) - 5), min(100.5, max(later) + 2))
+    place.set(xlabel="round", ylabel="test accuracy (%)")
+    place.xaxis.set_major_locator(MaxNLocator(integer=True))
+    place.grid(alpha=0.3)
+
+
+def view(rows: Sequence[Sequence[str]]) -> Table:
+    """Return the table for the terminal."""
+    table = Table(caption=_CAPTION, box=box.SIMPLE, pad_edge=False, caption_justify="left")
+    for name in rows[0][:3]:
+        table.add_column(name)
+    for name in rows[0][3:]:
+        table.add_column(name, justify="right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table

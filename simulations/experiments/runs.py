@@ -1,0 +1,197 @@
+"""One training of an experiment: what is planned, and what came of it, once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedcurv.private_files import replaced
+from fedcurv.simulations.configuration import check_simulation, resolve
+from fedcurv.simulations.federation.run import run
+from fedcurv.simulations.federation.server_app import History, make_server_app
+from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.reports.comparison import accuracies, summarise
+from fedcurv.strategies import RoundFailed
+from fedcurv.strategies.loop.rounds import RoundRecord
+
+Settings = Mapping[str, Any]
+
+_OF_STRATEGY = "strategy."
+# rounds over which the final accuracy is averaged: one round's is noisy
+_LAST = 5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training: a method with one of its settings, in a cell, with a seed.
+
+    Attributes:
+        cell: what the experiment varies.
+        method: its name.
+        settings: that are being tuned.
+        seed: of data, clients and training.
+        evaluate_on: ``validation`` while tuning, else ``test``.
+    """
+
+    cell: Settings
+    method: str
+    settings: Settings
+    seed: int
+    evaluate_on: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a plan.
+
+    Attributes:
+        plan: what was run.
+        accuracy: by round, 0 before training.
+        megabytes: that travelled in a round, both ways, all clients, mean over rounds.
+        seconds: that all rounds took.
+        failure: why it did not come to its end, as when the training diverges; else empty. Such a
+            run counts as one that reached nothing.
+    """
+
+    plan: Plan
+    accuracy: list[float]
+    megabytes: float
+    seconds: float
+    failure: str = ""
+
+    def rounds_to(self, target: float) -> int | None:
+        """Return the first round that reached an accuracy, or None."""
+        if self.failure:
+            return None
+        return next((r for r, a in enumerate(self.accuracy) if a >= target), None)
+
+    @property
+    def final(self) -> float:
+        """Mean accuracy of the last five rounds."""
+        last = [0.0] if self.failure else self.accuracy[-_LAST:]
+        return sum(last) / len(last)
+
+    @property
+    def best(self) -> float:
+        """Highest accuracy of all rounds."""
+        return 0.0 if self.failure else max(self.accuracy)
+
+
+def check_plan(config: DictConfig, plan: Plan) -> None:
+    """Raise a ValueError or an InstantiationException unless a plan can be run."""
+    configured, strategy = configure(config, plan)
+    resolved = resolve(configured)
+    check_simulation(resolved)
+    make_strategy(strategy, resolved)
+
+
+def run_or_read(
+    config: DictConfig,
+    plan: Plan,
+    folder: Path,
+    show: Callable[[str], object] = lambda text: None,
+) -> Run:
+    """Return what came of a plan: read, if the same configuration was run before, else run.
+
+    Args:
+        config: as conf/experiments.yaml has it.
+        plan: what to run.
+        folder: of all runs.
+        show: told how far it is.
+
+    Raises:
+        ValueError: if the configuration cannot work.
+    """
+    configured, strategy = configure(config, plan)
+    resolved = resolve(configured)
+    no_matter = ("experiment", "strategy", "verbose", "checkpoint_every", "resume")
+    of_run = {k: v for k, v in resolved.items() if k not in no_matter}
+    of_run["data"] = {k: v for k, v in of_run["data"].items() if k not in ("root", "download")}
+    described = json.dumps([of_run, OmegaConf.to_container(strategy, resolve=True)], sort_keys=True)
+    file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:20]}.json"
+    if file.exists():
+        table = json.loads(file.read_text(encoding="utf-8"))
+        return Run(
+            plan,
+            table["accuracy"],
+            table["megabytes"],
+            table["seconds"],
+            table.get("failure", ""),
+        )
+    result = _run(plan, resolved, strategy, show)
+    with replaced(file) as out:
+        out.write(json.dumps({**asdict(result), "configuration": described}, indent=1).encode())
+    return result
+
+
+def _run(
+    plan: Plan, resolved: dict[str, Any], strategy: DictConfig, show: Callable[[str], object]
+) -> Run:
+    history = run_to_its_end(resolved, strategy, plan.method, show)
+    failure = history.failure.strip().splitlines()[-1] if history.failure else ""
+    taken = summarise(history, ())
+    return Run(
+        plan,
+        accuracy=list(accuracies(history).values()),
+        megabytes=(taken.bytes_down + taken.bytes_up) / 1e6,
+        seconds=taken.seconds,
+        failure=failure,
+    )
+
+
+def run_to_its_end(
+    resolved: dict[str, Any], strategy: Any, name: str, show: Callable[[str], object]
+) -> History:
+    """Run one strategy; its history tells if the training diverged or all clients failed.
+
+    Args:
+        resolved: configuration.
+        strategy: its description.
+        name: of the history.
+        show: told after each round how far it is.
+    """
+    history = History(name)
+
+    def say(record: RoundRecord) -> None:
+        show(f"round {record.server_round} of {resolved['num_rounds']} is done")
+
+    server_app = make_server_app(resolved, make_strategy(strategy, resolved), history, [say])
+    try:
+        run(server_app, resolved)
+    except RoundFailed as error:
+        history.failure = str(error)
+    return history
+
+
+def configure(config: DictConfig, plan: Plan) -> tuple[DictConfig, DictConfig]:
+    """Return the configuration of one training, and the description of its strategy.
+
+    Raises:
+        ValueError: for a setting that does not exist.
+    """
+    configured = config.copy()
+    method = configured.experiment.methods[plan.method]
+    if method.strategy not in configured.strategy:
+        raise ValueError(
+            f"experiment.methods.{plan.method}.strategy must be one of "
+            f"{', '.join(map(str, configured.strategy))}, got {method.strategy!r}"
+        )
+    changes = {**plan.cell, **dict(method.get("set") or {}), **plan.settings}
+    changes |= {"seed": plan.seed, "data.evaluate_on": plan.evaluate_on}
+    for key, value in changes.items():
+        path = key
+        if key.startswith(_OF_STRATEGY):
+            path = f"strategy.{method.strategy}.{key.removeprefix(_OF_STRATEGY)}"
+        try:
+            OmegaConf.update(configured, path, value, merge=False)
+        except (OmegaConfBaseException, AttributeError, TypeError) as error:
+            raise ValueError(
+                f"experiment: {key!r} of method {plan.method} in cell {dict(plan.cell)} is no key "
+                "of the configuration"
+            ) from error
+    return configured, configured.strategy[method.strategy]

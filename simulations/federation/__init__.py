@@ -1,0 +1,1 @@
+"""The ServerApp and the ClientApp of simulations, experiments and deployments."""

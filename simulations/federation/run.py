@@ -1,0 +1,82 @@
+"""Where the clients run: in this process, one by one or together, or on Flower's engine, Ray."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import ServerApp
+
+from fedcurv.simulations.federation.client_app import DATA_ROOT_VARIABLE, make_task
+from fedcurv.simulations.federation.client_app import app as client_app
+from fedcurv.simulations.runners.batched.grid import BatchedGrid
+from fedcurv.simulations.runners.local import run_local, run_on
+from fedcurv.simulations.runners.ray import check_ray, run_on_ray
+
+OnReply = Callable[[Message], object]
+
+
+def run(
+    server_app: ServerApp, config: dict[str, Any], on_reply: OnReply = lambda message: None
+) -> None:
+    """Run the federation with the experiments' ClientApp.
+
+    Args:
+        server_app: to run.
+        config: resolved: ``num_clients``; ``runner`` with its ``name`` (local, batched or ray), for
+            ray also ``client_resources`` and ``init_args``; ``data.root``.
+        on_reply: called after each message that a client has handled, except on Ray.
+
+    Raises:
+        KeyError: for an unknown runner.
+        EngineFailed: if Flower's engine cannot go on.
+        Exception: whatever the ServerApp raises.
+    """
+    runner = config["runner"]
+    with _data_root(config["data"]["root"]):
+        RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
+
+
+@contextmanager
+def _data_root(root: str) -> Iterator[None]:
+    """Tell the clients where the data are, in this process and in those that it starts."""
+    before = os.environ.get(DATA_ROOT_VARIABLE)
+    os.environ[DATA_ROOT_VARIABLE] = root
+    try:
+        yield
+    finally:
+        del os.environ[DATA_ROOT_VARIABLE]
+        if before is not None:
+            os.environ[DATA_ROOT_VARIABLE] = before
+
+
+def check_runner(runner: Mapping[str, Any]) -> None:
+    """Raise a ValueError or an OSError if a runner lacks what it needs."""
+    if runner["name"] == "ray":
+        check_ray(runner)
+
+
+def _run_local(
+    server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
+) -> None:
+    run_local(server_app, client_app, num_clients, on_reply=on_reply)
+
+
+def _run_batched(
+    server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
+) -> None:
+    run_on(BatchedGrid(client_app, make_task, num_clients, on_reply=on_reply), server_app)
+
+
+def _run_ray(
+    server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
+) -> None:
+    run_on_ray(server_app, client_app, num_clients, runner)
+
+
+RUNNERS: dict[str, Callable[[ServerApp, int, Mapping[str, Any], OnReply], None]] = {
+    "local": _run_local,
+    "batched": _run_batched,
+    "ray": _run_ray,
+}

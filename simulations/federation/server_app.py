@@ -1,0 +1,173 @@
+"""The experiments' ServerApp: one strategy, evaluated on the test set after each round."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor, nn
+
+from fedcurv.clients.training import InMemoryBatches, evaluate
+from fedcurv.global_state import seeded
+from fedcurv.parameters import listed
+from fedcurv.simulations.data.named import ImageData
+from fedcurv.simulations.data.owner import DeviceData, load_test_set
+from fedcurv.simulations.federation.client_app import described_data, make_model
+from fedcurv.simulations.federation.task_description import describe_task
+from fedcurv.strategies import RoundFailed, start
+from fedcurv.strategies.loop.rounds import RoundRecord
+
+_EVALUATION_BATCH_SIZE = 1024
+
+
+@dataclass
+class History:
+    """What happened in one strategy's run.
+
+    Attributes:
+        strategy: its name in the configuration.
+        rounds: in order, the evaluation before the first round included.
+        failure: why it did not come to its end, as when the training diverges; else empty.
+    """
+
+    strategy: str
+    rounds: list[RoundRecord] = field(default_factory=list)
+    failure: str = ""
+
+    def note(self, record: RoundRecord) -> None:
+        """Add a round, in the place of what an interrupted run made of it."""
+        self.rounds = [r for r in self.rounds if r.server_round < record.server_round]
+        self.rounds.append(record)
+
+
+class Diverged(RoundFailed):
+    """The global model has numbers that are not finite, or no finite loss."""
+
+
+class KeepsClients(Protocol):
+    """Saves what the clients of a simulation remember, and gives it back."""
+
+    def restore_clients(self, grid: Grid) -> None:
+        """Give the clients back what they knew after the last saved round."""
+        ...
+
+    def save_clients(self, grid: Grid, server_round: int) -> None:
+        """Save what they know after a round, before the server's state is saved."""
+        ...
+
+
+def make_server_app(
+    config: dict[str, Any],
+    strategy: Strategy,
+    history: History,
+    watchers: Sequence[Callable[[RoundRecord], object]],
+    *,
+    clients: KeepsClients | None = None,
+    **start_options: Any,
+) -> ServerApp:
+    """Return a ServerApp that runs the strategy and fills ``history``.
+
+    Args:
+        config: resolved.
+        strategy: to run.
+        history: gets every round.
+        watchers: called after each round, for a progress bar.
+        clients: keeps what they remember, so that the run can go on later.
+        **start_options: of ``fedcurv.strategies.start``.
+
+    The ServerApp raises Diverged after the round in which the model's numbers or its loss on the
+    server's test set are not finite any more.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        data = described_data(config)
+        test_samples = _test_samples(config, data)
+        # all strategies start from the same weights
+        with seeded(config["seed"]):
+            model = make_model(config, data)
+        task, device = describe_task(config), _device(config)
+        evaluate = None if test_samples is None else _Evaluation(model, test_samples, device)
+        if clients is not None:
+            clients.restore_clients(grid)
+
+        def evaluate_and_save(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            metrics = None if evaluate is None else evaluate(server_round, arrays)
+            if clients is not None:
+                clients.save_clients(grid, server_round)
+            return metrics
+
+        start(
+            strategy,
+            grid,
+            ArrayRecord(model.state_dict()),
+            num_rounds=config["num_rounds"],
+            timeout=config["round_timeout"],
+            train_config=task,
+            evaluate_config=ConfigRecord(dict(task)),
+            evaluate_fn=evaluate_and_save,
+            wait_for_nodes=config["num_clients"],
+            seed=config["seed"],
+            on_round=[history.note, *watchers, *([] if evaluate is None else [evaluate.check])],
+            **start_options,
+        )
+
+    return server_app
+
+
+def _test_samples(
+    config: Mapping[str, Any], data: ImageData | DeviceData
+) -> tuple[Tensor, Tensor] | None:
+    """Return the server's test set, or None if it has none."""
+    if isinstance(data, ImageData):
+        return data.test_samples()
+    return load_test_set(config["data"]["test"], data)
+
+
+def _device(config: Mapping[str, Any]) -> torch.device:
+    """Return the server's own GPU if it has one, unless the clients are told to use none."""
+    usable = config["client"]["device"] != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if usable else "cpu")
+
+
+class _Evaluation:
+    """Evaluates the global model on the server's test set."""
+
+    def __init__(
+        self, model: nn.Module, samples: tuple[Tensor, Tensor], device: torch.device
+    ) -> None:
+        self._model = model.to(device)
+        inputs, targets = samples
+        self._batches = InMemoryBatches(
+            inputs.to(device), targets.to(device), _EVALUATION_BATCH_SIZE
+        )
+        self._fault = ""
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Return loss and accuracy."""
+        state = arrays.to_torch_state_dict()
+        self._model.load_state_dict(state)
+        loss, accuracy, _ = evaluate(self._model, self._batches)
+        poisoned = [
+            name
+            for name, value in state.items()
+            if value.is_floating_point() and not value.isfinite().all()
+        ]
+        self._fault = ""
+        if poisoned or not math.isfinite(loss):
+            where = f", NaN or inf in {listed(poisoned)}" if poisoned else ""
+            self._fault = f"the training has diverged: loss {loss:g} on the test set{where}"
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    def check(self, record: RoundRecord) -> None:
+        """Raise Diverged if the last evaluation was not finite."""
+        if self._fault:
+            raise Diverged(
+                f"round {record.server_round}: {self._fault}; lower the learning rate or the "
+                "strategy's strength"
+            )

@@ -1,0 +1,1 @@
+"""What a configuration can name: models, losses, label noise, strategies."""

@@ -1,0 +1,1 @@
+"""Tables, CSV files, pictures and pages of what was run."""

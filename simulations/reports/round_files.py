@@ -1,0 +1,132 @@
+"""CSV files of a comparison that grow round by round: metrics, clients and traffic."""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedcurv.simulations.federation.server_app import History
+from fedcurv.strategies.loop.rounds import RoundRecord
+
+
+def evaluation(record: RoundRecord) -> Mapping[str, object]:
+    """Return a round's evaluation: the server's, or where it has no test set the clients'."""
+    return record.server_metrics or record.client_metrics
+
+
+class RoundFiles:
+    """metrics.csv, clients.csv and traffic.csv, a round at a time.
+
+    The files have a line for each round, for each client in a round and for each record that
+    travelled in a round.
+
+    Args:
+        folder: existing.
+        config: resolved; its seed is in every line.
+        overrides: of a sweep's job, by key; they are in every line, too.
+    """
+
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], overrides: Mapping[str, str]
+    ) -> None:
+        self._folder = folder
+        self._more = {"seed": config["seed"], **overrides}
+
+    def write(self, histories: Sequence[History]) -> None:
+        """Write the files anew."""
+        for name, rows_of in _ROWS.items():
+            rows = [self.row(row) for history in histories for row in rows_of(history)]
+            if rows:
+                write_csv(self._folder / name, rows)
+
+    def add(self, history: History) -> None:
+        """Add a history's last round."""
+        last = replace(history, rounds=history.rounds[-1:])
+        for name, rows_of in _ROWS.items():
+            rows = [self.row(row) for row in rows_of(last)]
+            path = self._folder / name
+            if rows and not path.exists():
+                write_csv(path, rows)
+            elif rows:
+                write_csv(path, rows, append=True)
+
+    def row(self, row: Mapping[str, object]) -> dict[str, object]:
+        """Return a line with the seed and the overrides, of which none takes its own's place."""
+        return {**row, **{key: value for key, value in self._more.items() if key not in row}}
+
+
+def _round_rows(history: History) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": history.strategy,
+            "round": record.server_round,
+            "accuracy": evaluation(record).get("accuracy", ""),
+            "loss": evaluation(record).get("loss", ""),
+            "train_loss": record.train_metrics.get("train-loss", ""),
+            "clients_ok": sum(c.status == "ok" for c in record.clients),
+            "clients_failed": sum(c.status != "ok" for c in record.clients),
+            "bytes_down": sum(c.bytes_down for c in record.clients),
+            "bytes_up": sum(c.bytes_up for c in record.clients),
+            "seconds": round(record.seconds, 4),
+        }
+        for record in history.rounds
+    ]
+
+
+def _client_rows(history: History) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": history.strategy,
+            "round": record.server_round,
+            "client": client.client_id,
+            "status": client.status,
+            "reason": client.reason.strip().splitlines()[-1] if client.reason else "",
+            "bytes_down": client.bytes_down,
+            "bytes_up": client.bytes_up,
+            **{
+                name.replace("-", "_"): client.metrics.get(name, "")
+                for name in (
+                    "num-examples",
+                    "label-noise",
+                    "train-loss",
+                    "penalty",
+                    "train-seconds",
+                    "fisher-seconds",
+                )
+            },
+        }
+        for record in history.rounds
+        for client in record.clients
+    ]
+
+
+def _traffic_rows(history: History) -> list[dict[str, object]]:
+    return [
+        {
+            "strategy": history.strategy,
+            "round": record.server_round,
+            "record": name,
+            "bytes_down": sum(client.down.get(name, 0) for client in record.clients),
+            "bytes_up": sum(client.up.get(name, 0) for client in record.clients),
+        }
+        for record in history.rounds
+        for name in dict.fromkeys(n for c in record.clients for n in (*c.down, *c.up))
+    ]
+
+
+# by file
+_ROWS: dict[str, Callable[[History], list[dict[str, object]]]] = {
+    "metrics.csv": _round_rows,
+    "clients.csv": _client_rows,
+    "traffic.csv": _traffic_rows,
+}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], *, append: bool = False) -> None:
+    """Write at least one row; all have the same columns."""
+    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if not append:
+            writer.writeheader()
+        writer.writerows(rows)

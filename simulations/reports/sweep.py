@@ -1,0 +1,140 @@
+"""Tables over the jobs of a sweep (``fedcurv-simulate --multirun``): sweep.csv and sweep.md."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from fedcurv.simulations.reports.comparison import markdown_table, mean_and_deviation
+from fedcurv.simulations.reports.round_files import write_csv
+
+_CAPTION = (
+    "Test accuracy in %, and rounds until it first reached a target (- where a seed never did): "
+    "mean ± standard deviation over the seeds."
+)
+
+
+class SweepTable(Callback):
+    """Writes the tables when all jobs are done; named in conf/config.yaml."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write sweep.csv and sweep.md into the sweep's folder."""
+        write_sweep(Path(config.hydra.sweep.dir))
+
+
+# columns of summary.csv
+_RESULTS = ("best", "final", "bytes_down", "bytes_up", "seconds", "lost", "rounds", "failure")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One job's files.
+
+    Attributes:
+        name: of its folder.
+        settings: what its configuration sets, by dotted key.
+        lines: of its summary.csv, one for each strategy.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    lines: Sequence[Mapping[str, str]]
+
+
+def write_sweep(folder: Path) -> None:
+    """Write sweep.csv, a line for each strategy of each job, and sweep.md, a line for all seeds.
+
+    The columns before the strategy are the configuration's keys in which the jobs differ. Jobs
+    without results are left out.
+
+    Args:
+        folder: with a folder for each job.
+    """
+    jobs = [_read_job(path.parent) for path in sorted(folder.glob("*/summary.csv"), key=_in_order)]
+    if not jobs:
+        return
+    rows = [row for job in jobs for row in _rows(job, _varied_keys(jobs))]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    write_csv(folder / "sweep.csv", [{name: row.get(name, "") for name in columns} for row in rows])
+    lines = [*markdown_table(_over_seeds(rows)), "", _CAPTION, ""]
+    (folder / "sweep.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _in_order(summary: Path) -> tuple[int, str]:
+    name = summary.parent.name
+    return (int(name), "") if name.isdecimal() else (-1, name)
+
+
+def _read_job(folder: Path) -> _Job:
+    with (folder / "summary.csv").open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(config, dict)
+    return _Job(folder.name, dict(_flat(config)), lines)
+
+
+def _flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _varied_keys(jobs: Sequence[_Job]) -> list[str]:
+    """Return the keys with several values; a job without a strategy says nothing of its keys."""
+    keys = dict.fromkeys(key for job in jobs for key in job.settings)
+    return [
+        key
+        for key in keys
+        if len({str(job.settings[key]) for job in jobs if key in job.settings}) > 1
+    ]
+
+
+def _rows(job: _Job, varied: Sequence[str]) -> Iterator[dict[str, object]]:
+    for line in job.lines:
+        strategy = line["strategy"]
+        # another strategy's settings are not this one's
+        others = [k for k in varied if k.startswith("strategy.") and k.split(".")[1] != strategy]
+        yield {
+            "job": job.name,
+            **{key: "" if key in others else job.settings.get(key, "") for key in varied},
+            "strategy": strategy,
+            # the rest of the line says once more what the job was given
+            **{name: value for name, value in line.items() if _is_a_result(name)},
+        }
+
+
+def _is_a_result(column: str) -> bool:
+    return column in _RESULTS or column.startswith("rounds_to_")
+
+
+def _over_seeds(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
+    """Return a header, and a row for each strategy and setting but the seed."""
+    names = list(rows[0])
+    keys = [name for name in names[1 : names.index("strategy") + 1] if name != "seed"]
+    targets = [name for name in names if name.startswith("rounds_to_")]
+    groups: dict[tuple[str, ...], dict[object, Mapping[str, object]]] = {}
+    for row in rows:
+        of_setting = groups.setdefault(tuple(str(row.get(key, "")) for key in keys), {})
+        # a strategy that a varied key does not concern runs again with the same seed in each job
+        of_setting.setdefault(row.get("seed"), row)
+    header = [*keys, "seeds", "best", "final"]
+    table = [[*header, *(f"to {100 * float(t.rpartition('_')[2]):g} %" for t in targets)]]
+    for setting, by_seed in groups.items():
+        members = list(by_seed.values())
+        shares = [_mean(members, name, 100.0) for name in ("best", "final")]
+        rounds = [_mean(members, target, 1.0) for target in targets]
+        table.append([*setting, str(len(members)), *shares, *rounds])
+    return table
+
+
+def _mean(rows: Sequence[Mapping[str, object]], name: str, scale: float) -> str:
+    values = [row.get(name, "") for row in rows]
+    if "" in values:
+        return "-"
+    return mean_and_deviation([scale * float(str(value)) for value in values])

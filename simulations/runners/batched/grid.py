@@ -1,0 +1,135 @@
+"""A Grid that trains a round's clients together, by few large operations for many small ones."""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.clientapp import ClientApp
+
+from fedcurv.clients.app import LocalRound, MakeTask, begin_round
+from fedcurv.global_state import num_threads
+from fedcurv.simulations.runners.batched.batches import StackedSamples
+from fedcurv.simulations.runners.batched.fisher import OWN_KINDS, can_be_estimated, fisher_stacked
+from fedcurv.simulations.runners.batched.stacked import (
+    can_be_stacked,
+    same_kind,
+    stacked_parameters,
+    train_stacked,
+)
+from fedcurv.simulations.runners.local import LocalGrid
+
+# on a CPU the weights of so many clients stay in a core's cache
+_CLIENTS_ON_CPU = 8
+
+
+class BatchedGrid(LocalGrid):
+    """Trains stacks of clients side by side, where the model allows it; see ``stacked``.
+
+    What cannot be stacked (other models, optimizers and losses) is trained as LocalGrid does. On a
+    GPU all clients of a round are one stack; on a CPU the stacks are small, and each core takes one
+    after the other. The clients' mods do not see what is stacked.
+
+    Args:
+        client_app: handles all other messages.
+        make_task: the ClientApp's, see ``fedcurv.clients.client_app``.
+        num_nodes: see LocalGrid.
+        on_reply: see LocalGrid.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        make_task: MakeTask,
+        num_nodes: int,
+        *,
+        on_reply: Callable[[Message], object] = lambda message: None,
+    ) -> None:
+        super().__init__(client_app, num_nodes, on_reply=on_reply)
+        self._make_task = make_task
+
+    def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
+        """Train what can be stacked, then handle each message when its reply is asked for."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        messages = list(messages)
+        rounds = [self._begun(message) for message in messages]
+        _train([local for local in rounds if local is not None])
+        for index, message in enumerate(messages):
+            left = None if timeout is None else deadline - time.monotonic()
+            # let go of each client's model with its reply
+            if (local := rounds[index]) is None:
+                yield from super().replies([message], timeout=left)
+            else:
+                rounds[index] = None
+                if left is None or left > 0:
+                    yield from self.pull_messages([self._finish(local)])
+
+    def _begun(self, message: Message) -> LocalRound | None:
+        """Return a client's round if it can be stacked; None leaves it to the ClientApp."""
+        if message.metadata.message_type != MessageType.TRAIN:
+            return None
+        context = self.contexts[message.metadata.dst_node_id]
+        try:
+            task = self._make_task(message, context)
+            if not can_be_stacked(task):
+                return None
+            self._name(message)  # the client remembers which message it answers
+            # stacks go to a GPU in one piece; only what a client does by itself is there before
+            device = None if task.settings.fisher_kind in OWN_KINDS else torch.device("cpu")
+            return begin_round(task, copy.deepcopy(message), context, device)
+        except Exception:
+            return None  # the ClientApp will meet it again, and say so in its reply
+
+    def _finish(self, local: LocalRound) -> str:
+        def answer() -> Message:
+            with local.reproducible():
+                return local.reply()
+
+        return self._keep(local.message, local.context, answer)
+
+
+def _train(rounds: Sequence[LocalRound]) -> None:
+    together: dict[tuple[object, ...], list[LocalRound]] = {}
+    for local in rounds:
+        together.setdefault(same_kind(local), []).append(local)
+    stacks = [stack for group in together.values() for stack in _stacks(group)]
+    # each core takes one stack after the other; a GPU, one stack at a time
+    at_a_time = os.cpu_count() if all(map(_on_cpu, stacks)) else 1
+    with num_threads(1):
+        pool = ThreadPoolExecutor(at_a_time)
+        try:
+            list(pool.map(_train_stack, stacks))  # raises what they raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # who was interrupted must not wait
+            raise
+        pool.shutdown()
+
+
+def _train_stack(stack: Sequence[LocalRound]) -> None:
+    settings = stack[0].task.settings
+    device = settings.make_device()
+    samples = StackedSamples([local.samples for local in stack], device)
+    parameters = stacked_parameters(stack, device)
+    for local, loss in zip(stack, train_stacked(stack, samples, parameters), strict=True):
+        local.trained(loss)
+    if can_be_estimated(stack[0]):
+        if settings.fisher_share < 1:
+            samples = StackedSamples([local.fisher_samples() for local in stack], device)
+        estimates = fisher_stacked(stack, samples, parameters)
+        for local, fisher in zip(stack, estimates, strict=True):
+            local.fisher = fisher
+
+
+def _stacks(rounds: Sequence[LocalRound]) -> list[list[LocalRound]]:
+    """Return stacks of clients with about equally many samples, so that little is padding."""
+    by_size = sorted(rounds, key=lambda local: len(local.samples[0]))
+    size = _CLIENTS_ON_CPU if _on_cpu(rounds) else len(by_size)
+    return [by_size[start : start + size] for start in range(0, len(by_size), size)]
+
+
+def _on_cpu(rounds: Sequence[LocalRound]) -> bool:
+    """Return whether rounds of one kind are trained on the CPU."""
+    return rounds[0].task.settings.make_device().type == "cpu"

@@ -1,0 +1,278 @@
+"""What a strategy that does not check its replies itself gets to see: those that it can stand."""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
+
+from fedcurv.strategies.replies.buffers import BufferMeans, buffer_names
+from fedcurv.strategies.replies.check import (
+    RoundFailed,
+    Sent,
+    check_reply,
+    checked_weight,
+    form_of,
+    most_common,
+    wrong_names,
+)
+from fedcurv.strategies.replies.weights import Weights, checked_bound
+from fedcurv.strategies.wire.arrays import read_array, reason_of
+
+logger = logging.getLogger(__name__)
+
+_TREES = (FedXgbBagging, FedXgbCyclic)
+
+
+class Screen:
+    """Refuses replies that would spoil a strategy's model, or end its run.
+
+    Args:
+        strategy: whose replies they are.
+        replies_are_models: whether a reply must hold what was sent: arrays of the same names and
+            shapes, finite. None finds out: it must for Flower's own strategies that average, and
+            for others where most replies of a round do.
+        max_examples: the largest weight; None for a bound relative to the round.
+
+    Raises:
+        ValueError: if ``max_examples`` is not above 0.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        replies_are_models: bool | None = None,
+        max_examples: float | None = None,
+    ) -> None:
+        self._strategy = strategy
+        self._replies_are_models = replies_are_models
+        self._max_examples = checked_bound(max_examples)
+        self._key = weighted_by_key(strategy)
+        self._settling = Settling()
+
+    def train(
+        self, server_round: int, sent: ArrayRecord, replies: Sequence[Message], name: "Name"
+    ) -> tuple[list[Message], dict[str, str], "Finish"]:
+        """Return the replies to training that may be aggregated, with those that are errors.
+
+        Args:
+            server_round: for the log.
+            sent: the model that was sent.
+            replies: all that came.
+            name: of a reply's client, in words.
+
+        Returns:
+            them, the reason by message id for the others, and what is to be done with the arrays
+            that the strategy makes of them.
+        """
+        model = Sent.of(sent) if self._are_models(sent, replies) else None
+        weights: dict[str, float] = {}
+        constant: set[str] = set()
+
+        def check(content: RecordDict) -> tuple[float, frozenset[str]]:
+            weight = self._weight(content)
+            if model is None:
+                return weight, form_of(content) | self._array_names(content)
+            arrays = check_reply(content, model, self._key)
+            constant.update(arrays.constant)
+            return weight, form_of(content)
+
+        fit, refused = self._fit(replies, check, weights)
+        _say(server_round, "reply", replies, refused, name)
+        if model is None:
+            return fit, refused, lambda arrays: arrays
+        contents = [
+            (m.content, weights[m.metadata.reply_to_message_id]) for m in fit if m.has_content()
+        ]
+        finish = self._settling.prepare(model, constant, contents)
+        return fit, refused, lambda arrays: finish(server_round, arrays, self._strategy)
+
+    def evaluate(
+        self, server_round: int, replies: Sequence[Message], name: "Name"
+    ) -> tuple[list[Message], dict[str, str]]:
+        """Return the replies to evaluation that may be aggregated, and why the others may not."""
+
+        def check(content: RecordDict) -> tuple[float, frozenset[str]]:
+            return self._weight(content), form_of(content)
+
+        fit, refused = self._fit(replies, check, {})
+        _say(server_round, "evaluation", replies, refused, name)
+        return fit, refused
+
+    def _fit(
+        self,
+        replies: Sequence[Message],
+        check: Callable[[RecordDict], tuple[float, frozenset[str]]],
+        weights: dict[str, float],
+    ) -> tuple[list[Message], dict[str, str]]:
+        bound = Weights(self._max_examples)
+        refused: dict[str, str] = {}
+        forms: dict[str, frozenset[str]] = {}
+        classes: dict[str, int] = {}
+        for message in replies:
+            if message.has_error():
+                continue
+            message_id = message.metadata.reply_to_message_id
+            try:
+                weight, form = check(message.content)
+                classes[message_id] = bound.add(weight, str(self._key))
+                weights[message_id], forms[message_id] = weight, form
+            except Exception as error:  # whatever a reply holds, the round goes on without it
+                refused[message_id] = reason_of(error)
+        common = most_common(forms.values())
+        too_heavy = bound.too_heavy(str(self._key))
+        for message_id, form in forms.items():
+            faults = wrong_names(form, common, "metrics and arrays")
+            if reason := too_heavy.get(classes[message_id]):
+                faults.append(reason)
+            if faults:
+                refused[message_id] = "; ".join(faults)
+        return [m for m in replies if m.metadata.reply_to_message_id not in refused], refused
+
+    def _weight(self, content: RecordDict) -> float:
+        weight = 1.0 if self._key is None else checked_weight(content, self._key)
+        # what q-FedAvg weighs by is a power of the loss
+        key = getattr(self._strategy, "train_loss_key", None)
+        if isinstance(key, str) and content.array_records:
+            (metrics,) = content.metric_records.values()
+            loss = metrics.get(key)
+            if not isinstance(loss, int | float) or not 0 <= loss <= sys.float_info.max:
+                raise ValueError(f"expected {key!r} >= 0 in the metrics, got {str(loss)[:60]}")
+        return weight
+
+    def _array_names(self, content: RecordDict) -> frozenset[str]:
+        """Return what can be said of arrays that are no model: names, and kinds of numbers."""
+        if self._replies_are_models is False:
+            return frozenset()
+        return frozenset(
+            f"{record_name}/{name} ({_kind_of(name, record)})"
+            for record_name, record in content.array_records.items()
+            for name in record
+        )
+
+    def _are_models(self, sent: ArrayRecord, replies: Sequence[Message]) -> bool:
+        if self._replies_are_models is not None:
+            return self._replies_are_models
+        if averages(self._strategy):
+            return True
+        if not any(array.dtype.startswith(("float", "complex")) for array in sent.values()):
+            return False
+        contents = [m.content for m in replies if m.has_content()]
+        alike = sum(_looks_like(content, sent) for content in contents)
+        return 0 < 2 * alike >= len(contents)
+
+
+Name = Callable[[Message], str]
+Finish = Callable[[ArrayRecord], ArrayRecord]
+
+
+class Settling:
+    """Sets a strategy's result right, and says once what that changed."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def prepare(
+        self, sent: Sent, constant: set[str], replies: Sequence[tuple[RecordDict, float]]
+    ) -> Callable[[int, ArrayRecord, Strategy], ArrayRecord]:
+        """Return what is to be done after aggregation: strategies consume replies.
+
+        Args:
+            sent: the model that was sent.
+            constant: names of arrays that hold NaN or inf as they were sent.
+            replies: that are averaged, with their weights.
+        """
+        means = BufferMeans(sent.arrays, buffer_names(sent.arrays) - constant, replies)
+
+        def finish(server_round: int, arrays: ArrayRecord, strategy: Strategy) -> ArrayRecord:
+            arrays, moved = means.settled(arrays, strategy)
+            if moved and not self._told:
+                self._told = True
+                logger.warning(
+                    "%s would move arrays that are no parameters (%s): they are the clients' "
+                    "weighted mean instead, integers rounded to the nearest",
+                    type(strategy).__name__,
+                    ", ".join(sorted(moved)[:3]) + (" and others" if len(moved) > 3 else ""),
+                )
+            if constant:
+                arrays = ArrayRecord(
+                    {n: sent.arrays[n] if n in constant else a for n, a in arrays.items()}
+                )
+            _require_finite(server_round, arrays, constant, strategy)
+            return arrays
+
+        return finish
+
+
+def weighted_by_key(strategy: Strategy) -> str | None:
+    """Return the metric by which a strategy, or the one that it wraps, weighs; None for none."""
+    for _ in range(10):
+        key = getattr(strategy, "weighted_by_key", None)
+        if isinstance(key, str):
+            return key
+        wrapped = getattr(strategy, "strategy", None)
+        if not isinstance(wrapped, Strategy):
+            return None
+        strategy = wrapped
+    return None
+
+
+def averages(strategy: Strategy) -> bool:
+    """Return whether a strategy, or the one that it wraps, is one of Flower's that average."""
+    own = type(strategy).aggregate_train.__module__.startswith("flwr.")
+    wrapped = getattr(strategy, "strategy", None)
+    if isinstance(wrapped, Strategy):
+        return own and averages(wrapped)
+    return own and not isinstance(strategy, _TREES)
+
+
+def _looks_like(content: RecordDict, sent: ArrayRecord) -> bool:
+    records = list(content.array_records.values())
+    return len(records) == 1 and {n: tuple(a.shape) for n, a in records[0].items()} == {
+        n: tuple(a.shape) for n, a in sent.items()
+    }
+
+
+def _kind_of(name: str, record: ArrayRecord) -> str:
+    try:
+        return read_array(name, record[name]).dtype.kind
+    except ValueError:
+        return "not numbers"
+
+
+def _require_finite(
+    server_round: int, arrays: ArrayRecord, constant: set[str], strategy: Strategy
+) -> None:
+    for name, array in arrays.items():
+        if name in constant or np.dtype(array.dtype).kind not in "fc":
+            continue
+        values = read_array(name, array)
+        # a sum is finite unless a term is not, or it overflows: then look at each
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_finite = np.isfinite(values.sum()) or np.isfinite(values).all()
+        if not is_finite:
+            raise RoundFailed(
+                f"round {server_round}: {type(strategy).__name__} made NaN or inf in {name!r} of "
+                "replies that are finite; lower its step, or its clients' learning rate"
+            )
+
+
+def _say(
+    server_round: int,
+    what: str,
+    replies: Sequence[Message],
+    refused: Mapping[str, str],
+    name: Name,
+) -> None:
+    for message in replies:
+        if reason := refused.get(message.metadata.reply_to_message_id):
+            logger.warning(
+                "round %d: refused the %s of %s: %s",
+                server_round,
+                what,
+                name(message),
+                reason,
+            )

@@ -1,0 +1,271 @@
+"""What travels between server and clients beside Flower's own records.
+
+To a client, with the model of round t:
+    ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0:
+                             none yet), the ids of the messages whose replies are in them,
+                             whether sums must be secure, names for the federation and for this
+                             sending, the round whose sums the latest checkpoint holds, and
+                             whether there are checkpoints
+    ``fedcurv.precision``    ArrayRecord: P by parameter name
+    ``fedcurv.information``  ArrayRecord: Q by parameter name
+From a client, beside its own arrays and metrics:
+    ``fedcurv``              ConfigRecord: the client's id, and of the message that it answers
+    ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
+    ``fedcurv.information``  ArrayRecord: F·θ̂, where sums must be secure or the reply's arrays are
+                             not named like parameters; else the server forms it from those arrays
+
+P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
+parameter can be mistaken for one of them. Statistics travel in float32.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+
+from fedcurv.curvature import Curvature
+from fedcurv.strategies.wire.arrays import pack_tensors as pack_tensors
+from fedcurv.strategies.wire.arrays import unpack_floats
+from fedcurv.strategies.wire.arrays import unpack_tensors as unpack_tensors
+
+Value = TypeVar("Value")
+
+CONFIG = "fedcurv"
+PRECISION = "fedcurv.precision"
+INFORMATION = "fedcurv.information"
+
+# marks a message whose sums were taken, in the node's own copy of it
+_TAKEN = "sums-taken"
+
+# the id of the message for which a report was made
+_ANSWERED = "message-id"
+
+# the action of the query message that asks a node for its stable id
+CLIENT_ID_ACTION = "client_id"
+CLIENT_ID_QUERY = f"query.{CLIENT_ID_ACTION}"
+
+_LARGEST_FLOAT = sys.float_info.max
+
+# of a client's id: it is sorted by, and stands in logs and names of files
+_LONGEST_ID = 200
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the server tells a client for one round.
+
+    Attributes:
+        strength: λ, finite and >= 0.
+        server_round: the round that the message belongs to.
+        sums_round: the round whose replies ``sums`` holds; 0 while there are none.
+        contributors: ids of the messages that those replies answered.
+        secure_sums: whether clients must send F·θ̂ themselves.
+        federation: a name for this training, the same over restarts of the server.
+        sums: P and Q over all contributors, or None.
+        sending: the server's name for this sending of a round: its own, a slash, and a number.
+        saved_round: the ``sums_round`` of the state that was saved last, to which the server may
+            return; None where none was.
+        resumable: whether a later run may go on from there: what is remembered must outlive this
+            one.
+    """
+
+    strength: float
+    server_round: int = 0
+    sums_round: int = 0
+    contributors: Sequence[str] = ()
+    secure_sums: bool = False
+    federation: str = ""
+    sums: Curvature | None = None
+    sending: str = ""
+    saved_round: int | None = None
+    resumable: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a client tells of its curvature, as it arrived and unchecked.
+
+    Attributes:
+        client_id: its stable id.
+        message_id: of the message for which it estimated; None where it does not say.
+        precision: its Fisher diagonal.
+        information: F·θ̂, where the client sent it.
+    """
+
+    client_id: str
+    message_id: str | None
+    precision: ArrayRecord
+    information: ArrayRecord | None
+
+
+def client_id_of(context: Context) -> str:
+    """Return the node's name that outlasts runs and restarts, if its owner gave it one.
+
+    That is ``client-id`` of the node's configuration, else ``partition-id``, which Flower's
+    simulations set and deployments usually do, else Flower's own node id, which is new at each
+    start of a node that does not authenticate itself.
+    """
+    for key in ("client-id", "partition-id"):
+        if key in context.node_config:
+            return str(context.node_config[key])
+    return f"node-{context.node_id}"
+
+
+def client_id_order(client_id: str) -> tuple[int, int, str]:
+    """Return a sort key: numbers first and by value, then names."""
+    is_number = client_id.isdecimal()
+    return (0, int(client_id), "") if is_number else (1, 0, client_id)
+
+
+def pack_client_id(context: Context) -> ConfigRecord:
+    """Return the record in which a node tells its id."""
+    return ConfigRecord({"client-id": client_id_of(context)})
+
+
+def unpack_client_id(content: RecordDict) -> str | None:
+    """Return the id that a node told, or None; one of over 200 or unprintable signs is none."""
+    record = content.config_records.get(CONFIG)
+    client_id = record.get("client-id") if record is not None else None
+    if not isinstance(client_id, str) or len(client_id) > _LONGEST_ID:
+        return None
+    return client_id if client_id.isprintable() else None
+
+
+def pack_instruction(instruction: Instruction) -> RecordDict:
+    """Return the records that carry an instruction."""
+    config = ConfigRecord(
+        {
+            "strength": instruction.strength,
+            "server-round": instruction.server_round,
+            "sums-round": instruction.sums_round,
+            "secure-sums": instruction.secure_sums,
+            "federation": instruction.federation,
+            "sending": instruction.sending,
+            "resumable": instruction.resumable,
+        }
+    )
+    if instruction.saved_round is not None:
+        config["saved-round"] = instruction.saved_round
+    records = RecordDict({CONFIG: config})
+    if instruction.sums is not None:
+        config["contributors"] = list(instruction.contributors)
+        records[PRECISION] = pack_tensors(instruction.sums.precision)
+        records[INFORMATION] = pack_tensors(instruction.sums.information)
+    return records
+
+
+def unpack_instruction(content: RecordDict) -> Instruction | None:
+    """Return the server's instruction, or None where the server is no FedCurv server.
+
+    Raises:
+        ValueError: if the records contradict each other, or one is not what a server sends.
+    """
+    config = content.config_records.get(CONFIG)
+    if config is None or "strength" not in config:
+        return None
+    if _TAKEN in config:
+        raise ValueError(
+            "expected a message whose sums nobody has taken yet; make one ClientCurvature for each "
+            "training message, and keep it"
+        )
+    sums = None
+    contributors: Sequence[str] = ()
+    if PRECISION in content or INFORMATION in content:
+        both = {PRECISION, INFORMATION} <= content.array_records.keys()
+        if not both or "contributors" not in config:
+            raise ValueError(
+                f"expected the records {PRECISION!r}, {INFORMATION!r} and the list of contributors "
+                f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
+            )
+        contributors = _told(config, "contributors", list)
+        if not all(isinstance(name, str) for name in contributors):
+            raise ValueError(f"expected contributors by name, got {contributors[:3]!r}")
+        sums = Curvature(
+            unpack_floats(content.array_records[PRECISION]),
+            unpack_floats(content.array_records[INFORMATION]),
+        )
+    strength = config["strength"]
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise ValueError(f"expected a number for 'strength', got {strength!r}")
+    if not 0.0 <= strength <= _LARGEST_FLOAT:
+        raise ValueError(f"expected a finite strength >= 0, got {strength!r}")
+    saved_round = _told_round(config, "saved-round") if "saved-round" in config else None
+    return Instruction(
+        strength=float(strength),
+        server_round=_told_round(config, "server-round"),
+        sums_round=_told_round(config, "sums-round"),
+        contributors=contributors,
+        secure_sums=_told(config, "secure-sums", bool),
+        federation=_told(config, "federation", str),
+        sums=sums,
+        sending=_told(config, "sending", str),
+        saved_round=saved_round,
+        resumable=_told(config, "resumable", bool),
+    )
+
+
+def _told(config: ConfigRecord, name: str, kind: type[Value]) -> Value:
+    value = config.get(name)
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"expected {kind.__name__} for {name!r} in the record {CONFIG!r}, got {value!r}; do "
+            "server and client have the same version of fedcurv?"
+        )
+    return value
+
+
+def _told_round(config: ConfigRecord, name: str) -> int:
+    number = _told(config, name, int)
+    if isinstance(number, bool) or number < 0:
+        raise ValueError(f"expected a number of rounds for {name!r}, got {number!r}")
+    return number
+
+
+def take_instruction(content: RecordDict) -> Instruction | None:
+    """Return the server's instruction as ``unpack_instruction`` does, and let go of its sums.
+
+    They weigh two models, for as long as somebody holds the message.
+
+    Raises:
+        ValueError: also if they were taken before.
+    """
+    instruction = unpack_instruction(content)
+    if instruction is not None and instruction.sums is not None:
+        del content[PRECISION], content[INFORMATION]
+        content.config_records[CONFIG][_TAKEN] = True
+    return instruction
+
+
+def add_report(
+    content: RecordDict,
+    context: Context,
+    curvature: Curvature,
+    *,
+    message_id: str,
+    with_information: bool,
+) -> None:
+    """Add a node's own curvature to its reply to a message, P alone or P and Q."""
+    content[CONFIG] = pack_client_id(context)
+    content.config_records[CONFIG][_ANSWERED] = message_id
+    content[PRECISION] = pack_tensors(curvature.precision)
+    if with_information:
+        content[INFORMATION] = pack_tensors(curvature.information)
+
+
+def take_report(content: RecordDict) -> Report | None:
+    """Remove this project's records from a reply and return them; None if it has none."""
+    client_id = unpack_client_id(content)
+    config = content.pop(CONFIG, None)
+    answered = config.get(_ANSWERED) if isinstance(config, ConfigRecord) else None
+    precision = content.pop(PRECISION, None)
+    information = content.pop(INFORMATION, None)
+    if not isinstance(precision, ArrayRecord):
+        return None
+    return Report(
+        client_id=client_id or "",
+        message_id=answered if isinstance(answered, str) else None,
+        precision=precision,
+        information=information if isinstance(information, ArrayRecord) else None,
+    )
