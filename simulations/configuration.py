@@ -7,18 +7,20 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fedcurv.simulations.data.named import ImageData
-from fedcurv.simulations.federation.client_app import (
+from fedcurv.simulations.build import (
     described_data,
     make_model,
     make_partition,
     make_settings,
     on_devices,
 )
+from fedcurv.simulations.data.named import ImageData
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.rules import check_strategy, check_values
+
+CONF = Path(__file__).parent / "conf"
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedcurv.curvature import Curvature
 from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_legacy_words
-from fedcurv.strategies.loop import checkpoint
+from fedcurv.strategies.loop import strategy_state
 from fedcurv.strategies.replies.check import (
     Arrays,
     Sent,
@@ -29,7 +28,7 @@ from fedcurv.strategies.replies.check import (
 from fedcurv.strategies.replies.screen import Screen, Settling, weighted_by_key
 from fedcurv.strategies.replies.weights import checked_bound
 from fedcurv.strategies.strength import AutoStrength, Strength
-from fedcurv.strategies.sums import RoundSums
+from fedcurv.strategies.sums import RoundSums, saved_sums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
 from fedcurv.strategies.wire import records
 from fedcurv.strategies.wire.arrays import reason_of
@@ -107,7 +106,7 @@ class FedCurv(Strategy):
         self.max_examples = checked_bound(max_examples)
         self._settling = Settling()
         self.refused: Mapping[str, str] = {}
-        self._at_first = checkpoint.plain_values(wrapped)
+        self._at_first = strategy_state.plain_values(wrapped)
         self._federation = uuid4().hex
         self._session, self._sendings = uuid4().hex, itertools.count(1)
         self._saved_round: int | None = None
@@ -266,19 +265,13 @@ class FedCurv(Strategy):
             "contributors": list(instruction.contributors),
             "precision": None if sums is None else records.pack_tensors(sums.precision),
             "information": None if sums is None else records.pack_tensors(sums.information),
-            "strategy": checkpoint.strategy_state(self.strategy, self._at_first),
+            "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned; a ValueError changes nothing."""
-        sums = None
-        if state["precision"] is not None:
-            sums = Curvature(
-                records.unpack_tensors(state["precision"]),
-                records.unpack_tensors(state["information"]),
-            ).check()
-        checkpoint.require_plain_state(state)
-        checkpoint.load_strategy_state(self.strategy, state["strategy"])
+        sums = saved_sums(state)
+        strategy_state.load_learned(self.strategy, state["strategy"])
         self._strength.resume(state["strength"])
         self._federation, self._session = state["federation"], uuid4().hex
         self._saved_round = state["sums-round"]
@@ -294,6 +287,11 @@ class FedCurv(Strategy):
     def strength(self) -> float | None:
         """λ of the next round; None while it is still to be found."""
         return self._strength.value
+
+    @property
+    def takes_replies_once(self) -> bool:
+        """Whether replies may come one by one; a class derived from this may want them twice."""
+        return type(self).aggregate_train is FedCurv.aggregate_train
 
     @property
     def _weighted_by_key(self) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from flwr.app import RecordDict
@@ -11,7 +12,7 @@ from torch import Tensor
 from fedcurv.curvature import Curvature, CurvatureSum, precision_faults, shapes_of
 from fedcurv.strategies.replies.check import Arrays, form_of, most_common, wrong_names
 from fedcurv.strategies.replies.weights import Weights
-from fedcurv.strategies.wire.arrays import unpack_floats
+from fedcurv.strategies.wire.arrays import unpack_floats, unpack_tensors
 from fedcurv.strategies.wire.records import Report
 
 Names = frozenset[str]
@@ -167,3 +168,22 @@ def _add_checked(
     if faults := precision_faults(precision, largest):
         raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
     sums.add_at(arrays.tensors, precision)
+
+
+def saved_sums(state: Mapping[str, Any]) -> Curvature | None:
+    """Return the sums in a saved state, once all that belongs to them has been checked.
+
+    Raises:
+        ValueError: if it cannot have been saved so.
+    """
+    sums_round, names = state["sums-round"], [*state["parameter-names"], *state["contributors"]]
+    if type(sums_round) is not int or sums_round < 0:
+        raise ValueError(f"expected the round of the sums, got {sums_round!r}")
+    if not all(isinstance(text, str) for text in (state["federation"], *names)):
+        raise ValueError("expected the federation, parameters and messages by their names")
+    if not isinstance(state["strength"], int | float | None):
+        raise ValueError(f"expected a strength, got {state['strength']!r}")
+    if state["precision"] is None:
+        return None
+    parts = [unpack_tensors(state[kind]) for kind in ("precision", "information")]
+    return Curvature(*parts).check()

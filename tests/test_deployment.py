@@ -243,7 +243,7 @@ def stubborn_program(folder: Path, name: str) -> None:
 
 
 PROGRAMS = {
-    "fedcurv-run": ("flower_run", "flwr", ["home"], "a run that had started goes on"),
+    "fedcurv-run": ("run", "flwr", ["home"], "a run that had started goes on"),
     "fedcurv-site": ("trial", "flower-superlink", ["--insecure"], "its processes have ended too"),
 }
 
@@ -254,7 +254,7 @@ def test_a_signal_ends_a_command_and_what_it_has_started_in_one_line(program, nu
     module, flowers, arguments, afterwards = PROGRAMS[program]
     stubborn_program(tmp_path, flowers)
     code = (
-        f"import sys; from fedcurv.simulations.{module} import main; "
+        f"import sys; from fedcurv.simulations.commands.{module} import main; "
         f"sys.executable = {str(tmp_path / 'python')!r}; main()"
     )
     with subprocess.Popen(

@@ -1,6 +1,7 @@
 """The package as it is installed: links, mapping, imports, wheel."""
 
 import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -29,6 +30,10 @@ PARTS = {
     "clients": {"clients", "strategies.wire"},
     "simulations": {"simulations", "clients", "strategies"},
 }
+
+
+# which modules pickle, for each other, behind a key
+SITE = {"clients/site/pool.py", "clients/site/host.py"}
 
 
 def sources(folder: str) -> list[Path]:
@@ -62,6 +67,58 @@ def test_dependencies_point_one_way(folder):
                 assert any((part + ".").startswith(p + ".") for p in PARTS[folder]), (
                     f"{path} imports {name}"
                 )
+
+
+def module_of(path: Path) -> str:
+    relative = path.relative_to(ROOT).with_suffix("").parts
+    relative = relative[:-1] if relative[-1] == "__init__" else relative
+    return ".".join(relative if relative[0] == "fedcurv" else ("fedcurv", *relative))
+
+
+def imported_modules(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """Return every module's imports of others, ``from folder import module`` included."""
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= (inside & modules.keys()) or {node.module}
+        found[module] = (names & modules.keys()) - {module}
+    return found
+
+
+def rooms_of(imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return the same for folders; a module beside folders is a room of its own."""
+    folders = {module.rpartition(".")[0] for module in imports}
+
+    def room(module: str) -> str:
+        parent = module if module in folders else module.rpartition(".")[0]
+        top = parent in ("fedcurv", *(f"fedcurv.{folder}" for folder in FOLDERS))
+        return module if top else parent
+
+    rooms: dict[str, set[str]] = {}
+    for module, names in imports.items():
+        rooms.setdefault(room(module), set()).update(room(name) for name in names)
+    return {one: others - {one} for one, others in rooms.items()}
+
+
+@pytest.mark.parametrize("of", [dict, rooms_of])
+def test_no_circle_of_imports_not_even_of_folders(of):
+    modules = {module_of(path): path for folder in MAY_IMPORT for path in sources(folder)}
+    assert len(modules) > 100
+    imports = of(imported_modules(modules))
+    graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, with the circle
+
+
+def test_nothing_borrows_from_a_command():
+    for path in sources("simulations"):
+        if path.parent.name == "commands" or path.name == "__main__.py":
+            continue
+        commands = [n for n in imports_of(path) if n.startswith("fedcurv.simulations.commands")]
+        assert not commands, path
 
 
 def test_nothing_is_imported_under_the_name_of_a_bare_folder():
@@ -185,7 +242,7 @@ def test_no_pickle_is_loaded_from_outside():
         for path in sources(folder):
             text = path.read_text()
             if "pickle" in imports_of(path):
-                assert path.name in ("site.py", "site_host.py"), path
+                assert path.relative_to(ROOT).as_posix() in SITE, path
             for call in re.findall(r"np\.load\((.*)", text):
                 assert "allow_pickle=False" in call, path
             for call in re.findall(r"(?<!`)torch\.load\((.*)", text):

@@ -1,10 +1,7 @@
 """``fedcurv-experiment``: tuned methods, several seeds, one table; nothing is run twice."""
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,9 +9,9 @@ from fedcurv.simulations.commands.frame import Done, run_command, set_up_flower_
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.console.interruption import going_on_by_repeating
 from fedcurv.simulations.console.progress import Steps
+from fedcurv.simulations.experiments.plans import check_experiment, chosen, grids, worth
 from fedcurv.simulations.experiments.report import ended_early, in_words, view, write_report
-from fedcurv.simulations.experiments.runs import Plan, Run, Settings, check_plan, run_or_read
-from fedcurv.simulations.rules import is_integer, is_list_of, is_number
+from fedcurv.simulations.experiments.runs import Plan, Run, check_plan, run_or_read
 
 
 def main() -> None:
@@ -78,87 +75,6 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
                 tuned.append(done(Plan(cell, name, best[0].plan.settings, seed, "test")))
             rows = write_report(folder, tuned, trials, resolved, command)
     return Done(view(rows), folder, ended_early(tuned))
-
-
-def check_experiment(experiment: Settings) -> None:
-    """Raise a ValueError that names what an experiment's description lacks or cannot mean."""
-    for key in ("seeds", "tuning_seeds"):
-        seeds = experiment.get(key)
-        if not is_list_of(seeds, lambda seed: is_integer(seed, 0)) or not seeds:
-            raise ValueError(
-                f"experiment.{key}: expected at least one seed, integers >= 0, got {seeds!r}"
-            )
-    target: Any = experiment.get("target")
-    if not is_number(target) or not 0 < target <= 1:
-        raise ValueError(f"experiment.target must be an accuracy in (0, 1], got {target!r}")
-    cells, methods = experiment.get("cells"), experiment.get("methods")
-    if not is_list_of(cells, lambda cell: isinstance(cell, Mapping)) or not cells:
-        raise ValueError(
-            "experiment.cells: expected at least one table of keys and values, such as "
-            f"{{client.epochs: 5}}, got {cells!r}"
-        )
-    if not isinstance(methods, Mapping) or not methods:
-        raise ValueError(f"experiment.methods: expected at least one, got {methods!r}")
-    for name, method in methods.items():
-        grid = method.get("grid") if isinstance(method, Mapping) else None
-        if not isinstance(grid, Mapping) or "strategy" not in method:
-            raise ValueError(
-                f"experiment.methods.{name}: expected strategy and grid, got {method!r}"
-            )
-        for key, values in grid.items():
-            if not is_list_of(values, lambda value: True):
-                raise ValueError(
-                    f"experiment.methods.{name}.grid.{key}: expected a list of values, got "
-                    f"{values!r}"
-                )
-    check_budgets(methods)
-
-
-def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:
-    """Return what is smaller for a better setting: the target reached early, and kept.
-
-    Args:
-        tried: one setting with each of the tuning seeds.
-        target: accuracy in [0, 1].
-    """
-    rounds = [run.rounds_to(target) if run.final >= target else None for run in tried]
-    reached = [number for number in rounds if number is not None]
-    mean = sum(reached) / len(reached) if len(reached) == len(tried) else math.inf
-    return mean, -sum(run.final for run in tried) / len(tried)
-
-
-def grids(methods: Settings) -> dict[str, list[Settings]]:
-    """Return every method's points: all combinations of its grid's values."""
-    return {
-        name: [
-            dict(zip(method["grid"], values, strict=True))
-            for values in itertools.product(*method["grid"].values())
-        ]
-        for name, method in methods.items()
-    }
-
-
-def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
-    """Return the methods with these names; all of them for None.
-
-    Raises:
-        ValueError: for none, or a name that none has.
-    """
-    if only is None:
-        return methods
-    if not only or not set(only) <= methods.keys():
-        raise ValueError(f"experiment.only must name some of {', '.join(methods)}, got {only!r}")
-    return {name: method for name, method in methods.items() if name in only}
-
-
-def check_budgets(methods: Settings) -> None:
-    """Raise a ValueError unless all methods have the same number of trials."""
-    sizes = {name: len(points) for name, points in grids(methods).items()}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
-        raise ValueError(
-            "experiment.methods: expected the same number of trials for every method, as a method "
-            f"that is tuned more looks better than it is, got {sizes}"
-        )
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.table import Table
 
+from fedcurv.simulations.configuration import CONF
 from fedcurv.simulations.console.interruption import Interrupted, interruptible
 from fedcurv.simulations.console.progress import console
 from fedcurv.strategies import RoundFailed
-
-CONF = Path(__file__).parents[1] / "conf"
 
 # a training has diverged, or all of its clients failed; everything else was done and written
 EXIT_ENDED_EARLY = 3

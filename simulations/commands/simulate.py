@@ -15,7 +15,7 @@ from fedcurv.simulations.console.interruption import Interrupted
 from fedcurv.simulations.console.progress import Steps
 from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.saved import SavedStrategy, folder_of_progress, forget
-from fedcurv.simulations.federation.server_app import History, make_server_app
+from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.reports.comparison import (
     Summary,
@@ -24,6 +24,7 @@ from fedcurv.simulations.reports.comparison import (
     write_config,
     write_report,
 )
+from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation
 from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord

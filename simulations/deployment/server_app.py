@@ -10,11 +10,11 @@ from flwr.serverapp import Grid, ServerApp
 from hydra import compose, initialize_config_dir
 
 from fedcurv.private_files import made_private, private_folder
-from fedcurv.simulations.commands.frame import CONF
-from fedcurv.simulations.configuration import only_strategy, resolve
-from fedcurv.simulations.federation.server_app import History, make_server_app
+from fedcurv.simulations.configuration import CONF, only_strategy, resolve
+from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.reports.comparison import summarise, write_report
+from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.reports.round_files import evaluation
 from fedcurv.strategies import BestModel, JsonLines
 from fedcurv.strategies.loop.rounds import RoundRecord

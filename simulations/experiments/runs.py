@@ -13,9 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcurv.private_files import replaced
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.federation.run import run
-from fedcurv.simulations.federation.server_app import History, make_server_app
+from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.reports.comparison import accuracies, summarise
+from fedcurv.simulations.reports.history import History
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
 

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedcurv.archive import read_archive, write_archive
 from fedcurv.private_files import replaced
-from fedcurv.simulations.federation.server_app import History
+from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies import JsonLines
 from fedcurv.strategies.flower_private import packed_records, unpacked_records

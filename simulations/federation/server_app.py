@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -14,34 +13,15 @@ from torch import Tensor, nn
 from fedcurv.clients.training import InMemoryBatches, evaluate
 from fedcurv.global_state import seeded
 from fedcurv.parameters import listed
+from fedcurv.simulations.build import described_data, make_model
 from fedcurv.simulations.data.named import ImageData
 from fedcurv.simulations.data.owner import DeviceData, load_test_set
-from fedcurv.simulations.federation.client_app import described_data, make_model
 from fedcurv.simulations.federation.task_description import describe_task
+from fedcurv.simulations.reports.history import History
 from fedcurv.strategies import RoundFailed, start
 from fedcurv.strategies.loop.rounds import RoundRecord
 
 _EVALUATION_BATCH_SIZE = 1024
-
-
-@dataclass
-class History:
-    """What happened in one strategy's run.
-
-    Attributes:
-        strategy: its name in the configuration.
-        rounds: in order, the evaluation before the first round included.
-        failure: why it did not come to its end, as when the training diverges; else empty.
-    """
-
-    strategy: str
-    rounds: list[RoundRecord] = field(default_factory=list)
-    failure: str = ""
-
-    def note(self, record: RoundRecord) -> None:
-        """Add a round, in the place of what an interrupted run made of it."""
-        self.rounds = [r for r in self.rounds if r.server_round < record.server_round]
-        self.rounds.append(record)
 
 
 class Diverged(RoundFailed):

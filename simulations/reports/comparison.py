@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from fedcurv.private_files import replaced
-from fedcurv.simulations.federation.server_app import History
+from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.reports.provenance import circumstances
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation, write_csv
 

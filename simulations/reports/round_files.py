@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedcurv.simulations.federation.server_app import History
+from fedcurv.simulations.reports.history import History
 from fedcurv.strategies.loop.rounds import RoundRecord
 
 

@@ -1,10 +1,4 @@
-"""The server's state after a round, in one file, and back: model, strategy, results.
-
-Of a strategy every attribute is kept that holds arrays, and every plain value that has changed
-since the strategy was made: what the constructor was given stays the caller's to decide. A strategy
-may take this over with methods ``state_dict`` and ``load_state_dict`` of its own. Strategies among
-a strategy's attributes are saved with it.
-"""
+"""The server's state after a round, in one file, and back: model, strategy, results."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +13,12 @@ from numpy.typing import NDArray
 
 from fedcurv.archive import read_archive, write_archive
 from fedcurv.private_files import locked
+from fedcurv.strategies.loop.strategy_state import (
+    learned,
+    load_learned,
+    plain_values,
+    with_inner,
+)
 
 _FILE, _LOCK = "checkpoint.npz", ".checkpoint.lock"
 # of the file's form: 1 had no number, and knew nothing of strategies inside others
@@ -28,7 +28,6 @@ _HISTORIES = (
     "evaluate_metrics_clientapp",
     "evaluate_metrics_serverapp",
 )
-_PLAIN = (bool, int, float, str, type(None))
 
 
 @dataclass
@@ -68,7 +67,7 @@ class Checkpoint:
         self.path = folder / _FILE
         self._strategy = strategy
         self._at_first = plain_values(strategy)
-        for one in _with_inner(strategy):
+        for one in with_inner(strategy):
             if isinstance(one, ToldOfCheckpoints):
                 one.will_be_saved()
 
@@ -100,7 +99,7 @@ class Checkpoint:
             "server-round": progress.server_round,
             "strategy": type(self._strategy).__name__,
             "model": _pack(progress.result.arrays, leaves),
-            "state": _pack(strategy_state(self._strategy, self._at_first), leaves),
+            "state": _pack(learned(self._strategy, self._at_first), leaves),
             "histories": {
                 name: {str(r): dict(m) for r, m in getattr(progress.result, name).items()}
                 for name in _HISTORIES
@@ -130,7 +129,7 @@ class Checkpoint:
             )
         try:
             progress = _progress(header, arrays)
-            load_strategy_state(self._strategy, _unpack(header["state"], arrays))
+            load_learned(self._strategy, _unpack(header["state"], arrays))
         except Exception as error:  # whatever the rest of a damaged file makes of it
             raise ValueError(
                 f"{self.path} cannot be read: {type(error).__name__}: {error}"
@@ -149,100 +148,6 @@ def _progress(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
         for name in _HISTORIES
     }
     return Progress(server_round, Result(arrays=model, **histories))
-
-
-def plain_values(strategy: Strategy) -> dict[str, Any]:
-    """Return a strategy's attributes that are plain values, and likewise of strategies inside."""
-    values: dict[str, Any] = {n: v for n, v in vars(strategy).items() if isinstance(v, _PLAIN)}
-    return values | {name: plain_values(inner) for name, inner in _inner(strategy).items()}
-
-
-def strategy_state(strategy: Strategy, at_first: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a strategy, and those inside, have learned since ``at_first``."""
-    if hasattr(strategy, "state_dict"):
-        state: dict[str, Any] = strategy.state_dict()
-        return state
-    changed = object()
-    state = {
-        name: value
-        for name, value in vars(strategy).items()
-        if _holds_arrays(value)
-        or (isinstance(value, _PLAIN) and at_first.get(name, changed) != value)
-    }
-    for name, inner in _inner(strategy).items():
-        state[name] = strategy_state(inner, at_first.get(name) or {})
-    return state
-
-
-def load_strategy_state(strategy: Strategy, state: Mapping[str, Any]) -> None:
-    """Give a strategy back what ``strategy_state`` returned.
-
-    Raises:
-        ValueError: if it cannot be this strategy's.
-    """
-    if not isinstance(state, Mapping):
-        raise ValueError(f"expected the state of {type(strategy).__name__}, got {state!r}")
-    if hasattr(strategy, "load_state_dict"):
-        strategy.load_state_dict(state)
-        return
-    inner = _inner(strategy)
-    own = {name: value for name, value in state.items() if name not in inner}
-    for name, value in own.items():
-        _require_attribute(strategy, name, value)
-    for name, one in inner.items():
-        if name in state:
-            load_strategy_state(one, state[name])
-    vars(strategy).update(own)
-
-
-def require_plain_state(state: Mapping[str, Any]) -> None:
-    """Check what FedCurv saved beside arrays and the wrapped strategy's state.
-
-    Raises:
-        ValueError: if it cannot be FedCurv's.
-    """
-    sums_round, names = state["sums-round"], [*state["parameter-names"], *state["contributors"]]
-    if type(sums_round) is not int or sums_round < 0:
-        raise ValueError(f"expected the round of the sums, got {sums_round!r}")
-    if not all(isinstance(text, str) for text in (state["federation"], *names)):
-        raise ValueError("expected the federation, parameters and messages by their names")
-    if not isinstance(state["strength"], int | float | None):
-        raise ValueError(f"expected a strength, got {state['strength']!r}")
-
-
-def _require_attribute(strategy: Strategy, name: str, value: Any) -> None:
-    """Raise a ValueError if a value can be no attribute of this name."""
-    now = vars(strategy).get(name)
-    numbers = int | float
-    is_same_kind = (
-        now is None
-        or value is None
-        or isinstance(value, type(now))
-        or (isinstance(value, numbers) and isinstance(now, numbers))
-        or (_holds_arrays(value) and not isinstance(now, _PLAIN))
-    )
-    if not is_same_kind or (name not in vars(strategy) and hasattr(type(strategy), name)):
-        raise ValueError(
-            f"expected {name!r} of {type(strategy).__name__} to be like {str(now)[:50]!r}, got "
-            f"{type(value).__name__}"
-        )
-
-
-def _inner(strategy: Strategy) -> dict[str, Strategy]:
-    """Return the strategies among a strategy's attributes."""
-    return {n: v for n, v in vars(strategy).items() if isinstance(v, Strategy) and v != strategy}
-
-
-def _with_inner(strategy: Strategy) -> list[Strategy]:
-    return [strategy, *(one for inner in _inner(strategy).values() for one in _with_inner(inner))]
-
-
-def _holds_arrays(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return bool(value) and all(_holds_arrays(v) for v in value.values())
-    if isinstance(value, list | tuple):
-        return bool(value) and all(_holds_arrays(v) for v in value)
-    return isinstance(value, np.ndarray | ArrayRecord | Array)
 
 
 def _pack(value: Any, leaves: list[NDArray[Any]]) -> Any:

@@ -13,16 +13,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.legacy import refuse_legacy_strategy
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
+from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
 from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.replies.check import require_some_messages, require_some_success
 from fedcurv.strategies.replies.screen import Screen
-from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +83,8 @@ def start(
         replies_are_models: whether a reply must hold what was sent, arrays of the same names and
             shapes and finite: it is refused otherwise. None: it must under Flower's own strategies
             that average, and under others if most replies of a round do; False for strategies
-            whose clients send other things. FedCurv always wants models.
-        max_examples: the largest weight that a reply may have; see FedCurv's, to which it is given
-            where that is the strategy.
+            whose clients send other things. FedCurv, which checks replies itself, wants models.
+        max_examples: the largest weight that a reply may have; FedCurv has its own.
         on_round: called with every round's record, after it has been saved, one function or
             several; ``JsonLines``, ``TensorBoard`` and ``ScalarLog`` write them down.
 
@@ -110,11 +108,11 @@ def start(
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     refuse_legacy_strategy(strategy)
-    _refuse_differential_privacy(strategy)
-    if isinstance(strategy, FedCurv) and (replies_are_models, max_examples) != (None, None):
+    refuse_differential_privacy(strategy)
+    if isinstance(strategy, SendsStatistics) and (replies_are_models, max_examples) != (None, None):
         raise TypeError(
-            "expected replies_are_models and max_examples for other strategies only; FedCurv "
-            "checks its replies itself: FedCurv(..., max_examples=...)"
+            "expected replies_are_models and max_examples for other strategies only; "
+            f"{type(strategy).__name__} checks its replies itself: FedCurv(..., max_examples=...)"
         )
     _warn_of_own_start(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
@@ -131,7 +129,7 @@ def start(
         ordered.wait_for(wait_for_nodes, wait_timeout)
         watchers = [on_round] if callable(on_round) else on_round
         progress = restored or Progress(0, Result(arrays=arrays))
-        if isinstance(strategy, FedCurv):
+        if isinstance(strategy, SendsStatistics):
             max_examples = strategy.max_examples
         screen = Screen(strategy, replies_are_models=replies_are_models, max_examples=max_examples)
         run = _Run(
@@ -201,9 +199,8 @@ class _Run:
         traffic = Traffic(messages, self.grid)
         one_by_one = traffic.noted(self.grid.replies(messages, timeout=self.timeout))
         refused: Mapping[str, str] = {}
-        if isinstance(self.strategy, FedCurv):
-            # it checks replies itself, once each; a class derived from it may want them twice
-            once = type(self.strategy).aggregate_train is FedCurv.aggregate_train
+        if isinstance(self.strategy, SendsStatistics):
+            once = self.strategy.takes_replies_once
             arrays, metrics = self.strategy.aggregate_train(
                 server_round, one_by_one if once else list(one_by_one)
             )
@@ -267,7 +264,7 @@ class _Run:
 
 
 def _warn_of_own_start(strategy: Strategy) -> None:
-    if not isinstance(strategy, FedCurv) and type(strategy).start is not Strategy.start:
+    if not isinstance(strategy, SendsStatistics) and type(strategy).start is not Strategy.start:
         logger.warning(
             "%s overrides start, which is not called here: call strategy.start(...) for that loop, "
             "or move what it does into on_round",
@@ -290,8 +287,3 @@ def _seeded(seed: int | None, server_round: int, phase: str) -> Iterator[None]:
         yield
     finally:
         random.setstate(state)
-
-
-def _refuse_differential_privacy(strategy: Strategy) -> None:
-    if isinstance(strategy, DP_WRAPPERS) and isinstance(strategy.strategy, FedCurv):
-        raise TypeError(inside_differential_privacy(strategy))

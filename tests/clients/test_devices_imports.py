@@ -83,7 +83,14 @@ def test_a_device_trains_with_what_the_plain_installation_brings():
         + A_ROUND
         + "print([n for n in sys.modules if n.startswith('fedcurv.simulations')])"
     )
-    for of_the_server in ("deployed", "run", "server", "report", "results"):
+    for of_the_server in (
+        "commands.simulate",
+        "configuration",
+        "deployment.server_app",
+        "federation.server_app",
+        "reports.comparison",
+        "reports.results",
+    ):
         assert f"'fedcurv.simulations.{of_the_server}'" not in printed
 
 

@@ -145,8 +145,12 @@ def test_what_is_missing_is_said_in_one_line():
     """Where torch is built without torch.distributed, and where there is no fcntl."""
     for block, name, message in [
         ("del torch.distributed.TCPStore", "lasgd", "needs torch.distributed, which this build"),
-        ("del torch.distributed.TCPStore", "clients.site", "needs torch.distributed, which this"),
-        ("sys.modules['fcntl'] = None", "clients.site", "need file locks"),
+        (
+            "del torch.distributed.TCPStore",
+            "clients.site.pool",
+            "needs torch.distributed, which this",
+        ),
+        ("sys.modules['fcntl'] = None", "clients.site.pool", "need file locks"),
     ]:
         code = f"import sys, torch.distributed; {block}; import fedcurv.{name}"
         result = subprocess.run(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fedcurv.simulations.commands.experiment import run_experiment, worth
+from fedcurv.simulations.commands.experiment import run_experiment
 from fedcurv.simulations.data.named import load
 from fedcurv.simulations.experiments import runs as experiment_runs
+from fedcurv.simulations.experiments.plans import check_budgets, grids, worth
 from fedcurv.simulations.experiments.report import summary
 from fedcurv.simulations.experiments.runs import Plan, Run, configure
 from tests.simulations.test_run import CONF, configuration, rows_of
@@ -175,8 +176,6 @@ def test_a_strategy_that_does_not_exist_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_point_of_every_experiment_is_a_valid_configuration(name):
-    from fedcurv.simulations.commands.experiment import check_budgets, grids
-
     config = configuration(f"experiment={name}", name="experiments")
     experiment = OmegaConf.to_container(config.experiment, resolve=True)
     check_budgets(experiment["methods"])

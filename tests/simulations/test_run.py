@@ -13,16 +13,16 @@ from flwr.app import Context, RecordDict
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fedcurv.simulations.build import make_settings
 from fedcurv.simulations.commands import simulate as run_module
 from fedcurv.simulations.commands.simulate import simulate
-from fedcurv.simulations.configuration import resolve
+from fedcurv.simulations.configuration import CONF, resolve
 from fedcurv.simulations.console.interruption import Interrupted
-from fedcurv.simulations.federation.client_app import data_root, make_settings, make_task
+from fedcurv.simulations.federation.client_app import data_root, make_task
 from fedcurv.simulations.federation.task_description import describe_task
 from tests.federation import message_with
 from tests.simulations.test_data import write_mnist
 
-CONF = Path(run_module.__file__).parents[1] / "conf"
 SMALL = ["num_clients=6", "num_rounds=2", "client.epochs=1"]
 
 
