@@ -1,16 +1,23 @@
 """The things that a configuration names: data, training settings, model and partition."""
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedcurv.clients import TrainingSettings
-from fedcurv.simulations.data.named import ImageData, load
+from fedcurv.simulations.data.named import load
+from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
-from fedcurv.simulations.data.partition import PARTITIONS
+from fedcurv.simulations.data.partition import PARTITIONS, checked_parts, natural
+from fedcurv.simulations.data.samples import DataSet
+from fedcurv.simulations.own import call_own
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
 
@@ -19,8 +26,8 @@ class DataShape(Protocol):
     """What a model must know of its data."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an input."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input; of a picture channels, height and width."""
         ...
 
     @property
@@ -44,7 +51,7 @@ def device_data(config: Mapping[str, Any]) -> DeviceData:
     return DeviceData(**{key: config["data"][key] for key in keys})
 
 
-def described_data(config: Mapping[str, Any]) -> ImageData | DeviceData:
+def described_data(config: Mapping[str, Any]) -> DataSet | DeviceData:
     """Return the data set that a configuration names, or what it says of the devices' data.
 
     Raises:
@@ -54,11 +61,11 @@ def described_data(config: Mapping[str, Any]) -> ImageData | DeviceData:
     return device_data(config) if on_devices(config) else load_data(config)
 
 
-def load_data(config: Mapping[str, Any]) -> ImageData:
+def load_data(config: Mapping[str, Any]) -> DataSet:
     """Return the data set that a configuration names, or some of its training samples."""
     settings = config["data"]
     seed, number = config["seed"], settings["train_samples"]
-    data = load(**{key: settings[key] for key in ("name", "root", "download")})
+    data = _own_data(settings) if settings["name"] in OWN_DATA else _named_data(settings)
     if held_out := settings["validation_samples"]:
         # the same ones for every seed: what was tuned on must never be trained on
         training, validation = data.split(held_out)
@@ -69,6 +76,37 @@ def load_data(config: Mapping[str, Any]) -> ImageData:
             "the training samples"
         )
     return data if number is None else data.some(number, seed=seed)
+
+
+def _named_data(settings: Mapping[str, Any]) -> DataSet:
+    return load(**{key: settings[key] for key in ("name", "root", "download")})
+
+
+# data that are the user's own, and the key that says where they are
+OWN_DATA = {"arrays": "file", "function": "function"}
+
+
+def _own_data(settings: Mapping[str, Any]) -> DataSet:
+    place = str(settings[OWN_DATA[settings["name"]]])
+    options = json.dumps(settings.get("options") or {}, sort_keys=True)
+    changed = 0
+    if settings["name"] == "arrays" and Path(place).is_file():
+        changed = Path(place).stat().st_mtime_ns
+    flags = [bool(settings.get(key)) for key in ("standardise", "channels_last")]
+    return _own_data_set(settings["name"], place, options, *flags, changed)
+
+
+@lru_cache(maxsize=1)
+def _own_data_set(
+    kind: str, place: str, options: str, standardise: bool, channels_last: bool, changed: int
+) -> DataSet:
+    """Return the last one that was asked for from memory, unless its file has changed."""
+    if kind == "arrays":
+        arrays: Any = read_arrays(Path(place))
+    else:
+        arrays = call_own("data.function", place, **json.loads(options))
+    source = f"data.{OWN_DATA[kind]}={place}"
+    return data_set_of(arrays, source, standardise=standardise, channels_last=channels_last)
 
 
 def make_settings(config: Mapping[str, Any], client: int | None = None) -> TrainingSettings:
@@ -95,22 +133,66 @@ def make_settings(config: Mapping[str, Any], client: int | None = None) -> Train
 def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:
     """Return the model that a configuration names, for that data."""
     options = dict(config["model"])
-    make = _by_name(MODELS, "model.name", options.pop("name"))
+    name = options.pop("name")
+    if name == "function":
+        place, inner = options.pop("function"), options.pop("options", None) or {}
+        own = call_own("model.function", place, data.shape, data.num_classes, **inner, **options)
+        if not isinstance(own, nn.Module):
+            raise ValueError(
+                f"model.function={place}: expected a torch.nn.Module, got {type(own).__name__}"
+            )
+        return own
+    make = _by_name(MODELS, "model.name", name, "function")
     model: nn.Module = make(data.shape, data.num_classes, **options)
     return model
 
 
-def make_partition(config: Mapping[str, Any], data: ImageData) -> list[NDArray[np.int64]]:
+def check_model(model: nn.Module, data: DataSet, name: str) -> None:
+    """Raise a ValueError unless a model turns inputs of these data into a logit for each class."""
+    inputs, _ = data.train_samples(np.arange(min(2, len(data.train_targets))))
+    taken = f"{str(inputs.dtype).removeprefix('torch.')} inputs of shape {tuple(inputs.shape)}"
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs)
+    except Exception as error:  # whatever the model's code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        hint = "" if inputs.is_floating_point() else "; data.standardise=true makes floats of them"
+        raise ValueError(f"model={name} cannot take {taken} ({reason}){hint}") from error
+    finally:
+        model.train(was_training)
+    wanted = (len(inputs), data.num_classes)
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"model={name}: expected logits of shape {wanted}, one for each class, from {taken}, "
+            f"got {got}"
+        )
+
+
+def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.int64]]:
     """Return every client's training samples."""
     options = dict(config["partition"])
-    make = _by_name(PARTITIONS, "partition.name", options.pop("name"))
-    parts: list[NDArray[np.int64]] = make(
-        data.labels, config["num_clients"], seed=config["seed"], **options
-    )
+    name, number, seed = options.pop("name"), config["num_clients"], config["seed"]
+    if name == "function":
+        place, inner = options.pop("function"), options.pop("options", None) or {}
+        own = call_own(
+            "partition.function", place, data.labels, number, seed=seed, **inner, **options
+        )
+        return checked_parts(own, len(data.labels), number, f"partition.function={place}")
+    if name == "natural":
+        if data.train_groups is None:
+            raise ValueError(
+                f"partition=natural: data={config['data']['name']} does not say who its samples "
+                "are of; it needs train_groups"
+            )
+        return natural(data.train_groups, number, seed=seed, **options)
+    make = _by_name(PARTITIONS, "partition.name", name, "natural", "function")
+    parts: list[NDArray[np.int64]] = make(data.labels, number, seed=seed, **options)
     return parts
 
 
-def _by_name(table: dict[str, Any], what: str, name: str) -> Any:
+def _by_name(table: dict[str, Any], what: str, name: str, *others: str) -> Any:
     if name not in table:
-        raise ValueError(f"{what} must be one of {', '.join(table)}, got {name!r}")
+        raise ValueError(f"{what} must be one of {', '.join((*table, *others))}, got {name!r}")
     return table[name]

@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from fedcurv.simulations.build import (
+    check_model,
     described_data,
     make_model,
     make_partition,
     make_settings,
     on_devices,
 )
-from fedcurv.simulations.data.named import ImageData
+from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
@@ -62,16 +64,21 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     _check_evaluation(settings)
     if not on_devices(settings):
         # workers of Ray have working directories of their own
-        settings["data"]["root"] = str(Path(settings["data"]["root"]).expanduser().absolute())
+        for key in ("root", "file"):
+            if key in settings["data"]:
+                place = Path(settings["data"][key]).expanduser().absolute()
+                settings["data"][key] = str(place)
     data = described_data(settings)
     parts: dict[str, Callable[[], object]] = {"model": lambda: make_model(settings, data)}
-    if isinstance(data, ImageData):
+    if isinstance(data, DataSet):
         parts["partition"] = lambda: make_partition(settings, data)
     for part, make in parts.items():
         try:
-            make()
+            made = make()
         except TypeError as error:
             raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
+        if isinstance(made, nn.Module) and isinstance(data, DataSet):
+            check_model(made, data, settings["model"]["name"])
     return settings
 
 
@@ -104,7 +111,7 @@ def check_simulation(settings: Mapping[str, Any]) -> None:
     if on_devices(settings):
         raise ValueError(
             "data=device needs real nodes, which know where their data are: use `flwr run` on "
-            "simulations/app, or fedcurv-site with --node-config"
+            "simulations/app, or fedcurv-trial with --node-config"
         )
     check_runner(settings["runner"])
     if settings["runner"]["name"] != "ray":  # whose workers may be on other machines

@@ -23,7 +23,7 @@ from fedcurv.simulations.deployment.superlink import Deployment, DeploymentFaile
 from fedcurv.strategies import JsonLines
 from tests.simulations.test_run import rows_of
 
-COMMAND = Path(sys.executable).with_name("fedcurv-site")
+COMMAND = Path(sys.executable).with_name("fedcurv-trial")
 
 
 def fedcurv_site(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -76,7 +76,7 @@ def test_the_command_ends_with_a_code_where_flowers_own_does_not(tmp_path):
     done = fedcurv_site("--insecure", "--folder", str(tmp_path / "site"), "client.lr=-1")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("fedcurv-site: ValueError: lr must")
+    assert line.startswith("fedcurv-trial: ValueError: lr must")
     assert "(the run has failed: finished:failed)" in line
     log = (tmp_path / "site" / "run.log").stat()
     assert log.st_mode & 0o077 == 0
@@ -244,7 +244,7 @@ def stubborn_program(folder: Path, name: str) -> None:
 
 PROGRAMS = {
     "fedcurv-run": ("run", "flwr", ["home"], "a run that had started goes on"),
-    "fedcurv-site": ("trial", "flower-superlink", ["--insecure"], "its processes have ended too"),
+    "fedcurv-trial": ("trial", "flower-superlink", ["--insecure"], "its processes have ended too"),
 }
 
 

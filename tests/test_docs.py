@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcurv.simulations.commands.site import argument_parser
+from fedcurv.simulations.commands.trial import argument_parser
 from fedcurv.simulations.deployment.superlink import free_port
 from tests.simulations.test_run import configuration
 from tests.test_readme import first_of_each_sweep
@@ -75,7 +75,7 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         program, *_ = line.split()
         if program == "torchrun":
             continue
-        if program == "fedcurv-site":
+        if program == "fedcurv-trial":
             line, program = without_options(line), "fedcurv-simulate"
         config = CONFIGURATIONS[program]
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line

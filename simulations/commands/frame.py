@@ -82,6 +82,8 @@ def run_command(program: str, config_name: str, work: Work) -> None:
         ended_early.extend(done.ended_early)
         console.print(f"written to {done.folder}")
 
+    # where a user's own functions are found, as by `python -m`
+    sys.path.insert(0, str(Path.cwd()))
     # Hydra prints its own stack traces unless it is told to let errors through
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:

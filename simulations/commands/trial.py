@@ -1,4 +1,4 @@
-"""``fedcurv-site``: a whole federation of real processes on this machine, for a trial."""
+"""``fedcurv-trial``: a whole federation of real processes on this machine, for a trial."""
 
 import argparse
 import shlex
@@ -20,7 +20,7 @@ console = Console()
 def argument_parser() -> argparse.ArgumentParser:
     """Return what reads the command line."""
     parser = argparse.ArgumentParser(
-        prog="fedcurv-site",
+        prog="fedcurv-trial",
         description="Start a SuperLink and SuperNodes on loopback, with certificates and node keys "
         "made for them, run FedCurv on them, and show the result.",
     )
@@ -51,14 +51,14 @@ def main() -> None:
             f"--node-config: expected one for each of {options.nodes} nodes, got "
             f"{len(options.node_config)}"
         )
-    folder: Path = options.folder or Path(tempfile.mkdtemp(prefix="fedcurv-site-"))
+    folder: Path = options.folder or Path(tempfile.mkdtemp(prefix="fedcurv-trial-"))
     if folder.exists() and any(folder.iterdir()):
         parser.error(f"--folder must be empty or missing, got {folder}")
     private_folder(folder)
     defaults = ["strategy=[fedcurv]", "num_rounds=5", f"num_clients={options.nodes}"]
     try:
         with (
-            ended_by_signals("fedcurv-site", f"its processes have ended too (logs: {folder})"),
+            ended_by_signals("fedcurv-trial", f"its processes have ended too (logs: {folder})"),
             console.status(f"starting a SuperLink and {options.nodes} SuperNodes") as status,
             Deployment(
                 folder,
@@ -70,7 +70,7 @@ def main() -> None:
             status.update("the federation trains; each message is a process on a node")
             deployment.run(shlex.join([*defaults, *options.overrides]), folder / "report")
     except (DeploymentFailed, RunFailed) as error:
-        sys.exit(f"fedcurv-site: {error} (logs: {folder})")
+        sys.exit(f"fedcurv-trial: {error} (logs: {folder})")
     console.print(Markdown((folder / "report" / "summary.md").read_text()))
     console.print(f"written to {folder / 'report'}; keys and logs in {folder}")
 

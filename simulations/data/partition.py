@@ -1,6 +1,7 @@
 """Who holds which samples: functions from labels to one index array per client.
 
-Every partition is seeded, disjoint and complete, and leaves no client empty.
+Every partition is seeded and disjoint and leaves no client empty; all are complete but the natural
+one, which may draw among the groups.
 """
 
 import inspect
@@ -140,6 +141,83 @@ def pathological(
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
+def quantity(
+    labels: Labels, num_clients: int, *, seed: int, alpha: float = 0.5, min_samples: int = 1
+) -> list[Indices]:
+    """Return random parts whose sizes are drawn from Dirichlet(α); classes are spread evenly.
+
+    Args:
+        labels: shape (N,).
+        num_clients: >= 1.
+        seed: decides everything.
+        alpha: α > 0; small is very uneven, large is even.
+        min_samples: that every client gets beforehand, >= 1.
+    """
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
+    fewest = max(1, min_samples)
+    _require_enough(len(labels), num_clients * fewest, "samples")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    rest = len(labels) - num_clients * fewest
+    shares = np.cumsum(rng.dirichlet(np.full(num_clients, alpha)))[:-1]
+    ends = np.rint(shares * rest).astype(np.int64) + fewest * np.arange(1, num_clients)
+    return [np.sort(part) for part in np.split(order, ends)]
+
+
+def natural(
+    groups: NDArray[np.int64], num_clients: int, *, seed: int, min_samples: int = 1
+) -> list[Indices]:
+    """Return a part for each of ``num_clients`` groups, such as writers, roles or hospitals.
+
+    Args:
+        groups: shape (N,), whose each sample is.
+        num_clients: >= 1; so many are drawn where there are more, and the others' samples are left
+            out.
+        seed: decides which.
+        min_samples: groups with fewer are left out, >= 1.
+
+    Raises:
+        ValueError: if there are fewer groups.
+    """
+    known, sizes = np.unique(groups, return_counts=True)
+    large = known[sizes >= max(1, min_samples)]
+    if num_clients > len(large):
+        raise ValueError(
+            f"num_clients={num_clients}: expected at most {len(large)}, the groups with at least "
+            f"{max(1, min_samples)} samples (of {len(known)})"
+        )
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be >= 1, got {num_clients}")
+    drawn = np.sort(np.random.default_rng(seed).permutation(large)[:num_clients])
+    return [np.flatnonzero(groups == group) for group in drawn]
+
+
+def checked_parts(parts: Any, number: int, num_clients: int, source: str) -> list[Indices]:
+    """Return what a user's function made of ``number`` samples, as index arrays.
+
+    Raises:
+        ValueError: unless there is a part for each client, none is empty, and no sample is in two.
+    """
+    try:
+        arrays = [np.sort(np.asarray(part, dtype=np.int64).reshape(-1)) for part in parts]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: expected a list of indices per client ({error})") from error
+    sizes = [len(part) for part in arrays]
+    if len(arrays) != num_clients or 0 in sizes:
+        raise ValueError(
+            f"{source}: expected {num_clients} parts with at least one sample each, got "
+            f"{len(arrays)} of sizes {sizes[:10]}"
+        )
+    every = np.concatenate(arrays)
+    if every.min() < 0 or every.max() >= number or len(np.unique(every)) < len(every):
+        raise ValueError(
+            f"{source}: expected indices from 0 to {number - 1}, each in one part at most, got "
+            f"{every.min()} to {every.max()}, {len(every) - len(np.unique(every))} of them twice"
+        )
+    return arrays
+
+
 def from_partitioner(partitioner: Any, labels: Labels, num_clients: int) -> list[Indices]:
     """Return the parts that a ``flwr_datasets`` partitioner makes of these labels.
 
@@ -205,6 +283,7 @@ PARTITIONS: dict[str, Callable[..., list[Indices]]] = {
     "shards": shards,
     "dirichlet": dirichlet,
     "pathological": pathological,
+    "quantity": quantity,
     "flwr_datasets": flwr_datasets,
 }
 

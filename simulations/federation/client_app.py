@@ -2,9 +2,11 @@
 
 The description travels as JSON and holds names and numbers only; names are looked up in this
 project's own tables, so that a message cannot make a client import anything. It holds no path
-either: where data lie, a node knows by its own configuration or environment.
+either: where data lie, and which functions are the user's own, a node knows by its own
+configuration or environment.
 """
 
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -30,9 +32,10 @@ from fedcurv.simulations.build import (
     make_settings,
     on_devices,
 )
-from fedcurv.simulations.data.named import ImageData
 from fedcurv.simulations.data.owner import load_device
+from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.task_description import TaskDescription, read_task, task_text
+from fedcurv.simulations.own import with_own_names
 from fedcurv.simulations.parts.label_noise import noisy_labels
 from fedcurv.simulations.parts.losses import make_loss
 
@@ -42,8 +45,8 @@ _MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
 
 
 @lru_cache(maxsize=1)
-def _world(description: str, root: str) -> tuple[ImageData, list[NDArray[np.int64]]]:
-    config = read_task(description)
+def _world(task: str, root: str) -> tuple[DataSet, list[NDArray[np.int64]]]:
+    config = json.loads(task)
     config["data"]["root"] = root
     with _section("data"):
         data = load_data(config)
@@ -86,16 +89,14 @@ def make_task(message: Message, context: Context) -> LocalTask:
         ImportError: if the task needs a package that is not installed.
     """
     description = task_text(message.content)
-    config = read_task(description)
+    config = with_own_names(read_task(description), context.node_config)
     with _section("data"):
         is_own = on_devices(config)
     make = _task_on_own_data if is_own else _task_on_partition
-    return make(config, description, message, context)
+    return make(config, message, context)
 
 
-def _task_on_own_data(
-    config: TaskDescription, description: str, message: Message, context: Context
-) -> LocalTask:
+def _task_on_own_data(config: TaskDescription, message: Message, context: Context) -> LocalTask:
     with _section("data"):
         data = device_data(config)
     with _section("client"):
@@ -112,10 +113,8 @@ def _task_on_own_data(
     )
 
 
-def _task_on_partition(
-    config: TaskDescription, description: str, message: Message, context: Context
-) -> LocalTask:
-    data, parts = _world(description, data_root(context.node_config))
+def _task_on_partition(config: TaskDescription, message: Message, context: Context) -> LocalTask:
+    data, parts = _world(json.dumps(config), data_root(context.node_config))
     if "partition-id" not in context.node_config:
         raise ValueError(
             f"data={config['data']['name']} is dealt out by partition-id, which is not in the "
@@ -184,6 +183,11 @@ def _model(config: TaskDescription, data: DataShape, message: Message) -> nn.Mod
         for key, value in config["model"].items():
             if isinstance(value, list) and len(value) > len(sent):
                 raise ValueError(f"{key} has {len(value)} entries, more than arrays came")
+        if config["model"].get("name") == "function":  # the node's own, which decides for itself
+            model = make_model(config, data)
+            described = shapes_of(model.state_dict())
+            require_same_shapes(sent, described, "the server's weights", "the node's own model")
+            return model
         with torch.device("meta"):
             described = shapes_of(make_model(config, data).state_dict())
         require_same_shapes(sent, described, "the server's weights", "the model described")

@@ -10,6 +10,7 @@ from flwr.serverapp import ServerApp
 
 from fedcurv.simulations.federation.client_app import DATA_ROOT_VARIABLE, make_task
 from fedcurv.simulations.federation.client_app import app as client_app
+from fedcurv.simulations.own import own_names_told
 from fedcurv.simulations.runners.batched.grid import BatchedGrid
 from fedcurv.simulations.runners.local import run_local, run_on
 from fedcurv.simulations.runners.ray import check_ray, run_on_ray
@@ -34,7 +35,7 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
-    with _data_root(config["data"]["root"]):
+    with _data_root(config["data"].get("root", "data")), own_names_told(config):
         RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 

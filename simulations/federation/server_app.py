@@ -14,8 +14,8 @@ from fedcurv.clients.training import InMemoryBatches, evaluate
 from fedcurv.global_state import seeded
 from fedcurv.parameters import listed
 from fedcurv.simulations.build import described_data, make_model
-from fedcurv.simulations.data.named import ImageData
 from fedcurv.simulations.data.owner import DeviceData, load_test_set
+from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.task_description import describe_task
 from fedcurv.simulations.reports.history import History
 from fedcurv.strategies import RoundFailed, start
@@ -101,10 +101,10 @@ def make_server_app(
 
 
 def _test_samples(
-    config: Mapping[str, Any], data: ImageData | DeviceData
+    config: Mapping[str, Any], data: DataSet | DeviceData
 ) -> tuple[Tensor, Tensor] | None:
     """Return the server's test set, or None if it has none."""
-    if isinstance(data, ImageData):
+    if isinstance(data, DataSet):
         return data.test_samples()
     return load_test_set(config["data"]["test"], data)
 

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from flwr.app import ConfigRecord, RecordDict
 
+from fedcurv.simulations.own import without_own_names
+
 TaskDescription = Mapping[str, Any]
 
 _TASK_KEY = "fedcurv-task"
@@ -32,8 +34,8 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
         config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients`` and
             ``seed`` of a resolved configuration.
     """
-    task = {key: config[key] for key in (*_SECTIONS, *_NUMBERS)}
-    task["data"] = {k: v for k, v in config["data"].items() if k not in ("root", "test")}
+    task = without_own_names({key: config[key] for key in (*_SECTIONS, *_NUMBERS)})
+    task["data"] = {k: v for k, v in task["data"].items() if k not in ("root", "test")}
     return ConfigRecord({_TASK_KEY: json.dumps(task)})
 
 

@@ -4,8 +4,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from fedcurv import losses
 from fedcurv.losses import RobustLoss
+from fedcurv.simulations.own import call_own
 
 # by name, with what may be set beside the name
 LOSSES: dict[str, Callable[..., RobustLoss]] = {
@@ -29,16 +32,29 @@ LOSSES: dict[str, Callable[..., RobustLoss]] = {
 }
 
 
-def make_loss(description: str | Mapping[str, Any]) -> RobustLoss:
+def make_loss(description: str | Mapping[str, Any]) -> nn.Module:
     """Return a loss by name, or by a table with its name and settings.
+
+    ``{name: function, function: module:function}`` calls that function with the other settings; it
+    returns a module that is called with logits and targets.
 
     Raises:
         ValueError: for an unknown name, an unknown setting or one out of range.
     """
     options = {"name": description} if isinstance(description, str) else dict(description)
     name = options.pop("name", None)
+    if name == "function":
+        place = options.pop("function", None)
+        own = call_own("client.loss.function", str(place), **options)
+        if not isinstance(own, nn.Module):
+            raise ValueError(
+                f"client.loss.function={place}: expected a torch.nn.Module that takes logits and "
+                f"targets, got {type(own).__name__}"
+            )
+        return own
     if name not in LOSSES:
-        raise ValueError(f"client.loss must be one of {', '.join(LOSSES)}, got {name!r}")
+        names = ", ".join((*LOSSES, "function"))
+        raise ValueError(f"client.loss must be one of {names}, got {name!r}")
     try:
         return LOSSES[name](**options)
     except TypeError as error:

@@ -87,9 +87,10 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="where to write the picture, a PNG")
     file = parser.parse_args().file
     data = load("digits", "", False)
-    pixels = data.train_pixels.double().flatten(1)
+    assert data.mean is not None  # the digits are standardised
+    pixels = data.train_inputs.double().flatten(1)
     inputs = (pixels - data.mean) / data.deviation
-    symmetry_figure(inputs, data.train_labels, data.num_classes).savefig(file, dpi=150)
+    symmetry_figure(inputs, data.train_targets, data.num_classes).savefig(file, dpi=150)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def test_digits_are_real_scans_that_come_with_the_installation():
     data = load("digits", "/nowhere", False)
     assert data.shape == (1, 8, 8)
     assert data.num_classes == 10
-    assert len(data.train_pixels) + len(data.test_pixels) == 1797
-    assert set(data.labels.tolist()) == set(data.test_labels.tolist()) == set(range(10))
+    assert len(data.train_inputs) + len(data.test_inputs) == 1797
+    assert set(data.labels.tolist()) == set(data.test_targets.tolist()) == set(range(10))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_cifar_pictures_have_their_channels_first(monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Fake)
     data = load("cifar10", "unused", False)
     assert data.shape == (3, 32, 32)
-    assert data.train_pixels[0, 1].eq(200).all()
+    assert data.train_inputs[0, 1].eq(200).all()
     assert data.num_classes == 10
 
 

@@ -54,11 +54,11 @@ def test_rows_of_a_csv_file(tmp_path):
     train = write_rows(tmp_path / "a.csv", ["x", "ill", "y"], [1, "yes", 5], [-3, "no", 1.5])
     test = write_rows(tmp_path / "b.csv", ["x", "ill", "y"], [0, "no", 0])
     source = {"data-csv": str(train), "data-test-csv": str(test)}
-    (inputs, labels), (test_inputs, test_labels) = load_device(source, ROWS)
+    (inputs, labels), (test_inputs, test_targets) = load_device(source, ROWS)
     assert inputs.tolist() == [[[[0.0, 2.0]]], [[[-2.0, 0.25]]]]
     assert labels.tolist() == [1, 0]
     assert test_inputs.tolist() == [[[[-0.5, -0.5]]]]
-    assert test_labels.tolist() == [0]
+    assert test_targets.tolist() == [0]
     assert load_device({"data-csv": str(train)}, ROWS)[1] is None
 
 

@@ -225,14 +225,14 @@ def test_the_summary_counts_seeds_that_did_not_reach_a_target():
 def test_validation_samples_are_held_out_of_the_training_samples():
     data = load("digits", "", False)
     training, validation = data.split(300)
-    assert torch.equal(training.test_labels, data.test_labels)
-    assert torch.equal(training.train_labels, validation.train_labels)
-    assert len(training.train_labels) == len(data.train_labels) - 300
-    both = torch.cat([validation.train_pixels, validation.test_pixels]).flatten(1)
-    all_of_them = data.train_pixels.flatten(1)
+    assert torch.equal(training.test_targets, data.test_targets)
+    assert torch.equal(training.train_targets, validation.train_targets)
+    assert len(training.train_targets) == len(data.train_targets) - 300
+    both = torch.cat([validation.train_inputs, validation.test_inputs]).flatten(1)
+    all_of_them = data.train_inputs.flatten(1)
     assert np.array_equal(np.sort(both.numpy(), axis=0), np.sort(all_of_them.numpy(), axis=0))
     again = data.split(300)[1]
-    assert torch.equal(again.test_pixels, validation.test_pixels)
+    assert torch.equal(again.test_inputs, validation.test_inputs)
 
 
 @pytest.mark.parametrize("number", [0, 1437, -1, math.nan])

@@ -1,0 +1,173 @@
+"""A user's own data set, from a file of arrays or from what a function returns."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fedcurv.simulations.data.samples import DataSet
+
+_PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an .npz file by name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no arrays.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"data.file={path}: there is no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if name in (*_PARTS, *_OPTIONAL)}
+    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"data.file={path}: expected arrays as numpy.savez writes them, without pickled "
+            f"objects ({error})"
+        ) from error
+
+
+_OPTIONAL = ("train_groups", "classes")
+
+
+def data_set_of(
+    arrays: Any, source: str, *, standardise: bool = False, channels_last: bool = False
+) -> DataSet:
+    """Return a data set of arrays.
+
+    Args:
+        arrays: a mapping of ``train_inputs``, ``train_targets``, ``test_inputs`` and
+            ``test_targets``, arrays or tensors; or of ``train`` and ``test``, torch Datasets of
+            pairs. Targets are classes from 0 on, shape (N,). Optionally ``train_groups``, shape
+            (N,), who each training sample is of, and ``classes``, the names of all classes.
+        source: what it came from, for messages.
+        standardise: turn inputs into float32 less their mean, over their standard deviation.
+        channels_last: inputs are pictures with the channels as their last axis.
+
+    Raises:
+        ValueError: naming what was expected and what came.
+    """
+    if not isinstance(arrays, Mapping):
+        raise ValueError(f"{source}: expected a mapping of arrays, got {type(arrays).__name__}")
+    known = {**arrays}
+    for part in ("train", "test"):
+        if isinstance(known.get(part), Dataset):
+            known |= _stacked(known.pop(part), part, source)
+    if missing := [name for name in _PARTS if name not in known]:
+        raise ValueError(
+            f"{source}: expected {', '.join(_PARTS)}, without {', '.join(missing)} in "
+            f"{', '.join(map(str, arrays)) or 'nothing'}"
+        )
+    inputs = {part: _inputs(known, part, source, channels_last) for part in ("train", "test")}
+    if inputs["train"].shape[1:] != inputs["test"].shape[1:]:
+        raise ValueError(
+            f"{source}: expected inputs of one shape, got {tuple(inputs['train'].shape)} for "
+            f"training and {tuple(inputs['test'].shape)} for testing"
+        )
+    names = known.get("classes")
+    highest = None if names is None else len(names)
+    targets = {
+        part: _targets(known[f"{part}_targets"], len(inputs[part]), highest, part, source)
+        for part in ("train", "test")
+    }
+    mean, deviation = _statistics(inputs["train"]) if standardise else (None, 1.0)
+    return DataSet(
+        inputs["train"],
+        targets["train"],
+        inputs["test"],
+        targets["test"],
+        num_classes=highest or 1 + max(int(one.max()) for one in targets.values()),
+        mean=mean,
+        deviation=deviation,
+        train_groups=_groups(known.get("train_groups"), len(inputs["train"]), source),
+    )
+
+
+def _stacked(data: Any, part: str, source: str) -> dict[str, Tensor]:
+    try:
+        pairs = [data[i] for i in range(len(data))]
+        inputs = torch.stack([torch.as_tensor(one) for one, _ in pairs])
+        targets = torch.as_tensor([int(target) for _, target in pairs])
+    except Exception as error:  # whatever the data set's code raises
+        raise ValueError(
+            f"{source}: {part} must be a data set of pairs, an input and a class, with inputs of "
+            f"one shape ({type(error).__name__}: {error})"
+        ) from error
+    return {f"{part}_inputs": inputs, f"{part}_targets": targets}
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: expected an array of numbers ({error})") from error
+
+
+def _inputs(known: Mapping[str, Any], part: str, source: str, channels_last: bool) -> Tensor:
+    what = f"{source}: {part}_inputs"
+    inputs = _tensor(known[f"{part}_inputs"], what)
+    if inputs.ndim < 2 or inputs.shape[0] < 1 or inputs.numel() < 1:
+        raise ValueError(f"{what}: expected shape (N, ...), got {tuple(inputs.shape)}")
+    if inputs.is_complex():
+        raise ValueError(f"{what}: expected real numbers, got {inputs.dtype}")
+    if inputs.is_floating_point():
+        inputs = inputs.float()
+        if not inputs.isfinite().all():
+            raise ValueError(f"{what}: expected finite numbers, got NaN, inf or too large ones")
+    if channels_last:
+        if inputs.ndim != 4:
+            raise ValueError(
+                f"{what}: data.channels_last is for pictures (N, height, width, channels), got "
+                f"{tuple(inputs.shape)}"
+            )
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+    return inputs
+
+
+def _targets(value: Any, number: int, highest: int | None, part: str, source: str) -> Tensor:
+    what = f"{source}: {part}_targets"
+    targets = _tensor(value, what)
+    if targets.shape != (number,):
+        raise ValueError(
+            f"{what}: expected a class for each of {number} samples, shape ({number},), got "
+            f"{tuple(targets.shape)}"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise ValueError(f"{what}: expected integer classes from 0 on, got {targets.dtype}")
+    targets = targets.long()
+    limit = "from 0 on" if highest is None else f"from 0 to {highest - 1}, as classes has them"
+    if int(targets.min()) < 0 or (highest is not None and int(targets.max()) >= highest):
+        raise ValueError(
+            f"{what}: expected classes {limit}, got {int(targets.min())} to {int(targets.max())}"
+        )
+    return targets
+
+
+def _groups(value: Any, number: int, source: str) -> NDArray[np.int64] | None:
+    if value is None:
+        return None
+    groups = np.asarray(value)
+    if groups.shape != (number,):
+        raise ValueError(
+            f"{source}: train_groups: expected a group for each of {number} training samples, got "
+            f"shape {groups.shape}"
+        )
+    _, numbers = np.unique(groups, return_inverse=True)
+    return numbers.astype(np.int64)
+
+
+def _statistics(inputs: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation; formed in float64, part by part."""
+    parts = torch.split(inputs, 4096)
+    count = inputs.numel()
+    mean = sum(float(part.double().sum()) for part in parts) / count
+    squares = sum(float((part.double() - mean).square().sum()) for part in parts)
+    return mean, (squares / count) ** 0.5 or 1.0

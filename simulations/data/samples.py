@@ -1,0 +1,134 @@
+"""A data set in memory: what partitions deal out, clients train on and servers evaluate on."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# decides which samples are held out for validation
+_SPLIT_SEED = 20_240_229
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Raw inputs in memory; ``train_samples`` turns a selection into what a model takes.
+
+    Attributes:
+        train_inputs: shape (N, ...), of any real type.
+        train_targets: shape (N,), the classes 0..num_classes-1.
+        test_inputs: as ``train_inputs``.
+        test_targets: as ``train_targets``.
+        num_classes: number of classes.
+        mean: of the training inputs, which are standardised with it; None leaves inputs as they
+            are: floating-point numbers as float32, integers (such as tokens) as int64.
+        deviation: standard deviation of the training inputs.
+        train_groups: shape (N,), who each training sample is of; None where nobody says.
+    """
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+    num_classes: int
+    mean: float | None = None
+    deviation: float = 1.0
+    train_groups: NDArray[np.int64] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one input; of a picture channels, height and width."""
+        return tuple(self.train_inputs.shape[1:])
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The training labels, for partitions."""
+        labels: NDArray[np.int64] = self.train_targets.numpy()
+        return labels
+
+    def some(self, number: int, *, seed: int) -> "DataSet":
+        """Return the same data set with so many of its training samples, chosen at random.
+
+        Raises:
+            ValueError: if there are fewer, or ``number`` < 1.
+        """
+        if not isinstance(number, int) or not 1 <= number <= len(self.train_targets):
+            raise ValueError(
+                f"data.train_samples must be an integer from 1 to {len(self.train_targets)}, got "
+                f"{number!r}"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        return self._with(torch.randperm(len(self.train_targets), generator=generator)[:number])
+
+    def split(self, number: int) -> tuple["DataSet", "DataSet"]:
+        """Return this data set twice without so many of its training samples, chosen at random.
+
+        Returns:
+            one with the test set as it was, one with those samples in the place of the test set.
+
+        Raises:
+            ValueError: if none would be left, or ``number`` < 1.
+        """
+        if not isinstance(number, int) or not 1 <= number < len(self.train_targets):
+            raise ValueError(
+                f"data.validation_samples must be an integer from 0 to "
+                f"{len(self.train_targets) - 1}, got {number!r}"
+            )
+        order = torch.randperm(
+            len(self.train_targets), generator=torch.Generator().manual_seed(_SPLIT_SEED)
+        )
+        held_out = order[:number]
+        training = self._with(order[number:].sort().values)
+        validation = replace(
+            training,
+            test_inputs=self.train_inputs[held_out],
+            test_targets=self.train_targets[held_out],
+        )
+        return training, validation
+
+    def train_samples(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of some training samples, as a model takes them."""
+        chosen = torch.from_numpy(indices)
+        return self._prepared(self.train_inputs[chosen]), self.train_targets[chosen]
+
+    def test_samples(self) -> tuple[Tensor, Tensor]:
+        """Return all test inputs and targets, as a model takes them."""
+        return self._prepared(self.test_inputs), self.test_targets
+
+    def _with(self, chosen: Tensor) -> "DataSet":
+        groups = self.train_groups
+        return replace(
+            self,
+            train_inputs=self.train_inputs[chosen],
+            train_targets=self.train_targets[chosen],
+            train_groups=None if groups is None else groups[chosen.numpy()],
+        )
+
+    def _prepared(self, inputs: Tensor) -> Tensor:
+        if self.mean is not None:
+            return (inputs.float() - self.mean) / self.deviation
+        return inputs.float() if inputs.is_floating_point() else inputs.long()
+
+
+def standardised(
+    train_inputs: Tensor, train_targets: Tensor, test_inputs: Tensor, test_targets: Tensor
+) -> DataSet:
+    """Return a data set of integers that are standardised by all training inputs' mean.
+
+    The integers' sums are exact, whatever the number of threads.
+    """
+    count = train_inputs.numel()
+    total = int(train_inputs.sum(dtype=torch.int64))
+    parts = torch.split(train_inputs, 4096)
+    squares = sum([int(part.long().square().sum()) for part in parts])
+    mean = total / count
+    return DataSet(
+        train_inputs,
+        train_targets,
+        test_inputs,
+        test_targets,
+        num_classes=int(train_targets.max()) + 1,
+        mean=mean,
+        deviation=(squares / count - mean**2) ** 0.5,
+    )

@@ -1,0 +1,154 @@
+"""The user's own functions and files: the configuration or a node's owner names them, no message.
+
+In a simulation the configuration's author owns the clients too; there the names reach the clients
+through the environment. On a device they are what its own node configuration says.
+"""
+
+import copy
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+OWN_VARIABLE = "FEDCURV_OWN"
+
+# where a configuration has a name, and by which key a node's configuration has it
+NAMES = {
+    "data.function": "dataset-function",
+    "data.file": "dataset-file",
+    "model.function": "model-function",
+    "partition.function": "partition-function",
+    "client.loss.function": "loss-function",
+}
+
+
+def without_own_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration's copy in which no function or file of the user's is named."""
+    stripped = copy.deepcopy(dict(config))
+    for path in NAMES:
+        table, key = _place(stripped, path)
+        table.pop(key, None)
+    return stripped
+
+
+def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's copy with the functions and files that this node names for it.
+
+    Args:
+        task: as it came in a message, which may say that there is a function, and never which.
+        node_config: of the SuperNode; what it does not name is looked for in ``FEDCURV_OWN``, which
+            simulations set for their clients.
+
+    Raises:
+        ValueError: if the message names one, or the node names none where one is needed.
+    """
+    named = copy.deepcopy(dict(task))
+    for path in NAMES:
+        if (name := _value(named, path)) is not None:
+            raise ValueError(
+                f"task: {path} must be named by the node itself, not by a message, got {name!r:.80}"
+            )
+    known = _of_environment()
+    for path in _needed(named):
+        name = node_config.get(NAMES[path]) or known.get(path)
+        if not name:
+            raise ValueError(
+                f"task: {path} is left to this node, which names none; add {NAMES[path]} to its "
+                f"node configuration, such as --node-config \"{NAMES[path]}='...'\""
+            )
+        table, key = _place(named, path)
+        table[key] = str(name)
+    return named
+
+
+@contextmanager
+def own_names_told(config: Mapping[str, Any]) -> Iterator[None]:
+    """Tell the clients of a simulation the names, in this process and in those that it starts."""
+    before = os.environ.get(OWN_VARIABLE)
+    names = {path: name for path in NAMES if (name := _value(config, path)) is not None}
+    os.environ[OWN_VARIABLE] = json.dumps(names)
+    try:
+        yield
+    finally:
+        del os.environ[OWN_VARIABLE]
+        if before is not None:
+            os.environ[OWN_VARIABLE] = before
+
+
+def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
+    """Return what a user's function returns.
+
+    Args:
+        path: where the configuration names it, for messages.
+        name: ``module:function``.
+        *arguments: for it.
+        **options: for it.
+
+    Raises:
+        ValueError: in one line, if it cannot be found, or for whatever it raises.
+    """
+    function = _imported(path, name)
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path}={name} raised {reason}") from error
+
+
+def _imported(path: str, name: str) -> Callable[..., Any]:
+    module, _, function = str(name).partition(":")
+    if not module or not function:
+        raise ValueError(f"{path} must be module:function, got {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), function, None)
+    except Exception as error:  # whatever its code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{path}={name}: {module} cannot be imported ({reason}); start where it lies, or "
+            "install it"
+        ) from error
+    if not callable(found):
+        raise ValueError(f"{path}={name}: {module} has no function {function!r}")
+    own: Callable[..., Any] = found
+    return own
+
+
+def _needed(config: Mapping[str, Any]) -> list[str]:
+    """Return the paths that a configuration must name something under."""
+    needed = []
+    for path in NAMES:
+        section, _, key = path.rpartition(".")
+        name = _value(config, f"{section}.name")
+        if (name == "function" and key == "function") or (name == "arrays" and key == "file"):
+            needed.append(path)
+    return needed
+
+
+def _of_environment() -> dict[str, Any]:
+    try:
+        known = json.loads(os.environ.get(OWN_VARIABLE, "{}"))
+    except ValueError as error:
+        raise ValueError(f"{OWN_VARIABLE}: expected a table in JSON: {error}") from error
+    if not isinstance(known, dict):
+        raise ValueError(f"{OWN_VARIABLE}: expected a table in JSON, got {type(known).__name__}")
+    return known
+
+
+def _place(config: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
+    """Return the table in which a path's last key stands, an empty one if there is none."""
+    *sections, key = path.split(".")
+    table: Any = config
+    for section in sections:
+        table = table.get(section)
+        if not isinstance(table, dict):
+            return {}, key
+    return table, key
+
+
+def _value(config: Mapping[str, Any], path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

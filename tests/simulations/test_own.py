@@ -1,0 +1,288 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+
+from fedcurv.simulations.build import described_data, make_model
+from fedcurv.simulations.commands.simulate import simulate
+from fedcurv.simulations.configuration import resolve
+from fedcurv.simulations.data.own import data_set_of
+from fedcurv.simulations.federation.client_app import make_task
+from fedcurv.simulations.federation.task_description import describe_task
+from fedcurv.simulations.own import NAMES, OWN_VARIABLE
+from tests.federation import message_with
+from tests.simulations.test_run import configuration, rows_of
+
+MODULE = '''
+import numpy as np
+import torch
+from torch import nn
+
+def table(samples=60, features=5, classes=3, seed=0, groups=6):
+    """Rows of numbers; the class is told by the largest of the first numbers."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for part, number in (("train", samples), ("test", 30)):
+        inputs = rng.normal(size=(number, features))
+        made[f"{part}_inputs"] = inputs
+        made[f"{part}_targets"] = inputs[:, :classes].argmax(1)
+    made["train_groups"] = np.array([f"hospital {i % groups}" for i in range(samples)])
+    return made
+
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self):
+        return 40
+    def __getitem__(self, index):
+        return torch.full((2, 3, 4), float(index)), index % 4
+
+def pairs():
+    return {"train": Pairs(), "test": Pairs()}
+
+def broken(**options):
+    raise KeyError("column")
+
+def nothing():
+    return None
+
+def network(shape, num_classes, width=7):
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), width), nn.Tanh(),
+                         nn.Linear(width, num_classes))
+
+def too_few(shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), num_classes - 1))
+
+def by_turns(labels, num_clients, *, seed, skip=0):
+    return [np.arange(skip + i, len(labels), num_clients) for i in range(num_clients)]
+
+def twice(labels, num_clients, *, seed):
+    return [np.arange(3) for _ in range(num_clients)]
+
+class Brier(nn.Module):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+    def forward(self, logits, targets):
+        wanted = nn.functional.one_hot(targets, logits.shape[1])
+        return self.scale * (logits.softmax(1) - wanted).square().sum(1).mean()
+'''
+
+SMALL = ["num_clients=3", "num_rounds=2", "client.epochs=1", "strategy=[fedavg,fedcurv]"]
+OWN = ["data=function", "data.function=own_things:table"]
+
+
+@pytest.fixture(autouse=True)
+def own_things(tmp_path, monkeypatch):
+    (tmp_path / "own_things.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "own_things", raising=False)
+
+
+def run(folder, *overrides):
+    config = configuration(*SMALL, *overrides)
+    summaries = simulate(config, folder, command="the command")
+    return summaries, rows_of(folder / "metrics.csv")
+
+
+@pytest.mark.parametrize("runner", ["local", "batched"])
+def test_own_data_model_partition_and_loss_run_by_name(runner, tmp_path):
+    _, rows = run(
+        tmp_path / "out",
+        *OWN,
+        "+data.options.samples=90",
+        "model=function",
+        "model.function=own_things:network",
+        "+model.options.width=9",
+        "partition=function",
+        "partition.function=own_things:by_turns",
+        "client.loss={name: function, function: 'own_things:Brier', scale: 2.0}",
+        f"runner={runner}",
+    )
+    assert {row["strategy"] for row in rows} == {"fedavg", "fedcurv"}
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+    first, last = rows[0], rows[2]
+    assert float(last["loss"]) < float(first["loss"])
+
+
+def test_own_data_give_the_numbers_that_named_data_give(tmp_path):
+    """The digits, once by name and once through a file of arrays."""
+    from fedcurv.simulations.data.named import load
+
+    data = load("digits", "", False)
+    np.savez(
+        tmp_path / "digits.npz",
+        train_inputs=data.train_inputs,
+        train_targets=data.train_targets,
+        test_inputs=data.test_inputs,
+        test_targets=data.test_targets,
+    )
+    _, named = run(tmp_path / "named", "data=digits")
+    file = f"data.file={tmp_path / 'digits.npz'}"
+    _, own = run(tmp_path / "own", "data=arrays", file, "data.standardise=true")
+    for one, other in zip(named, own, strict=True):
+        assert one["accuracy"] == other["accuracy"]
+        assert float(one["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+
+
+def test_pictures_with_their_channels_last_and_tokens_are_taken(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (40, 20, 24, 3)).astype(np.uint8)
+    labels = np.arange(40) % 4
+    arrays = {"train_inputs": pictures, "train_targets": labels}
+    arrays |= {"test_inputs": pictures, "test_targets": labels}
+    data = data_set_of(arrays, "here", standardise=True, channels_last=True)
+    assert data.shape == (3, 20, 24)
+    inputs, _ = data.test_samples()
+    expected = (pictures - pictures.mean()) / pictures.std()
+    np.testing.assert_allclose(inputs.permute(0, 2, 3, 1), expected, rtol=1e-4, atol=1e-4)
+    tokens = rng.integers(0, 9, (40, 12))
+    arrays |= {"train_inputs": tokens, "test_inputs": tokens, "classes": list("abcdefghi")}
+    np.savez(tmp_path / "text.npz", **arrays)
+    for model in ("model=lstm", "model=transformer"):
+        _, rows = run(
+            tmp_path / model,
+            "data=arrays",
+            f"data.file={tmp_path / 'text.npz'}",
+            model,
+            "num_rounds=1",
+            "model.width=8",
+            "client.lr=0.05",
+        )
+        assert all(np.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_torch_data_sets_are_taken_as_they_are(tmp_path):
+    summaries, _ = run(
+        tmp_path / "out", "data=function", "data.function=own_things:pairs", "num_rounds=1"
+    )
+    assert len(summaries) == 2
+
+
+def test_a_natural_partition_gives_each_group_to_one_client(tmp_path):
+    run(tmp_path / "out", *OWN, "partition=natural", "num_clients=6", "num_rounds=1")
+    rows = rows_of(tmp_path / "out" / "clients.csv")
+    assert {row["num_examples"] for row in rows} == {"10"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.function=nowhere:f"], r"data.function=nowhere:f: nowhere cannot be imported"),
+        (["data.function=own_things"], "data.function must be module:function, got 'own_things'"),
+        (["data.function=own_things:no"], "own_things has no function 'no'"),
+        (["data.function=own_things:broken"], "own_things:broken raised KeyError: 'column'"),
+        (["data.function=own_things:nothing"], "expected a mapping of arrays, got NoneType"),
+        (["+data.options.nothing=1"], "raised TypeError: .*unexpected keyword argument 'nothing'"),
+        (
+            ["model=function", "model.function=own_things:too_few"],
+            r"model=function: expected logits of shape \(2, 3\), one for each.* got \(2, 2\)",
+        ),
+        (["model=function", "model.function=own_things:nothing"], "raised TypeError"),
+        (["model=cnn"], r"model=cnn takes pictures of shape .*, got inputs of shape \(5,\)"),
+        (["model=lstm"], "model=lstm cannot take float32 inputs"),
+        (
+            ["partition=function", "partition.function=own_things:twice"],
+            "each in one part at most, got 0 to 2, 6 of them twice",
+        ),
+        (["partition=natural", "num_clients=7"], "expected at most 6, the groups with at least 1"),
+        (
+            ["client.loss={name: function, function: 'own_things:table'}"],
+            "expected a torch.nn.Module that takes logits and targets, got dict",
+        ),
+        (["client.loss={name: function}"], "client.loss.function must be module:function, got"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(overrides, message):
+    with pytest.raises(ValueError, match=message) as error:
+        resolve(configuration(*SMALL, *OWN, *overrides))
+    assert "\n" not in str(error.value)
+
+
+def arrays(**changes):
+    made = {
+        "train_inputs": np.zeros((4, 3)),
+        "train_targets": np.array([0, 1, 2, 1]),
+        "test_inputs": np.zeros((2, 3)),
+        "test_targets": np.array([0, 1]),
+    }
+    return {name: value for name, value in (made | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_inputs": None}, "expected train_inputs, .* without test_inputs"),
+        ({"train_inputs": np.zeros(4)}, r"train_inputs: expected shape \(N, ...\), got \(4,\)"),
+        ({"train_inputs": np.full((4, 3), np.nan)}, "train_inputs: expected finite numbers"),
+        ({"train_inputs": np.full((4, 3), 1e300)}, "train_inputs: expected finite numbers"),
+        ({"train_inputs": np.zeros((4, 3), complex)}, "expected real numbers, got torch.complex"),
+        ({"test_inputs": np.zeros((2, 5))}, r"inputs of one shape, got \(4, 3\) .* and \(2, 5\)"),
+        ({"train_targets": np.zeros((4, 1), int)}, r"shape \(4,\), got \(4, 1\)"),
+        ({"train_targets": np.zeros(4)}, "expected integer classes from 0 on, got torch.float64"),
+        ({"train_targets": np.array([0, -1, 1, 1])}, "expected classes from 0 on, got -1 to 1"),
+        ({"classes": ["a", "b"]}, "expected classes from 0 to 1, as classes has them, got 0 to 2"),
+        ({"train_groups": np.zeros(3)}, r"a group for each of 4 training samples, got shape \(3,"),
+        ({"train_inputs": [[1, 2], [3]]}, "train_inputs: expected an array of numbers"),
+        ({"train_inputs": np.array([["a"]] * 4)}, "train_inputs: expected an array of numbers"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        data_set_of(arrays(**changes), "here")
+
+
+def test_a_file_that_is_not_there_or_holds_no_arrays_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.file=.*no\.npz: there is no such file"):
+        resolve(configuration("data=arrays", f"data.file={tmp_path / 'no.npz'}"))
+    (tmp_path / "text.npz").write_text("hello")
+    with pytest.raises(ValueError, match=r"data\.file=.*text\.npz: expected arrays"):
+        resolve(configuration("data=arrays", f"data.file={tmp_path / 'text.npz'}"))
+
+
+def asked(config, task, **node_config):
+    """Return a message with such a task and the model's weights, and a node that it comes to."""
+    message = message_with(None)
+    message.content["config"] = task
+    torch.manual_seed(0)
+    weights = make_model(config, described_data(config)).state_dict()
+    message.content["arrays"] = ArrayRecord(weights)
+    node = {key.replace("_", "-"): value for key, value in node_config.items()}
+    return message, Context(1, 2, {"partition-id": 0, **node}, RecordDict(), {})
+
+
+NODE = {"dataset_function": "own_things:table", "model_function": "own_things:network"}
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.delenv(OWN_VARIABLE, raising=False)
+    model = ["model=function", "model.function=own_things:network"]
+    return resolve(configuration(*SMALL, *OWN, *model))
+
+
+def test_no_name_of_the_users_own_travels(config):
+    assert "own_things" not in json.dumps(dict(describe_task(config)))
+
+
+def test_a_node_uses_what_it_names_itself(config):
+    made = make_task(*asked(config, describe_task(config), **NODE))
+    assert len(made.train_samples[1]) == 20
+    with pytest.raises(ValueError, match=r"data\.function is left to this node.*dataset-function"):
+        make_task(*asked(config, describe_task(config)))
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_a_message_that_names_a_function_or_a_file_is_refused(path, config):
+    ((key, text),) = describe_task(config).items()
+    described = json.loads(str(text))
+    *sections, last = path.split(".")
+    table = described
+    for section in sections:
+        if not isinstance(table[section], dict):
+            table[section] = {"name": "function"}
+        table = table[section]
+    table[last] = "os:system"
+    message, context = asked(config, ConfigRecord({key: json.dumps(described)}), **NODE)
+    with pytest.raises(ValueError, match=f"{path} must be named by the node itself"):
+        make_task(message, context)
