@@ -32,7 +32,8 @@ def alone_under_torchrun() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_code_of_a_page_runs_and_prints_what_it_says(page, monkeypatch):
+def test_the_code_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, value in alone_under_torchrun().items():
         monkeypatch.setenv(name, value)
     printed, namespace = io.StringIO(), {"__name__": page.stem}

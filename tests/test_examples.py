@@ -1,0 +1,39 @@
+"""The commands of the page on own things run, with few rounds, on the example that it names."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedcurv.simulations.commands.simulate import simulate
+from tests.simulations.test_run import configuration, rows_of
+from tests.test_docs import blocks
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "own_things.md"
+COMMANDS = "".join(blocks(PAGE, "console")).splitlines()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_with_own_things_runs(command, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(blocks(PAGE, "python")[0], PAGE.name, "exec"), {})
+    program, *overrides = shlex.split(command)
+    assert program == "fedcurv-simulate"
+    small = ["num_rounds=1", "client.epochs=1"]
+    if not any(word.startswith("strategy=") for word in overrides):
+        small.append("strategy=[fedcurv]")
+    summaries = simulate(configuration(*overrides, *small), tmp_path / "out", command=command)
+    rows = rows_of(tmp_path / "out" / "metrics.csv")
+    assert len(rows) == 2 * len(summaries)
+    assert all(np.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_the_table_names_what_a_node_may_name():
+    from fedcurv.simulations.own import NAMES
+
+    told = dict(re.findall(r"\| `([\w.]+)` \| `([\w-]+)` \|", PAGE.read_text(encoding="utf-8")))
+    assert told == NAMES
