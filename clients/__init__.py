@@ -1,14 +1,18 @@
 """Client side: FedCurv in any ClientApp, a ready-made ClientApp, and the local training loop."""
 
-from fedcurv.clients.app import LocalTask, client_app
+from fedcurv.clients.app import client_app
 from fedcurv.clients.curvature import ClientCurvature
 from fedcurv.clients.errors import ClientFailed, private_errors_mod
-from fedcurv.clients.training import TrainingSettings, evaluate, train
+from fedcurv.clients.local_round import LocalTask
+from fedcurv.clients.settings import TrainingSettings
+from fedcurv.clients.terms import LocalTerm
+from fedcurv.clients.training import evaluate, train
 
 __all__ = [
     "ClientCurvature",
     "ClientFailed",
     "LocalTask",
+    "LocalTerm",
     "TrainingSettings",
     "client_app",
     "evaluate",

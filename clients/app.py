@@ -1,70 +1,20 @@
 """The ready-made ClientApp: local training with FedCurv, FedProx or neither, as the server asks."""
 
 import dataclasses
-import hashlib
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor, nn
 
-from fedcurv.clients.curvature import ClientCurvature
 from fedcurv.clients.errors import private_errors_mod
-from fedcurv.clients.training import (
-    InMemoryBatches,
-    TrainingSettings,
-    attach_proximal_term,
-    evaluate,
-    train,
-)
-from fedcurv.curvature import require_same_shapes, shapes_of
-from fedcurv.global_state import cudnn, num_threads, seeded
-from fedcurv.strategies.wire.records import (
-    CLIENT_ID_ACTION,
-    CONFIG,
-    client_id_of,
-    pack_client_id,
-    unpack_tensors,
-)
-
-Samples = tuple[Tensor, Tensor]
+from fedcurv.clients.local_round import LocalRound, MakeTask, begin_round, load_weights
+from fedcurv.clients.training import InMemoryBatches, evaluate, train
+from fedcurv.global_state import num_threads
+from fedcurv.strategies.wire.records import CLIENT_ID_ACTION, CONFIG, client_id_of, pack_client_id
 
 _EVALUATION_BATCH_SIZE = 512
-
-
-@dataclass(frozen=True)
-class LocalTask:
-    """What one client trains in one round.
-
-    Attributes:
-        model: of the federation's architecture; its weights are replaced by the server's.
-        train_samples: inputs (N, ...) and targets (N, ...) of this client.
-        test_samples: for evaluation on the client; None where it has none.
-        settings: how to train.
-        criterion: mean loss over a batch, of outputs and targets; None for cross-entropy, of which
-            the Fisher information is in any case.
-        seed: with the client's id and the round it decides the order of batches and all random
-            numbers, whatever ran before in the process.
-        metrics: numbers that every training reply carries beside its own, by other names.
-    """
-
-    model: nn.Module
-    train_samples: Samples
-    test_samples: Samples | None = None
-    settings: TrainingSettings = field(default_factory=TrainingSettings)
-    criterion: nn.Module | None = None
-    seed: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-MakeTask = Callable[[Message, Context], LocalTask]
 
 
 def client_app(make_task: MakeTask, *, mods: Sequence[Any] = ()) -> ClientApp:
@@ -92,156 +42,11 @@ def _train(make_task: MakeTask, message: Message, context: Context) -> Message:
         return local.reply()
 
 
-@dataclass
-class LocalRound:
-    """One client's round, from the message to the reply; whoever has it decides how to train.
-
-    Attributes:
-        message: that asks for it.
-        context: of the client.
-        task: what to train.
-        model: with the server's weights, on the device where it is trained in this process, or on
-            the CPU if others train it.
-        samples: for training, likewise.
-        curvature: FedCurv's part of the message.
-        mu: FedProx's coefficient, 0 for none.
-        seed: of the client's random numbers in this round.
-        fisher: at the trained model, if it has been estimated already.
-    """
-
-    message: Message
-    context: Context
-    task: LocalTask
-    model: nn.Module
-    samples: Samples
-    curvature: ClientCurvature
-    mu: float
-    seed: int
-    fisher: Mapping[str, Tensor] | None = None
-    _began: float = field(default_factory=time.perf_counter)
-    _trained: float = 0.0
-    _loss: float = math.nan
-    _penalty: float = 0.0
-
-    def batches(self) -> InMemoryBatches:
-        """Return the batches to train on, in an order that the seed decides."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return InMemoryBatches(*self.samples, self.task.settings.batch_size, generator)
-
-    def fisher_samples(self) -> Samples:
-        """Return the samples to estimate the Fisher information with: all, or some at random."""
-        inputs, targets = self.samples
-        number = math.ceil(self.task.settings.fisher_share * len(inputs))
-        if number == len(inputs):
-            return self.samples
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(inputs), generator=generator)[:number].to(inputs.device)
-        return inputs[chosen], targets[chosen]
-
-    @contextmanager
-    def reproducible(self) -> Iterator[None]:
-        """Seed torch for this client and round; leave the process as it was."""
-        threads = num_threads(self.task.settings.num_threads)
-        random_numbers = seeded(self.seed, self.samples[0].device)
-        with threads, random_numbers, cudnn(deterministic=True, benchmark=False):
-            yield
-
-    def trained(self, loss: float) -> None:
-        """Note that the model is trained, with this loss in the last epoch."""
-        self._loss, self._trained = loss, time.perf_counter()
-        if (penalty := self.curvature.penalty) is not None:
-            self._penalty = float(penalty.value().detach())
-            settings = self.task.settings
-            by_lr = settings.penalty_mode == "proximal" or settings.optimizer == "sgd"
-            if by_lr and not penalty.found_optimizer:  # others took the steps
-                num_batches = math.ceil(len(self.samples[0]) / settings.batch_size)
-                penalty.felt(settings.lr, settings.epochs * num_batches)
-
-    def report(self, content: RecordDict) -> None:
-        """Add FedCurv's part to a reply."""
-        if self.fisher is not None:
-            self.curvature.report_fisher(content, self.model, self.fisher)
-            return
-        settings = self.task.settings
-        batches = InMemoryBatches(*self.fisher_samples(), settings.fisher_batch_size)
-        self.curvature.report(content, self.model, batches, kind=settings.fisher_kind)
-
-    def reply(self) -> Message:
-        """Return the reply."""
-        content = RecordDict({"arrays": ArrayRecord(self.model.state_dict())})
-        self.report(content)
-        content["metrics"] = MetricRecord(
-            {
-                **self.task.metrics,
-                "num-examples": len(self.samples[0]),
-                "train-loss": self._loss,
-                # how far the local solution lies from the others' shared optimum
-                "penalty": self._penalty,
-                "train-seconds": self._trained - self._began,
-                "fisher-seconds": time.perf_counter() - self._trained,
-            }
-        )
-        return Message(content, reply_to=self.message)
-
-
-def begin_round(
-    task: LocalTask, message: Message, context: Context, device: torch.device | None = None
-) -> LocalRound:
-    """Return what a client does in the round that a training message begins.
-
-    Args:
-        task: what to train.
-        message: that asks for it.
-        context: of the client.
-        device: where the model and the samples are put; None for the settings' own.
-
-    Raises:
-        ValueError: if the client has no samples, or the message is not fit for use.
-    """
-    inputs, targets = task.train_samples
-    if len(inputs) == 0:
-        raise ValueError(
-            f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
-        )
-    config = message.content.config_records.get("config", ConfigRecord())
-    if device is None:
-        # the workers of a site take the samples to their own devices
-        by_site = task.settings.trainer == "lasgd"
-        device = torch.device("cpu") if by_site else task.settings.make_device()
-    model = task.model.to(device)
-    load_weights(model, message.content)
-    return LocalRound(
-        message,
-        context,
-        task,
-        model,
-        (inputs.to(device), targets.to(device)),
-        ClientCurvature(message, context, model),
-        mu=_number(config, "proximal-mu"),
-        seed=_seed(task, context, int(_number(config, "server-round"))),
-    )
-
-
-def load_weights(model: nn.Module, content: RecordDict) -> None:
-    """Give a model the weights that the server has sent.
-
-    Raises:
-        ValueError: unless they are arrays of numbers with the model's names and shapes.
-    """
-    if (record := content.array_records.get("arrays")) is None:
-        raise ValueError("expected the server's weights under 'arrays' in the message, got none")
-    weights = unpack_tensors(record)
-    own = shapes_of(model.state_dict())
-    require_same_shapes(own, shapes_of(weights), "the client's model", "the server's weights")
-    model.load_state_dict(weights)
-
-
 def _train_in_this_process(local: LocalRound) -> None:
     model, task = local.model, local.task
     optimizer = task.settings.make_optimizer(model)
-    if local.mu:
-        attach_proximal_term(optimizer, model, local.mu)
-    local.curvature.attach(optimizer, mode=task.settings.penalty_mode)
+    for term in local.terms:
+        term.attach(model, optimizer, task.settings)
     criterion = None if task.criterion is None else task.criterion.to(local.samples[0].device)
     epochs = task.settings.epochs
     local.trained(train(model, local.batches(), optimizer, epochs=epochs, criterion=criterion))
@@ -253,16 +58,13 @@ def _train_on_site(local: LocalRound) -> None:
     from fedcurv.clients.site.jobs import Share, fisher_on_site, pool_for, train_on_site
 
     model, task = local.model, local.task
-    pool, penalty = pool_for(task.settings), local.curvature.penalty
-    pull = None if penalty is None else (penalty.curvature, penalty.strength)
-    share = Share(
-        model, local.samples, task.settings, task.criterion, local.mu, pull, local.seed % 2**31
-    )
+    pool, terms = pool_for(task.settings), [term.for_workers() for term in local.terms]
+    share = Share(model, local.samples, task.settings, task.criterion, terms, local.seed % 2**31)
     done = train_on_site(pool, share)
     model.load_state_dict(done.weights)
     local.trained(done.loss_sum / done.num_samples)
     if local.curvature.active:
-        share = dataclasses.replace(share, penalty=None, samples=local.fisher_samples())
+        share = dataclasses.replace(share, terms=(), samples=local.fisher_samples())
         local.fisher = fisher_on_site(pool, share)
 
 
@@ -281,18 +83,3 @@ def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Messag
 
 def _tell_client_id(message: Message, context: Context) -> Message:
     return Message(RecordDict({CONFIG: pack_client_id(context)}), reply_to=message)
-
-
-def _number(config: ConfigRecord, key: str) -> float:
-    value = config.get(key, 0)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(
-            f"expected a finite number under {key!r} in the message's config, got {value!r}"
-        )
-    return value
-
-
-def _seed(task: LocalTask, context: Context, server_round: int) -> int:
-    """Return a seed for one client and round."""
-    text = f"{task.seed}/{client_id_of(context)}/{server_round}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 2**63

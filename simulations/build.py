@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from flwr.app import Context, Message
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedcurv.clients import TrainingSettings
+from fedcurv.clients.terms import LocalTerm, MakeTerm
 from fedcurv.simulations.data.named import load
 from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.partition import PARTITIONS, checked_parts, natural
 from fedcurv.simulations.data.samples import DataSet
-from fedcurv.simulations.own import call_own
+from fedcurv.simulations.own import call_own, own_function
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
 
@@ -119,7 +121,8 @@ def make_settings(config: Mapping[str, Any], client: int | None = None) -> Train
     Raises:
         ValueError: naming what cannot be meant.
     """
-    options = {k: v for k, v in config["client"].items() if k not in ("loss", "stragglers")}
+    others = ("loss", "stragglers", "terms")
+    options = {k: v for k, v in config["client"].items() if k not in others}
     stragglers = config["client"]["stragglers"]
     if not isinstance(stragglers["share"], int | float) or not 0 <= stragglers["share"] <= 1:
         raise ValueError(f"client.stragglers.share must be in [0, 1], got {stragglers['share']!r}")
@@ -128,6 +131,29 @@ def make_settings(config: Mapping[str, Any], client: int | None = None) -> Train
     if client is not None and client in drawn(stragglers["share"], number, seed=config["seed"]):
         return slow
     return TrainingSettings(**options)
+
+
+def make_terms(config: Mapping[str, Any]) -> dict[str, MakeTerm]:
+    """Return the user's own local terms by name; a strategy says which of them a round has.
+
+    Raises:
+        ValueError: naming what cannot be found.
+    """
+    terms: dict[str, MakeTerm] = {}
+    for name, place in (config["client"].get("terms") or {}).items():
+        path = f"client.terms.{name}"
+        own_function(path, place)
+        terms[name] = partial(_make_term, path, str(place))
+    return terms
+
+
+def _make_term(
+    path: str, place: str, message: Message, context: Context, model: nn.Module
+) -> LocalTerm | None:
+    term = call_own(path, place, message, context, model)
+    if term is not None and not isinstance(term, LocalTerm):
+        raise ValueError(f"{path}={place}: expected a LocalTerm or None, got {type(term).__name__}")
+    return term
 
 
 def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:

@@ -14,6 +14,7 @@ from fedcurv.simulations.build import (
     make_model,
     make_partition,
     make_settings,
+    make_terms,
     on_devices,
 )
 from fedcurv.simulations.data.samples import DataSet
@@ -56,6 +57,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     except TypeError as error:  # an option that there is not
         raise ValueError(f"client: {error}") from error
     make_loss(settings["client"]["loss"])
+    make_terms(settings)
     check_noise(settings["data"]["noise"], settings["num_clients"])
     if settings["data"]["evaluate_on"] not in ("test", "validation"):
         raise ValueError(

@@ -24,12 +24,18 @@ NAMES = {
 }
 
 
+# local terms by name: client.terms.NAME in a configuration, term-NAME in a node's
+_TERMS, _TERM = "client.terms", "term-"
+
+
 def without_own_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration's copy in which no function or file of the user's is named."""
     stripped = copy.deepcopy(dict(config))
     for path in NAMES:
         table, key = _place(stripped, path)
         table.pop(key, None)
+    table, key = _place(stripped, _TERMS)
+    table.pop(key, None)
     return stripped
 
 
@@ -45,7 +51,7 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
         ValueError: if the message names one, or the node names none where one is needed.
     """
     named = copy.deepcopy(dict(task))
-    for path in NAMES:
+    for path in (*NAMES, _TERMS):
         if (name := _value(named, path)) is not None:
             raise ValueError(
                 f"task: {path} must be named by the node itself, not by a message, got {name!r:.80}"
@@ -60,6 +66,10 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
             )
         table, key = _place(named, path)
         table[key] = str(name)
+    own_terms = known.get(_TERMS, {}) | {
+        key.removeprefix(_TERM): name for key, name in node_config.items() if key.startswith(_TERM)
+    }
+    named["client"][_TERMS.rpartition(".")[2]] = own_terms
     return named
 
 
@@ -67,7 +77,8 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
 def own_names_told(config: Mapping[str, Any]) -> Iterator[None]:
     """Tell the clients of a simulation the names, in this process and in those that it starts."""
     before = os.environ.get(OWN_VARIABLE)
-    names = {path: name for path in NAMES if (name := _value(config, path)) is not None}
+    paths = (*NAMES, _TERMS)
+    names = {path: name for path in paths if (name := _value(config, path)) is not None}
     os.environ[OWN_VARIABLE] = json.dumps(names)
     try:
         yield
@@ -89,7 +100,7 @@ def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
     Raises:
         ValueError: in one line, if it cannot be found, or for whatever it raises.
     """
-    function = _imported(path, name)
+    function = own_function(path, name)
     try:
         return function(*arguments, **options)
     except Exception as error:
@@ -97,7 +108,16 @@ def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
         raise ValueError(f"{path}={name} raised {reason}") from error
 
 
-def _imported(path: str, name: str) -> Callable[..., Any]:
+def own_function(path: str, name: str) -> Callable[..., Any]:
+    """Return a function of the user's.
+
+    Args:
+        path: where the configuration names it, for messages.
+        name: ``module:function``.
+
+    Raises:
+        ValueError: in one line, if it cannot be found.
+    """
     module, _, function = str(name).partition(":")
     if not module or not function:
         raise ValueError(f"{path} must be module:function, got {name!r}")

@@ -36,4 +36,19 @@ def test_the_table_names_what_a_node_may_name():
     from fedcurv.simulations.own import NAMES
 
     told = dict(re.findall(r"\| `([\w.]+)` \| `([\w-]+)` \|", PAGE.read_text(encoding="utf-8")))
-    assert told == NAMES
+    assert told == NAMES | {"client.terms.NAME": "term-NAME"}
+
+
+@pytest.mark.parametrize("runner", ["local", "batched"])
+def test_a_term_of_ones_own_is_felt_under_every_runner(runner, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    command = "+strategy.sparse._target_=sparse.SparseAverage +client.terms.sparse=sparse:make_term"
+    small = ["num_rounds=2", "client.epochs=1", "num_clients=3", f"runner={runner}"]
+    losses = {}
+    for growth in ("0", "1e-1"):
+        overrides = ["strategy=[]", *command.split(), f"+strategy.sparse.growth={growth}", *small]
+        folder = tmp_path / growth
+        simulate(configuration(*overrides), folder, command="the command")
+        losses[growth] = [float(row["loss"]) for row in rows_of(folder / "metrics.csv")]
+    assert losses["0"][0] == losses["1e-1"][0]
+    assert losses["0"][2] < 0.9 * losses["1e-1"][2]

@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,17 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.site.pool import Outcome, Place, SitePool
-from fedcurv.clients.training import (
-    InMemoryBatches,
-    TrainingSettings,
-    attach_proximal_term,
-    train_epoch,
-)
-from fedcurv.curvature import Curvature
+from fedcurv.clients.terms import LocalTerm
+from fedcurv.clients.training import InMemoryBatches, train_epoch
 from fedcurv.fisher import fisher_diagonal
 from fedcurv.lasgd import LASGD, Stats
-from fedcurv.penalty import CurvaturePenalty
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +32,7 @@ class Share:
         samples: inputs and targets of the whole site.
         settings: how to train.
         criterion: mean loss over a batch; None for cross-entropy.
-        mu: of FedProx.
-        penalty: the others' sums and the strength; None without FedCurv.
+        terms: of the objective beside the loss.
         seed: of the order of samples and of all random numbers.
     """
 
@@ -45,8 +40,7 @@ class Share:
     samples: Samples
     settings: TrainingSettings
     criterion: nn.Module | None
-    mu: float
-    penalty: tuple[Curvature, float] | None
+    terms: Sequence[LocalTerm]
     seed: int
 
 
@@ -93,15 +87,8 @@ def train_share(place: Place, share: Share) -> Trained:
     model = share.model.to(device)
     criterion = None if share.criterion is None else share.criterion.to(device)
     optimizer = settings.make_optimizer(model)
-    if share.mu:
-        attach_proximal_term(optimizer, model, share.mu)
-    if share.penalty is not None:
-        curvature, strength = share.penalty
-        names = list(curvature.precision)
-        penalty = CurvaturePenalty(
-            model, curvature, strength=strength, parameters=names, consume=True
-        )
-        penalty.attach(optimizer, mode=settings.penalty_mode)
+    for term in share.terms:
+        term.attach(model, optimizer, settings)
     lasgd = LASGD(
         model,
         optimizer,

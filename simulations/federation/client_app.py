@@ -30,6 +30,7 @@ from fedcurv.simulations.build import (
     make_model,
     make_partition,
     make_settings,
+    make_terms,
     on_devices,
 )
 from fedcurv.simulations.data.owner import load_device
@@ -110,6 +111,7 @@ def _task_on_own_data(config: TaskDescription, message: Message, context: Contex
         settings=settings,
         criterion=criterion,
         seed=config["seed"],
+        terms=make_terms(config),
     )
 
 
@@ -146,6 +148,7 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
         criterion=criterion,
         seed=config["seed"],
         metrics={"label-noise": noisy.rate},
+        terms=make_terms(config),
     )
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 from fedcurv import Curvature, fisher_diagonal
+from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.site.jobs import Share, fisher_on_site, train_on_site
 from fedcurv.clients.site.pool import SiteFailed, SitePool
-from fedcurv.clients.training import TrainingSettings, evaluate
+from fedcurv.clients.terms import ProximalTerm, PullTerm
+from fedcurv.clients.training import evaluate
 from fedcurv.losses import RegularizedCrossEntropy
 from fedcurv.simulations.commands.simulate import simulate
 from tests.simulations.test_run import configuration, rows_of
@@ -134,7 +136,7 @@ def share(**changes):
     targets = (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long()
     model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
     settings = TrainingSettings(epochs=20, batch_size=8, lr=0.5, trainer="lasgd", workers=2)
-    return Share(model, (inputs, targets), settings, None, 0.0, None, 3, **changes)
+    return Share(model, (inputs, targets), settings, None, (), 3, **changes)
 
 
 def test_a_site_trains_and_estimates(pool):
@@ -157,7 +159,7 @@ def test_penalties_and_losses_work_on_a_site(pool):
     away = {name: torch.full_like(p, 1.0) for name, p in work.model.named_parameters()}
     pull = Curvature({n: 1e3 * v for n, v in away.items()}, {n: 1e3 * v for n, v in away.items()})
     settings = dataclasses.replace(work.settings, penalty_mode="proximal")
-    pulled = dataclasses.replace(work, penalty=(pull, 10.0), settings=settings)
+    pulled = dataclasses.replace(work, terms=[PullTerm(pull, 10.0)], settings=settings)
     for value in train_on_site(pool, pulled).weights.values():
         torch.testing.assert_close(value, torch.ones_like(value), rtol=0, atol=0.01)
     # logits are squeezed to almost nothing
@@ -165,7 +167,8 @@ def test_penalties_and_losses_work_on_a_site(pool):
     work.model.load_state_dict(train_on_site(pool, robust).weights)
     logits = work.model(work.samples[0])
     assert (logits - logits.mean(1, keepdim=True)).abs().max() < 0.2
-    held = dataclasses.replace(work, mu=100.0, settings=dataclasses.replace(settings, lr=0.005))
+    slow = dataclasses.replace(settings, lr=0.005)
+    held = dataclasses.replace(work, terms=[ProximalTerm(100.0)], settings=slow)
     start = {name: value.clone() for name, value in work.model.state_dict().items()}
     for name, value in train_on_site(pool, held).weights.items():
         torch.testing.assert_close(value, start[name], rtol=0, atol=0.05)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.site import pool as site
 from fedcurv.clients.site.jobs import pool_for
 from fedcurv.clients.site.pool import SitePool
-from fedcurv.clients.training import TrainingSettings
 
 OTHER_USER = 12345
 

@@ -6,7 +6,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app, evaluate, train
-from fedcurv.clients.training import InMemoryBatches, attach_proximal_term
+from fedcurv.clients.terms import attach_proximal_term
+from fedcurv.clients.training import InMemoryBatches
 from fedcurv.strategies.flower_private import task_identity
 from tests.federation import CLASSES, FEATURES, new_model, samples
 

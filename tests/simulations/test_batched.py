@@ -9,8 +9,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from torch import nn
 
 from fedcurv import Curvature, fisher_diagonal
-from fedcurv.clients.app import LocalTask, begin_round, client_app
-from fedcurv.clients.training import TrainingSettings, attach_proximal_term, train
+from fedcurv.clients.app import client_app
+from fedcurv.clients.local_round import LocalTask, begin_round
+from fedcurv.clients.settings import TrainingSettings
+from fedcurv.clients.training import train
 from fedcurv.global_state import seeded
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.parts.models import mlp
@@ -87,9 +89,8 @@ def stacked(together, samples):
 
 def trained_one_by_one(local) -> float:
     optimizer = local.task.settings.make_optimizer(local.model)
-    if local.mu:
-        attach_proximal_term(optimizer, local.model, local.mu)
-    local.curvature.attach(optimizer, mode=local.task.settings.penalty_mode)
+    for term in local.terms:
+        term.attach(local.model, optimizer, local.task.settings)
     return train(local.model, local.batches(), optimizer, epochs=local.task.settings.epochs)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedcurv.clients.app import LocalRound
+from fedcurv.clients.local_round import LocalRound
 from fedcurv.likelihoods import FisherKind, categorical, cotangents
 from fedcurv.simulations.runners.batched.batches import StackedBatches, StackedSamples, Step
 from fedcurv.simulations.runners.batched.products import back_through, by_client, forward, step_

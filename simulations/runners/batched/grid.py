@@ -10,7 +10,7 @@ import torch
 from flwr.app import Message, MessageType
 from flwr.clientapp import ClientApp
 
-from fedcurv.clients.app import LocalRound, MakeTask, begin_round
+from fedcurv.clients.local_round import LocalRound, MakeTask, begin_round
 from fedcurv.global_state import num_threads
 from fedcurv.simulations.runners.batched.batches import StackedSamples
 from fedcurv.simulations.runners.batched.fisher import OWN_KINDS, can_be_estimated, fisher_stacked
@@ -18,6 +18,7 @@ from fedcurv.simulations.runners.batched.stacked import (
     can_be_stacked,
     same_kind,
     stacked_parameters,
+    terms_can_be_stacked,
     train_stacked,
 )
 from fedcurv.simulations.runners.local import LocalGrid
@@ -29,9 +30,9 @@ _CLIENTS_ON_CPU = 8
 class BatchedGrid(LocalGrid):
     """Trains stacks of clients side by side, where the model allows it; see ``stacked``.
 
-    What cannot be stacked (other models, optimizers and losses) is trained as LocalGrid does. On a
-    GPU all clients of a round are one stack; on a CPU the stacks are small, and each core takes one
-    after the other. The clients' mods do not see what is stacked.
+    What cannot be stacked (other models, optimizers, losses and terms) is trained as LocalGrid
+    does. On a GPU all clients of a round are one stack; on a CPU the stacks are small, and each
+    core takes one after the other. The clients' mods do not see what is stacked.
 
     Args:
         client_app: handles all other messages.
@@ -79,7 +80,8 @@ class BatchedGrid(LocalGrid):
             self._name(message)  # the client remembers which message it answers
             # stacks go to a GPU in one piece; only what a client does by itself is there before
             device = None if task.settings.fisher_kind in OWN_KINDS else torch.device("cpu")
-            return begin_round(task, copy.deepcopy(message), context, device)
+            local = begin_round(task, copy.deepcopy(message), context, device)
+            return local if terms_can_be_stacked(local) else None
         except Exception:
             return None  # the ClientApp will meet it again, and say so in its reply
 

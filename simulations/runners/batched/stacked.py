@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fedcurv.clients.app import LocalRound, LocalTask
+from fedcurv.clients.local_round import LocalRound, LocalTask
+from fedcurv.clients.terms import CurvatureTerm, ProximalTerm
 from fedcurv.losses import CrossEntropy
 from fedcurv.quadratic import Quadratic
 from fedcurv.simulations.runners.batched.batches import StackedBatches, StackedSamples, Step
@@ -78,10 +79,19 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
     return (
         settings,
         tuple(p.shape for p in local.model.parameters()),
-        local.mu,
+        _proximal_mu(local),
         None if penalty is None else (penalty.strength, *penalty.names),
         local.curvature.active,
     )
+
+
+def terms_can_be_stacked(local: LocalRound) -> bool:
+    """Return whether a round's terms are FedProx's and FedCurv's, and no others."""
+    return all(type(term) in (ProximalTerm, CurvatureTerm) for term in local.terms)
+
+
+def _proximal_mu(local: LocalRound) -> float:
+    return sum(term.mu for term in local.terms if isinstance(term, ProximalTerm))
 
 
 def stacked_parameters(rounds: Sequence[LocalRound], device: torch.device) -> dict[str, Tensor]:
@@ -150,7 +160,7 @@ class _Replayed:
 class _Stack:
     def __init__(self, rounds: Sequence[LocalRound], parameters: Mapping[str, Tensor]) -> None:
         settings = rounds[0].task.settings
-        self.lr, self.mu, self.mode = settings.lr, rounds[0].mu, settings.penalty_mode
+        self.lr, self.mu, self.mode = settings.lr, _proximal_mu(rounds[0]), settings.penalty_mode
         # of one kind, either all have a penalty or none
         penalties = [p for local in rounds if (p := local.curvature.penalty) is not None]
         self.strength = penalties[0].strength if penalties else 0.0

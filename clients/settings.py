@@ -1,0 +1,133 @@
+"""How a client trains for one round, as the server or the device's owner sets it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from fedcurv.likelihoods import FisherKind
+from fedcurv.parameters import trainable_parameters
+from fedcurv.penalty import PenaltyMode
+
+OptimizerName = Literal["sgd", "adam"]
+Trainer = Literal["local", "lasgd"]
+
+# small batches only make an estimate slow; larger ones than in training would take more memory
+_SMALLEST_FISHER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a client trains for one round.
+
+    Attributes:
+        epochs: passes over the client's data, E >= 1.
+        batch_size: B >= 1.
+        optimizer: ``sgd`` or ``adam``.
+        lr: learning rate > 0.
+        momentum: of SGD, in [0, 1).
+        weight_decay: >= 0.
+        penalty_mode: how FedCurv's penalty is applied; see ``CurvaturePenalty.attach``.
+        fisher_kind: see ``fisher_diagonal``.
+        fisher_share: of its samples that a client estimates with, in (0, 1]; chosen anew in each
+            round.
+        device: ``auto`` takes CUDA where there is one; else a name that torch knows.
+        num_threads: CPU threads of torch's operations; the bits of a sum depend on it.
+        trainer: ``local`` trains in this process; ``lasgd`` by several workers of the site, each
+            on a GPU where there are any; then the bits depend on their speeds.
+        workers: of ``lasgd``, >= 1.
+        sync_every: of ``lasgd``, see there.
+
+    Raises:
+        ValueError: naming every setting out of range.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    optimizer: OptimizerName = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    penalty_mode: PenaltyMode = "gradient"
+    fisher_kind: FisherKind = "empirical"
+    fisher_share: float = 1.0
+    device: str = "auto"
+    num_threads: int = 1
+    trainer: Trainer = "local"
+    workers: int = 2
+    sync_every: int = 8
+
+    @property
+    def fisher_batch_size(self) -> int:
+        """How many samples an estimate takes at once."""
+        return max(self.batch_size, _SMALLEST_FISHER_BATCH)
+
+    def __post_init__(self) -> None:
+        """Collect everything that is out of range and raise once."""
+        faults = [
+            f"{name} must be {wanted}, got {getattr(self, name)!r}"
+            for name, (holds, wanted) in _RULES.items()
+            if not _holds_without_error(holds, getattr(self, name))
+        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Return an optimizer over the model's trainable parameters."""
+        parameters = trainable_parameters(model).values()
+        if self.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+    def make_device(self) -> torch.device:
+        """Return the device to train on.
+
+        Raises:
+            ValueError: if this machine has no such device.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+            torch.empty(1, device=device).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"client.device={self.device}: torch has no such device on this machine ({why}); "
+                "use auto or cpu"
+            ) from error
+        return device
+
+
+def _positive_integer(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+_RULES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "epochs": (_positive_integer, "an integer >= 1"),
+    "batch_size": (_positive_integer, "an integer >= 1"),
+    "optimizer": (lambda v: v in get_args(OptimizerName), "sgd or adam"),
+    "lr": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
+    "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
+    "penalty_mode": (lambda v: v in get_args(PenaltyMode), "gradient or proximal"),
+    "fisher_kind": (lambda v: v in get_args(FisherKind), "empirical, exact or sampled"),
+    "fisher_share": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "device": (lambda v: v == "auto" or torch.device(v), "auto or a device that torch knows"),
+    "num_threads": (_positive_integer, "an integer >= 1"),
+    "trainer": (lambda v: v in get_args(Trainer), "local or lasgd"),
+    "workers": (_positive_integer, "an integer >= 1"),
+    "sync_every": (_positive_integer, "an integer >= 1"),
+}
+
+
+def _holds_without_error(holds: Callable[[Any], object], value: Any) -> bool:
+    try:
+        return bool(holds(value))
+    except (TypeError, RuntimeError):  # a value of another type, or no such device
+        return False
