@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from fedcurv.simulations.data.partition import (
     PARTITIONS,
+    checked_parts,
     dirichlet,
     flwr_datasets,
     from_partitioner,
     iid,
+    natural,
     pathological,
+    quantity,
     shards,
 )
 
-OWN = ["iid", "shards", "dirichlet", "pathological"]
+OWN = ["iid", "shards", "dirichlet", "pathological", "quantity"]
 LABELS = np.random.default_rng(0).integers(0, 10, 1000)
 
 
@@ -149,3 +152,49 @@ def test_a_partitioner_is_made_by_its_name(packages):
     assert [len(part) for part in parts] == [250] * 4
     with pytest.raises(ValueError, match="one of EveryNthPartitioner, got 'os'"):
         flwr_datasets(LABELS, 4, seed=0, partitioner="os")
+
+
+def test_quantities_are_uneven_while_classes_are_even():
+    sizes = [len(part) for part in quantity(LABELS, 10, seed=0, alpha=0.5, min_samples=7)]
+    assert sum(sizes) == len(LABELS)
+    assert min(sizes) >= 7
+    assert max(sizes) > 3 * min(sizes)
+    even = [len(part) for part in quantity(LABELS, 10, seed=0, alpha=1e6)]
+    assert max(even) - min(even) < 5
+
+
+def test_a_group_is_a_client_and_some_are_drawn_where_there_are_more():
+    groups = np.repeat(np.arange(8), [1, 2, 3, 4, 5, 6, 7, 8])
+    parts = natural(groups, 8, seed=0)
+    assert [len(part) for part in parts] == [1, 2, 3, 4, 5, 6, 7, 8]
+    drawn = natural(groups, 3, seed=1, min_samples=4)
+    assert len(drawn) == 3
+    for part in drawn:
+        assert len(part) >= 4
+        assert len(set(groups[part])) == 1
+        assert len(part) == (groups == groups[part[0]]).sum()
+    first, *others = ([len(p) for p in natural(groups, 3, seed=seed)] for seed in range(5))
+    assert any(other != first for other in others)
+    with pytest.raises(ValueError, match="num_clients=6: expected at most 5, the groups with at"):
+        natural(groups, 6, seed=0, min_samples=4)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([[0, 1], [2]], None),
+        ([[0, 1]], "expected 2 parts with at least one sample each, got 1"),
+        ([[0, 1], []], r"expected 2 parts .*, got 2 of sizes \[2, 0\]"),
+        ([[0, 1], [1]], "got 0 to 1, 1 of them twice"),
+        ([[0, 9], [1]], "indices from 0 to 4, .* got 0 to 9"),
+        ([[-1, 0], [1]], "got -1 to 1"),
+        ([["a"], [1]], "expected a list of indices per client"),
+        (None, "expected a list of indices per client"),
+    ],
+)
+def test_a_partition_of_ones_own_is_checked(parts, message):
+    if message is None:
+        assert [list(part) for part in checked_parts(parts, 5, 2, "mine")] == parts
+        return
+    with pytest.raises(ValueError, match=f"mine: .*{message}"):
+        checked_parts(parts, 5, 2, "mine")
