@@ -1,6 +1,7 @@
 """FedCurv around any Flower strategy (arXiv 1910.07796)."""
 
 import dataclasses
+import inspect
 import itertools
 import logging
 import math
@@ -17,7 +18,8 @@ from fedcurv.curvature import Curvature
 from fedcurv.strategies import checkpoint, records
 from fedcurv.strategies.arrays import reason_of
 from fedcurv.strategies.flower_private import who_called
-from fedcurv.strategies.legacy import refuse_legacy_words
+from fedcurv.strategies.legacy import refuse_unknown_words
+from fedcurv.strategies.metrics import MetricGaps
 from fedcurv.strategies.records import Instruction
 from fedcurv.strategies.replies import (
     Arrays,
@@ -28,7 +30,8 @@ from fedcurv.strategies.replies import (
     require_some_messages,
     require_some_success,
 )
-from fedcurv.strategies.screen import Screen, Settling, weighted_by_key
+from fedcurv.strategies.screen import Screen, weighted_by_key
+from fedcurv.strategies.settling import Settling
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
@@ -90,7 +93,7 @@ class FedCurv(Strategy):
         self._strength = Strength(strength)
         if not max_precision > 0.0:
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
-        refuse_legacy_words(fedavg_options)
+        refuse_unknown_words(fedavg_options, inspect.signature(FedCurv).parameters)
         if strategy is not None:
             refuse_to_wrap(strategy)
             if isinstance(strategy, FedCurv):
@@ -105,6 +108,8 @@ class FedCurv(Strategy):
         self._max_precision = max_precision
         self.max_examples = checked_bound(max_examples)
         self._settling = Settling()
+        self._gaps = MetricGaps("training")
+        self._evaluations = Screen(wrapped, max_examples=max_examples)
         self.refused: Mapping[str, str] = {}
         self._at_first = checkpoint.plain_values(wrapped)
         self._federation = uuid4().hex
@@ -204,10 +209,16 @@ class FedCurv(Strategy):
         contents = [
             (m.content, weights[m.metadata.reply_to_message_id]) for m in fit if m.has_content()
         ]
-        finish = self._settling.prepare(self._sent, constant, contents)
+        self._gaps.fill(
+            server_round,
+            fit,
+            self._weighted_by_key,
+            lambda m: f"client {clients[m.metadata.reply_to_message_id]}",
+        )
+        finish = self._settling.prepare(self.strategy, self._sent, constant, contents)
         arrays, metrics = self.strategy.aggregate_train(server_round, fit)
         if arrays is not None:
-            arrays = finish(server_round, arrays, self.strategy)
+            arrays = finish(server_round, arrays)
         return arrays, metrics
 
     def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> Arrays:
@@ -232,8 +243,7 @@ class FedCurv(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Leave evaluation to the wrapped strategy, without replies that are not fit for use."""
-        screen = Screen(self.strategy, max_examples=self.max_examples)
-        fit, _ = screen.evaluate(
+        fit, _ = self._evaluations.evaluate(
             server_round, list(replies), lambda m: f"node-{m.metadata.src_node_id}"
         )
         return self.strategy.aggregate_evaluate(server_round, fit)

@@ -17,6 +17,7 @@ from fedcurv.strategies.best_model import BestModel
 from fedcurv.strategies.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.legacy import refuse_legacy_strategy
+from fedcurv.strategies.metrics import OddMeans
 from fedcurv.strategies.ordered_grid import OrderedGrid
 from fedcurv.strategies.replies import require_some_messages, require_some_success
 from fedcurv.strategies.rounds import ClientRecord, RoundRecord, Traffic
@@ -129,7 +130,7 @@ def start(
             restored = keeper.restore()
         ordered = OrderedGrid(grid)
         ordered.wait_for(wait_for_nodes, wait_timeout)
-        watchers = [on_round] if callable(on_round) else on_round
+        watchers: list[OnRound] = [OddMeans(), *([on_round] if callable(on_round) else on_round)]
         progress = restored or Progress(0, Result(arrays=arrays))
         if isinstance(strategy, FedCurv):
             max_examples = strategy.max_examples
