@@ -95,14 +95,9 @@ class FedCurv(Strategy):
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
         refuse_unknown_words(fedavg_options, inspect.signature(FedCurv).parameters)
         if strategy is not None:
-            refuse_to_wrap(strategy)
+            refuse_to_wrap(strategy, fedavg_options)
             if isinstance(strategy, FedCurv):
                 raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
-        if strategy is not None and fedavg_options:
-            raise TypeError(
-                f"expected options only without a strategy, got {', '.join(fedavg_options)} beside "
-                f"{type(strategy).__name__}; give them to {type(strategy).__name__}"
-            )
         wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
         self.secure_sums = secure_sums
         self._max_precision = max_precision
