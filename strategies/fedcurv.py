@@ -94,10 +94,10 @@ class FedCurv(Strategy):
         if not max_precision > 0.0:
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
         refuse_unknown_words(fedavg_options, inspect.signature(FedCurv).parameters)
+        if isinstance(strategy, FedCurv):
+            raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
         if strategy is not None:
             refuse_to_wrap(strategy, fedavg_options)
-            if isinstance(strategy, FedCurv):
-                raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
         wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
         self.secure_sums = secure_sums
         self._max_precision = max_precision
@@ -201,14 +201,10 @@ class FedCurv(Strategy):
                 sums=agreed.sums,
             )
         fit = [m for m in received if m.metadata.reply_to_message_id not in refused]
-        contents = [
-            (m.content, weights[m.metadata.reply_to_message_id]) for m in fit if m.has_content()
-        ]
+        named = {m: m.metadata.reply_to_message_id for m in fit if m.has_content()}
+        contents = [(m.content, weights[message_id]) for m, message_id in named.items()]
         self._gaps.fill(
-            server_round,
-            fit,
-            self._weighted_by_key,
-            lambda m: f"client {clients[m.metadata.reply_to_message_id]}",
+            server_round, fit, self._weighted_by_key, lambda m: f"client {clients[named[m]]}"
         )
         finish = self._settling.prepare(self.strategy, self._sent, constant, contents)
         arrays, metrics = self.strategy.aggregate_train(server_round, fit)
