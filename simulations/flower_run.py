@@ -12,12 +12,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedcurv.simulations.processes import (
-    end_all,
-    ended_by_signals,
-    found_program,
-    with_programs,
-)
+from fedcurv.simulations.interruption import interruptible
+from fedcurv.simulations.processes import end_all, found_program, with_programs
 
 APP = Path(__file__).parent / "app"
 PRIVATE = 0o077  # umask of what Flower's programs write: keys, databases, logs
@@ -208,7 +204,7 @@ def main() -> None:
     environment = with_programs({"FLWR_DISABLE_UPDATE_CHECK": "1", **os.environ})
     going_on = f"a run that had started goes on: `flwr list {options.superlink}` names it"
     try:
-        with ended_by_signals("fedcurv-run", f"{going_on}, `flwr stop` ends it"):
+        with interruptible("fedcurv-run", f"{going_on}, `flwr stop` ends it", patience_s=None):
             run_app(APP, options.superlink, settings, environment=environment, echo=print)
     except RunFailed as error:
         sys.exit(f"fedcurv-run: {error}")

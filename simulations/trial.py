@@ -12,7 +12,7 @@ from rich.markdown import Markdown
 from fedcurv.private_files import private_folder
 from fedcurv.simulations.deployment import Deployment, DeploymentFailed
 from fedcurv.simulations.flower_run import RunFailed
-from fedcurv.simulations.processes import ended_by_signals
+from fedcurv.simulations.interruption import interruptible
 
 console = Console()
 
@@ -58,7 +58,9 @@ def main() -> None:
     defaults = ["strategy=[fedcurv]", "num_rounds=5", f"num_clients={options.nodes}"]
     try:
         with (
-            ended_by_signals("fedcurv-site", f"its processes have ended too (logs: {folder})"),
+            interruptible(
+                "fedcurv-site", f"its processes have ended too (logs: {folder})", patience_s=None
+            ),
             console.status(f"starting a SuperLink and {options.nodes} SuperNodes") as status,
             Deployment(
                 folder,
