@@ -4,14 +4,17 @@ An exception's text names folders and files, on a hospital's device patients' fi
 to the server, where it stands in logs and reports.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 
 from fedcurv.strategies.wire.records import client_id_of
+
+logger = logging.getLogger(__name__)
 
 SEND_ERRORS_VARIABLE = "FEDCURV_SEND_ERRORS"
 SEND_ERRORS = "send-errors"
@@ -26,9 +29,11 @@ class ClientFailed(RuntimeError):
 def private_errors_mod(
     message: Message, context: Context, call_next: Callable[[Message, Context], Message]
 ) -> Message:
-    """Withhold the text of what a client raises from the server; a mod, to be the outermost.
+    """Withhold the text of a client's errors from the server; a mod, to be the outermost.
 
     ``ClientApp(mods=[private_errors_mod, ...])`` does it for any app; :func:`client_app` has it.
+    That is what is raised, and what mods further inside return as an error of Flower's, as its own
+    mods for differential privacy do.
     The device's own log has the whole traceback. The text is sent where the device's owner allows
     it, by ``FEDCURV_SEND_ERRORS=1`` in the SuperNode's environment or ``send-errors=true`` in its
     configuration, and in simulations, where client and server are one.
@@ -37,19 +42,28 @@ def private_errors_mod(
         ClientFailed: with the class of what was raised, the client's id and nothing else.
     """
     try:
-        return call_next(message, context)
+        reply = call_next(message, context)
     except Exception as error:
         if _may_send(context):
             raise
         _withhold(error, context)
+    if reply is None or not reply.has_error() or _may_send(context):
+        return reply
+    code = reply.error.code
+    logger.error("a mod answers with error code %d: %s", code, reply.error.reason)
+    return Message(Error(code, _told(f"error code {code}", context)), reply_to=message)
 
 
 def _withhold(error: Exception, context: Context) -> NoReturn:
     # Flower logs what is raised here with its cause, which is the whole traceback
-    raise ClientFailed(
-        f"{type(error).__name__} in client {client_id_of(context)}; the device's own log has the "
-        f"text (its owner may let it be sent: {SEND_ERRORS_VARIABLE}=1)"
-    ) from error
+    raise ClientFailed(_told(type(error).__name__, context)) from error
+
+
+def _told(what: str, context: Context) -> str:
+    return (
+        f"{what} in client {client_id_of(context)}; the device's own log has the text (its owner "
+        f"may let it be sent: {SEND_ERRORS_VARIABLE}=1)"
+    )
 
 
 def _may_send(context: Context) -> bool:

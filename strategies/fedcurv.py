@@ -1,6 +1,7 @@
 """FedCurv around any Flower strategy (arXiv 1910.07796)."""
 
 import dataclasses
+import inspect
 import itertools
 import logging
 import math
@@ -14,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fedcurv.strategies.flower_private import who_called
-from fedcurv.strategies.legacy import refuse_legacy_words
+from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
 from fedcurv.strategies.replies.check import (
     Arrays,
@@ -25,7 +26,9 @@ from fedcurv.strategies.replies.check import (
     require_some_messages,
     require_some_success,
 )
-from fedcurv.strategies.replies.screen import Screen, Settling, weighted_by_key
+from fedcurv.strategies.replies.metrics import MetricGaps
+from fedcurv.strategies.replies.screen import Screen, weighted_by_key
+from fedcurv.strategies.replies.settling import Settling
 from fedcurv.strategies.replies.weights import checked_bound
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums, saved_sums
@@ -90,21 +93,18 @@ class FedCurv(Strategy):
         self._strength = Strength(strength)
         if not max_precision > 0.0:
             raise ValueError(f"max_precision must be > 0, got {max_precision!r}")
-        refuse_legacy_words(fedavg_options)
+        refuse_unknown_words(fedavg_options, inspect.signature(FedCurv).parameters)
+        if isinstance(strategy, FedCurv):
+            raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
         if strategy is not None:
-            refuse_to_wrap(strategy)
-            if isinstance(strategy, FedCurv):
-                raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
-        if strategy is not None and fedavg_options:
-            raise TypeError(
-                f"expected options only without a strategy, got {', '.join(fedavg_options)} beside "
-                f"{type(strategy).__name__}; give them to {type(strategy).__name__}"
-            )
+            refuse_to_wrap(strategy, fedavg_options)
         wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
         self.secure_sums = secure_sums
         self._max_precision = max_precision
         self.max_examples = checked_bound(max_examples)
         self._settling = Settling()
+        self._gaps = MetricGaps("training")
+        self._evaluations = Screen(wrapped, max_examples=max_examples)
         self.refused: Mapping[str, str] = {}
         self._at_first = strategy_state.plain_values(wrapped)
         self._federation = uuid4().hex
@@ -201,13 +201,15 @@ class FedCurv(Strategy):
                 sums=agreed.sums,
             )
         fit = [m for m in received if m.metadata.reply_to_message_id not in refused]
-        contents = [
-            (m.content, weights[m.metadata.reply_to_message_id]) for m in fit if m.has_content()
-        ]
-        finish = self._settling.prepare(self._sent, constant, contents)
+        named = {m: m.metadata.reply_to_message_id for m in fit if m.has_content()}
+        contents = [(m.content, weights[message_id]) for m, message_id in named.items()]
+        self._gaps.fill(
+            server_round, fit, self._weighted_by_key, lambda m: f"client {clients[named[m]]}"
+        )
+        finish = self._settling.prepare(self.strategy, self._sent, constant, contents)
         arrays, metrics = self.strategy.aggregate_train(server_round, fit)
         if arrays is not None:
-            arrays = finish(server_round, arrays, self.strategy)
+            arrays = finish(server_round, arrays)
         return arrays, metrics
 
     def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> Arrays:
@@ -232,8 +234,7 @@ class FedCurv(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Leave evaluation to the wrapped strategy, without replies that are not fit for use."""
-        screen = Screen(self.strategy, max_examples=self.max_examples)
-        fit, _ = screen.evaluate(
+        fit, _ = self._evaluations.evaluate(
             server_round, list(replies), lambda m: f"node-{m.metadata.src_node_id}"
         )
         return self.strategy.aggregate_evaluate(server_round, fit)

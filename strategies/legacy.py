@@ -1,8 +1,10 @@
 """What users of Flower's legacy API may bring along, and what it is called now."""
 
+import difflib
+import inspect
 from collections.abc import Iterable
 
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedAvg, Strategy
 
 # of flwr.server.strategy.FedAvg, and of FedProx beside it
 _NOW = {
@@ -30,13 +32,27 @@ _NOW = {
 }
 
 
-def refuse_legacy_words(options: Iterable[str]) -> None:
-    """Raise a TypeError that says for each legacy word among the options what it is now."""
+def refuse_unknown_words(options: Iterable[str], own: Iterable[str]) -> None:
+    """Raise a TypeError for options that FedAvg has not: what they are called now, or near words.
+
+    Args:
+        options: names that are meant for FedAvg.
+        own: names of the options beside them, which may have been meant.
+    """
+    options = list(options)
     if legacy := [name for name in options if name in _NOW]:
         raise TypeError(
             "expected options of flwr.serverapp.strategy.FedAvg, got words of Flower's legacy API: "
             + "; ".join(f"{name!r} is now {_NOW[name]}" for name in legacy)
         )
+    known = [name for name in inspect.signature(FedAvg).parameters if name != "strategy"]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *own], n=2)
+            raise TypeError(
+                f"FedCurv and FedAvg have no option {name!r}; "
+                + (f"is {' or '.join(near)} meant?" if near else f"FedAvg's are {', '.join(known)}")
+            )
 
 
 def refuse_legacy_strategy(strategy: object) -> None:

@@ -1,5 +1,7 @@
 """Strategies that FedCurv cannot stand around, nor inside."""
 
+from collections.abc import Collection
+
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -27,10 +29,20 @@ def inside_differential_privacy(wrapper: Strategy) -> str:
     )
 
 
-def refuse_to_wrap(strategy: Strategy) -> None:
-    """Raise a TypeError, with what to do, for a strategy around which FedCurv would go wrong."""
+def refuse_to_wrap(strategy: Strategy, options: Collection[str]) -> None:
+    """Raise a TypeError, with what to do, for a strategy around which FedCurv would go wrong.
+
+    Args:
+        strategy: to be wrapped.
+        options: given beside it, which are FedAvg's own where there is no strategy.
+    """
     refuse_legacy_strategy(strategy)
     name = type(strategy).__name__
+    if options:
+        raise TypeError(
+            f"expected options only without a strategy, got {', '.join(options)} beside {name}; "
+            f"give them to {name}"
+        )
     if isinstance(strategy, DP_WRAPPERS):
         raise TypeError(
             f"expected a strategy without differential privacy, got {name}, which would clip and "

@@ -89,10 +89,6 @@ def run_command(program: str, config_name: str, work: Work) -> None:
     try:
         with interruptible(program):
             under_hydra()
-    except Interrupted as interrupted:
-        interrupted.said = True
-        print(f"{program}: {interrupted.in_words()}", file=sys.stderr, flush=True)
-        sys.exit(interrupted.exit_code)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         sys.exit(f"{program}: {explain(error)}")
     if ended_early:

@@ -6,7 +6,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from fedcurv.simulations.console.programs import ended_by_signals, with_programs
+from fedcurv.simulations.console.interruption import interruptible
+from fedcurv.simulations.console.programs import with_programs
 from fedcurv.simulations.deployment.flower_run import APP, RunFailed, run_app, run_config_of
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     environment = with_programs({"FLWR_DISABLE_UPDATE_CHECK": "1", **os.environ})
     going_on = f"a run that had started goes on: `flwr list {options.superlink}` names it"
     try:
-        with ended_by_signals("fedcurv-run", f"{going_on}, `flwr stop` ends it"):
+        with interruptible("fedcurv-run", f"{going_on}, `flwr stop` ends it", patience_s=None):
             run_app(APP, options.superlink, settings, environment=environment, echo=print)
     except RunFailed as error:
         sys.exit(f"fedcurv-run: {error}")

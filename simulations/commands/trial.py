@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from fedcurv.private_files import private_folder
-from fedcurv.simulations.console.programs import ended_by_signals
+from fedcurv.simulations.console.interruption import interruptible
 from fedcurv.simulations.deployment.flower_run import RunFailed
 from fedcurv.simulations.deployment.superlink import Deployment, DeploymentFailed
 
@@ -58,7 +58,9 @@ def main() -> None:
     defaults = ["strategy=[fedcurv]", "num_rounds=5", f"num_clients={options.nodes}"]
     try:
         with (
-            ended_by_signals("fedcurv-trial", f"its processes have ended too (logs: {folder})"),
+            interruptible(
+                "fedcurv-trial", f"its processes have ended too (logs: {folder})", patience_s=None
+            ),
             console.status(f"starting a SuperLink and {options.nodes} SuperNodes") as status,
             Deployment(
                 folder,

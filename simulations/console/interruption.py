@@ -8,36 +8,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# after which a process ends in any case: threads of an engine may never give up
 _PATIENCE_S = 4.0
+_KEPT = "what was finished is kept"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM has come.
+    """Ctrl-C or SIGTERM has come; no handler of errors may take it for one.
 
     Attributes:
         exit_code: 130 or 143, as shells count signals.
-        how_to_go_on: what the user may do now; added by whoever knows.
+        how_to_go_on: what the user should know or may do now; replaced by whoever knows more.
         said: whether its line was printed.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, how_to_go_on: str = _KEPT) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
-        self.how_to_go_on = "what was finished is kept"
+        self.how_to_go_on = how_to_go_on
         self.said = False
 
-    def in_words(self) -> str:
-        """Return one line."""
-        return f"interrupted by {self}; {self.how_to_go_on}"
+    def say(self, program: str) -> None:
+        """Print one line, once."""
+        if not self.said:
+            self.said = True
+            print(f"{program}: ended by {self}; {self.how_to_go_on}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def interruptible(program: str) -> Iterator[None]:
-    """Raise Interrupted in the main thread at the first signal; end the process soon after it.
+def interruptible(
+    program: str, afterwards: str = _KEPT, *, patience_s: float | None = _PATIENCE_S
+) -> Iterator[None]:
+    """End the program at Ctrl-C or SIGTERM with one line, after the block has cleaned up.
+
+    The first signal raises Interrupted in the main thread, which leaves with 130 or 143. Signals
+    that come after it do nothing, so that nothing breaks off the cleaning up.
 
     Args:
-        program: its name, for the last line if the process must be ended by force.
+        program: its name.
+        afterwards: what the user should know then, unless the block knows more.
+        patience_s: after which the process ends in any case, as threads of an engine may never give
+            up. None where the block ends processes of its own, in bounded time: none may be left.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -48,17 +58,23 @@ def interruptible(program: str) -> Iterator[None]:
         if came.is_set():
             return  # on the way already
         came.set()
-        interrupted = Interrupted(signal_number)
-        threading.Thread(target=_end_late, args=(program, interrupted), daemon=True).start()
+        interrupted = Interrupted(signal_number, afterwards)
+        if patience_s is not None:
+            arguments = (program, interrupted, patience_s)
+            threading.Thread(target=_end_late, args=arguments, daemon=True).start()
         raise interrupted
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, interrupt) for number in signals}
     try:
         yield
+    except Interrupted as interrupted:
+        interrupted.say(program)
+        raise SystemExit(interrupted.exit_code) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not came.is_set():  # else the process ends now
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -71,8 +87,7 @@ def going_on_by_repeating() -> Iterator[None]:
         raise
 
 
-def _end_late(program: str, interrupted: Interrupted) -> None:
-    threading.Event().wait(_PATIENCE_S)
-    if not interrupted.said:
-        print(f"{program}: {interrupted.in_words()}", file=sys.stderr, flush=True)
+def _end_late(program: str, interrupted: Interrupted, patience_s: float) -> None:
+    threading.Event().wait(patience_s)
+    interrupted.say(program)
     os._exit(interrupted.exit_code)

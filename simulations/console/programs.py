@@ -7,46 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 _LISTING_S = 5
-
-
-class Stopped(BaseException):
-    """SIGINT or SIGTERM has come; no handler of errors may take it for one."""
-
-
-@contextlib.contextmanager
-def ended_by_signals(program: str, afterwards: str) -> Iterator[None]:
-    """End the program at SIGINT or SIGTERM with one line, after the block has cleaned up.
-
-    Its code is then 130 or 143, as shells count signals.
-
-    Args:
-        program: its name.
-        afterwards: what the user should know then.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in before:  # nothing may break off the cleaning up
-            signal.signal(each, lambda *_: None)
-        raise Stopped(number)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    except Stopped as stopped:
-        number = signal.Signals(stopped.args[0])
-        print(f"{program}: ended by {number.name}; {afterwards}", file=sys.stderr, flush=True)
-        raise SystemExit(128 + number) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end_all(processes: "Sequence[subprocess.Popen[Any]]", *, patience_s: float = 0.0) -> None:

@@ -21,6 +21,7 @@ from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
 from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.replies.check import require_some_messages, require_some_success
+from fedcurv.strategies.replies.metrics import OddMeans
 from fedcurv.strategies.replies.screen import Screen
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def start(
             restored = keeper.restore()
         ordered = OrderedGrid(grid)
         ordered.wait_for(wait_for_nodes, wait_timeout)
-        watchers = [on_round] if callable(on_round) else on_round
+        watchers: list[OnRound] = [OddMeans(), *([on_round] if callable(on_round) else on_round)]
         progress = restored or Progress(0, Result(arrays=arrays))
         if isinstance(strategy, SendsStatistics):
             max_examples = strategy.max_examples

@@ -3,13 +3,14 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from fedcurv.private_files import open_private, private_folder
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord
+from fedcurv.strategies.wire.arrays import reason_of
 
 
 class JsonLines:
@@ -29,8 +30,9 @@ class JsonLines:
     def __call__(self, record: RoundRecord) -> None:
         """Append a round."""
         line = json.dumps(_plain(asdict(record)), allow_nan=False)
+        begin = "\n" if _is_cut_off(self._path) else ""
         with open_private(self._path, "ab") as file:
-            file.write(f"{line}\n".encode())
+            file.write(f"{begin}{line}\n".encode())
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> list[RoundRecord]:
@@ -43,19 +45,54 @@ class JsonLines:
             ValueError: if a line is no round.
         """
         rounds: dict[int, RoundRecord] = {}
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
             if not line:
                 continue
             try:
-                table = json.loads(line)
-                clients = tuple(ClientRecord(**client) for client in table.pop("clients"))
-                record = RoundRecord(clients=clients, **table)
+                record = _round_in(line)
             except json.JSONDecodeError:
                 continue
-            except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path}, line {number}: expected a round: {error}") from error
+            except Exception as error:  # whatever a damaged line makes of the reader
+                raise ValueError(
+                    f"{path}, line {number}: expected a round: {reason_of(error)}"
+                ) from error
             rounds[record.server_round] = record
         return [rounds[server_round] for server_round in sorted(rounds)]
+
+
+def _round_in(line: bytes) -> RoundRecord:
+    table = json.loads(line.decode("utf-8"))
+    clients = tuple(ClientRecord(**client) for client in table.pop("clients"))
+    record = RoundRecord(clients=clients, **table)
+    _require_types(record, record.clients)
+    return record
+
+
+def _require_types(record: RoundRecord, clients: Iterable[ClientRecord]) -> None:
+    texts = [t for c in clients for t in (c.client_id, c.status, c.reason)]
+    tables = [record.train_metrics, record.client_metrics, record.server_metrics]
+    tables += [record.refused_evaluations, *(t for c in clients for t in (c.down, c.up, c.metrics))]
+    sizes = [size for c in clients for table in (c.down, c.up) for size in dict(table).values()]
+    if (
+        type(record.server_round) is not int
+        or not isinstance(record.seconds, int | float | None)
+        or not all(isinstance(text, str) for text in texts)
+        or not all(isinstance(table, dict) for table in tables)
+        or not all(type(size) is int for size in sizes)
+    ):
+        raise ValueError("a value is of a wrong type")
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Return whether the last line of a file has no end, as its writer was killed."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:  # there is none, or it cannot be read; then it says so when it is opened
+        return False
 
 
 class Log(Protocol):

@@ -27,16 +27,31 @@ def buffer_names(arrays: ArrayRecord) -> frozenset[str]:
 
     Others cannot be told from parameters by name and numbers, and count as such.
     """
-    return frozenset(
-        name
-        for name, array in arrays.items()
-        if np.dtype(array.dtype).kind in "iub" or name.rpartition(".")[2] in _RUNNING
-    )
+    running = {name for name in arrays if name.rpartition(".")[2] in _RUNNING}
+    return whole_numbers(arrays) | running
+
+
+def whole_numbers(arrays: ArrayRecord) -> frozenset[str]:
+    """Return the arrays of integers and truth values."""
+    return frozenset(n for n, array in arrays.items() if np.dtype(array.dtype).kind in "iub")
 
 
 def is_variance(name: str) -> bool:
     """Return whether an array of this name holds a layer's running variance."""
     return name.rpartition(".")[2] == "running_var"
+
+
+def medians(
+    sent: ArrayRecord, names: Iterable[str], replies: Iterable[tuple[RecordDict, float]]
+) -> dict[str, Array]:
+    """Return by name each number's median over the replies, the lower of two, as it was sent."""
+    records = [record for content, _ in replies for record in content.array_records.values()]
+    medians = {}
+    for name in names if records else ():
+        in_order = np.sort([read_array(name, record[name]) for record in records], axis=0)
+        middle = in_order[(len(records) - 1) // 2]
+        medians[name] = Array(_of_type(middle, np.dtype(sent[name].dtype), middle, middle))
+    return medians
 
 
 class BufferMeans:
@@ -55,6 +70,15 @@ class BufferMeans:
         terms = list(replies)
         self._found = {name: _mean_and_range(name, terms) for name in names} if terms else {}
 
+    def arrays(self) -> dict[str, Array]:
+        """Return the means, by name, of the types that were sent."""
+        return {name: self._array(name) for name in self._found}
+
+    def _array(self, name: str, mean: NDArray[Any] | None = None) -> Array:
+        own_mean, low, high = self._found[name]
+        dtype = np.dtype(self._sent[name].dtype)
+        return Array(_of_type(own_mean if mean is None else mean, dtype, low, high))
+
     def settled(self, arrays: ArrayRecord, strategy: Strategy) -> tuple[ArrayRecord, list[str]]:
         """Return a strategy's result with its buffers set right, and which it had moved.
 
@@ -64,20 +88,16 @@ class BufferMeans:
         """
         changed: dict[str, Array] = {}
         moved = []
-        for name, (mean, low, high) in self._found.items():
+        averages = type(strategy).aggregate_train is FedAvg.aggregate_train
+        for name, (_, low, high) in self._found.items():
             if name not in arrays or tuple(arrays[name].shape) != low.shape:
                 continue
-            dtype = np.dtype(self._sent[name].dtype)
             given = read_array(name, arrays[name])
-            is_whole = dtype.kind in "iub"
-            averages = type(strategy).aggregate_train is FedAvg.aggregate_train
             if isinstance(strategy, _ADAPTIVE) or not _within(given, low, high):
                 moved.append(name)
-            elif not is_whole:
-                continue
-            elif not averages:
-                mean = given.astype(np.longdouble)
-            changed[name] = Array(_of_type(mean, dtype, low, high))
+                changed[name] = self._array(name)
+            elif np.dtype(self._sent[name].dtype).kind in "iub":
+                changed[name] = self._array(name, None if averages else given.astype(np.longdouble))
         if not changed:
             return arrays, []
         return ArrayRecord({n: changed.get(n, a) for n, a in arrays.items()}), moved

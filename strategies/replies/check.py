@@ -21,7 +21,7 @@ from fedcurv.strategies.wire.records import client_id_order, unpack_client_id
 Shapes = Mapping[str, tuple[int, ...]]
 
 # what no trained parameter reaches; squares of these, as adaptive servers form, fit into float32
-_LARGEST = 1e18
+LARGEST = 1e18
 # more than any counter, and every float has room for it
 _LARGEST_INTEGER = 2**64
 # by the kind of what was sent, what may come back: apps that turn all into floats, say
@@ -141,17 +141,20 @@ def check_reply(content: RecordDict, sent: Sent, weighted_by_key: str | None) ->
                 f"array {name!r}: expected numbers like the {sent.arrays[name].dtype} that was "
                 f"sent, got {tensor.dtype}"
             )
-    ranges = {name: _range(tensor) for name, tensor in tensors.items() if _kind(tensor) in "fc"}
+    ranges = {name: range_of(tensor) for name, tensor in tensors.items() if _kind(tensor) in "fc"}
     largest = {name: max(-low, high) for name, (low, high) in ranges.items()}
-    odd = [name for name, most in largest.items() if not most <= _LARGEST]
+    odd = [name for name, most in largest.items() if not most <= LARGEST]
     constant = [name for name in odd if _as_sent(name, record, sent)]
     if poisoned := [n for n in odd if not math.isfinite(largest[n]) and n not in constant]:
-        raise ValueError(f"expected finite numbers, got NaN or inf in {listed(poisoned)}")
+        raise ValueError(
+            f"expected finite numbers, got NaN or inf in {listed(poisoned)}; does the client's "
+            "training diverge?"
+        )
     if too_large := [n for n in odd if n not in constant]:
         name = too_large[0]
         raise ValueError(
-            f"expected numbers of at most {_LARGEST:g}, got {largest[name]:.3g} in "
-            f"{listed(too_large)}"
+            f"expected numbers of at most {LARGEST:g}, got {largest[name]:.3g} in "
+            f"{listed(too_large)}; does the client's training diverge?"
         )
     if negative := [n for n, ends in ranges.items() if is_variance(n) and ends[0] < 0]:
         raise ValueError(f"expected running variances >= 0, got less in {listed(negative)}")
@@ -167,7 +170,8 @@ def _kind(tensor: Tensor) -> str:
     return "f" if tensor.is_floating_point() else "c" if tensor.is_complex() else "i"
 
 
-def _range(tensor: Tensor) -> tuple[float, float]:
+def range_of(tensor: Tensor) -> tuple[float, float]:
+    """Return the least and the greatest number; of complex ones, of their parts."""
     return extremes(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 
 

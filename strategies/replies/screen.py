@@ -4,13 +4,10 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
-from fedcurv.strategies.replies.buffers import BufferMeans, buffer_names
 from fedcurv.strategies.replies.check import (
-    RoundFailed,
     Sent,
     check_reply,
     checked_weight,
@@ -18,6 +15,8 @@ from fedcurv.strategies.replies.check import (
     most_common,
     wrong_names,
 )
+from fedcurv.strategies.replies.metrics import MetricGaps
+from fedcurv.strategies.replies.settling import Settling
 from fedcurv.strategies.replies.weights import Weights, checked_bound
 from fedcurv.strategies.wire.arrays import read_array, reason_of
 
@@ -50,8 +49,12 @@ class Screen:
         self._strategy = strategy
         self._replies_are_models = replies_are_models
         self._max_examples = checked_bound(max_examples)
-        self._key = weighted_by_key(strategy)
         self._settling = Settling()
+        self._gaps = {phase: MetricGaps(phase) for phase in ("training", "evaluation")}
+
+    @property
+    def _key(self) -> str | None:
+        return weighted_by_key(self._strategy)
 
     def train(
         self, server_round: int, sent: ArrayRecord, replies: Sequence[Message], name: "Name"
@@ -82,13 +85,14 @@ class Screen:
 
         fit, refused = self._fit(replies, check, weights)
         _say(server_round, "reply", replies, refused, name)
+        self._gaps["training"].fill(server_round, fit, self._key, name)
         if model is None:
             return fit, refused, lambda arrays: arrays
         contents = [
             (m.content, weights[m.metadata.reply_to_message_id]) for m in fit if m.has_content()
         ]
-        finish = self._settling.prepare(model, constant, contents)
-        return fit, refused, lambda arrays: finish(server_round, arrays, self._strategy)
+        finish = self._settling.prepare(self._strategy, model, constant, contents)
+        return fit, refused, lambda arrays: finish(server_round, arrays)
 
     def evaluate(
         self, server_round: int, replies: Sequence[Message], name: "Name"
@@ -100,6 +104,7 @@ class Screen:
 
         fit, refused = self._fit(replies, check, {})
         _say(server_round, "evaluation", replies, refused, name)
+        self._gaps["evaluation"].fill(server_round, fit, self._key, name)
         return fit, refused
 
     def _fit(
@@ -169,44 +174,6 @@ Name = Callable[[Message], str]
 Finish = Callable[[ArrayRecord], ArrayRecord]
 
 
-class Settling:
-    """Sets a strategy's result right, and says once what that changed."""
-
-    def __init__(self) -> None:
-        self._told = False
-
-    def prepare(
-        self, sent: Sent, constant: set[str], replies: Sequence[tuple[RecordDict, float]]
-    ) -> Callable[[int, ArrayRecord, Strategy], ArrayRecord]:
-        """Return what is to be done after aggregation: strategies consume replies.
-
-        Args:
-            sent: the model that was sent.
-            constant: names of arrays that hold NaN or inf as they were sent.
-            replies: that are averaged, with their weights.
-        """
-        means = BufferMeans(sent.arrays, buffer_names(sent.arrays) - constant, replies)
-
-        def finish(server_round: int, arrays: ArrayRecord, strategy: Strategy) -> ArrayRecord:
-            arrays, moved = means.settled(arrays, strategy)
-            if moved and not self._told:
-                self._told = True
-                logger.warning(
-                    "%s would move arrays that are no parameters (%s): they are the clients' "
-                    "weighted mean instead, integers rounded to the nearest",
-                    type(strategy).__name__,
-                    ", ".join(sorted(moved)[:3]) + (" and others" if len(moved) > 3 else ""),
-                )
-            if constant:
-                arrays = ArrayRecord(
-                    {n: sent.arrays[n] if n in constant else a for n, a in arrays.items()}
-                )
-            _require_finite(server_round, arrays, constant, strategy)
-            return arrays
-
-        return finish
-
-
 def weighted_by_key(strategy: Strategy) -> str | None:
     """Return the metric by which a strategy, or the one that it wraps, weighs; None for none."""
     for _ in range(10):
@@ -241,23 +208,6 @@ def _kind_of(name: str, record: ArrayRecord) -> str:
         return read_array(name, record[name]).dtype.kind
     except ValueError:
         return "not numbers"
-
-
-def _require_finite(
-    server_round: int, arrays: ArrayRecord, constant: set[str], strategy: Strategy
-) -> None:
-    for name, array in arrays.items():
-        if name in constant or np.dtype(array.dtype).kind not in "fc":
-            continue
-        values = read_array(name, array)
-        # a sum is finite unless a term is not, or it overflows: then look at each
-        with np.errstate(over="ignore", invalid="ignore"):
-            is_finite = np.isfinite(values.sum()) or np.isfinite(values).all()
-        if not is_finite:
-            raise RoundFailed(
-                f"round {server_round}: {type(strategy).__name__} made NaN or inf in {name!r} of "
-                "replies that are finite; lower its step, or its clients' learning rate"
-            )
 
 
 def _say(

@@ -1,8 +1,12 @@
 """An exception's text stays on the device."""
 
+import re
+
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
+from flwr.common.constant import ErrorCode
 
 from fedcurv.clients import ClientFailed, client_app, private_errors_mod
 from fedcurv.clients.errors import SEND_ERRORS_VARIABLE
@@ -80,3 +84,31 @@ def test_a_simulation_has_the_whole_traceback():
     (reply,) = grid.send_and_receive([message])
     assert "raise FileNotFoundError(SECRET)" in reply.error.reason
     assert SECRET in reply.error.reason
+
+
+def error_mod(message, context, call_next):
+    return Message(Error(ErrorCode.MOD_FAILED_PRECONDITION, SECRET), reply_to=message)
+
+
+def flowers_mod(message, context, call_next):
+    return LocalDpMod(1.0, 1.0, 1.0, 0.1)(message, context, call_next)
+
+
+@pytest.mark.parametrize("mod", [error_mod, flowers_mod])
+def test_an_error_that_a_mod_returns_keeps_its_code_and_loses_its_text(mod, monkeypatch, caplog):
+    app = client_app(make_task, mods=[mod])
+    reply = app(asked("train"), context_of())
+    assert reply.error.code == ErrorCode.MOD_FAILED_PRECONDITION
+    assert re.fullmatch(
+        r"error code 6 in client ward-3; the device's own log has the text .*", reply.error.reason
+    )
+    assert "a mod answers with error code 6: " in caplog.text
+    monkeypatch.setenv(SEND_ERRORS_VARIABLE, "1")
+    whole = app(asked("train"), context_of())
+    assert whole.error.reason == SECRET if mod is error_mod else "LocalDpMod" in whole.error.reason
+
+
+def test_a_client_that_does_not_answer_stays_silent():
+    app = ClientApp(mods=[private_errors_mod])
+    app.train()(lambda message, context: None)
+    assert app(asked("train"), context_of()) is None

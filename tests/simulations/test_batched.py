@@ -227,7 +227,8 @@ def test_the_sampled_kind_is_left_to_each_client():
 
 def run(folder: Path, *overrides: str) -> list[dict[str, str]]:
     small = ["num_clients=7", "num_rounds=3", "client.epochs=2", "partition=dirichlet"]
-    simulate(configuration(*small, *overrides), folder, command="the command")
+    few = "data.train_samples=300"
+    simulate(configuration(*small, few, *overrides), folder, command="the command")
     return rows_of(folder / "metrics.csv")
 
 
@@ -235,6 +236,7 @@ def numbers(rows: list[dict[str, str]], name: str) -> np.ndarray:
     return np.array([float(row[name] or 0) for row in rows])
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize("mode", ["gradient strategy.fedcurv.strength=0.01", "proximal"])
 def test_the_batched_runner_gives_the_results_of_the_local_one(mode, tmp_path):
     overrides = ["strategy=[fedavg,fedprox,fedcurv]", "fraction_train=0.6"]
@@ -251,11 +253,13 @@ def test_the_batched_runner_gives_the_results_of_the_local_one(mode, tmp_path):
     assert numbers(clients[0], "penalty").any()
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_the_batched_runner_gives_the_same_bits_for_the_same_seed(tmp_path):
     one, two = (run(tmp_path / name, "runner=batched", "strategy=fedcurv") for name in "ab")
     assert [row["loss"] for row in one] == [row["loss"] for row in two]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
 def test_the_batched_runner_estimates_stacks(kind, tmp_path, monkeypatch):
     estimated = []
@@ -269,6 +273,7 @@ def test_the_batched_runner_estimates_stacks(kind, tmp_path, monkeypatch):
     assert len(estimated) == 7 * 3
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_what_cannot_be_stacked_has_the_bits_of_the_local_runner(tmp_path):
     overrides = ("client=adam", "strategy=fedcurv")
     local = run(tmp_path / "local", *overrides)

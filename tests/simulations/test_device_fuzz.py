@@ -8,7 +8,7 @@ from fedcurv.simulations.data.rows import read_rows
 
 pytestmark = pytest.mark.slow
 
-NUMBER = 20_000
+NUMBER = 5_000
 
 PIECES = [
     *("", ",", ",,", "\n", "\r\n", "\r", '"', '""', "'", ";", "\t", " ", "\0", "\ufeff", "\x1a"),

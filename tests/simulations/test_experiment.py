@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -19,9 +20,8 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 def small(name: str = "fedcurv_digits", **changes):
     """Return an experiment with two methods, two cells, and little to do."""
-    config = configuration(
-        f"experiment={name}", "num_clients=6", "num_rounds=2", name="experiments"
-    )
+    few = ["num_clients=3", "num_rounds=2", "data.train_samples=150"]
+    config = configuration(f"experiment={name}", *few, name="experiments")
     experiment = {
         "cells": [{"client.epochs": 1}, {"client.epochs": 2, "num_rounds": 3}],
         "seeds": [1, 2],
@@ -42,10 +42,17 @@ def small(name: str = "fedcurv_digits", **changes):
     return config
 
 
-def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(tmp_path):
-    table = run_experiment(small(), tmp_path, "the command").view
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    """The small experiment's folder and what was shown of it, with its picture."""
+    folder = tmp_path_factory.mktemp("experiment")
+    return folder, run_experiment(small(), folder, "the command").view
+
+
+def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(experiment):
+    folder, table = experiment
     assert table.row_count == 4
-    results, trials = rows_of(tmp_path / "results.csv"), rows_of(tmp_path / "trials.csv")
+    results, trials = rows_of(folder / "results.csv"), rows_of(folder / "trials.csv")
     assert len(results) == 2 * 2 * 2
     assert len(trials) == 2 * 2 * 2 * 2
     # what is reported is the setting that was best on the validation split
@@ -55,14 +62,15 @@ def test_an_experiment_tunes_on_validation_and_reports_on_the_test_set(tmp_path)
         chosen = {r["settings"] for r in results if (r["cell"], r["method"]) == (cell, "averaging")}
         assert chosen == {best["settings"]} == {"lr 0.3"}
     assert {t["seed"] for t in trials} == {"11", "12"}
-    text = (tmp_path / "summary.md").read_text()
+    text = (folder / "summary.md").read_text()
     assert "Command: `the command`" in text
     assert "| epochs 1 | averaging | lr 0.3 |" in text
-    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    assert (folder / "accuracy.png").stat().st_size > 10_000
 
 
-def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
-    run_experiment(small(), tmp_path, "the command")
+@pytest.mark.usefixtures("quick_pictures")
+def test_what_was_run_is_not_run_again(experiment, tmp_path, monkeypatch):
+    shutil.copytree(experiment[0], tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "results.csv").read_text()
     runs = sorted((tmp_path / "runs").iterdir())
 
@@ -79,6 +87,7 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch):
     assert json.loads(runs[0].read_text())["configuration"]
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_training_that_diverges_is_a_result_and_not_chosen(tmp_path):
     methods = {"a": {"strategy": "fedcurv", "grid": {"client.lr": [1e12, 0.3]}}}
     run_experiment(small(methods=methods, seeds=[1]), tmp_path, "the command")
@@ -100,6 +109,7 @@ def test_a_training_that_diverges_is_a_result_and_not_chosen(tmp_path):
     assert rows_of(tmp_path / "trials.csv") == trials
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_averaging_that_diverges_counts_as_nothing(tmp_path):
     """Its loss is NaN, and its accuracy that of a constant guess."""
     methods = {"a": {"strategy": "fedavg", "grid": {"client.lr": [1e30, 0.3]}}}
@@ -111,6 +121,7 @@ def test_averaging_that_diverges_counts_as_nothing(tmp_path):
     assert done.ended_early == ()
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_cells_may_hold_names(tmp_path):
     cells = [{"client.loss": "gce", "num_rounds": 1}, {"client.loss": {"name": "gce", "q": 0.5}}]
     methods = {"a": {"strategy": "fedavg", "grid": {"client.lr": [0.3]}}}
@@ -155,6 +166,7 @@ def test_methods_with_other_budgets_are_refused(tmp_path):
         run_experiment(small(methods=methods), tmp_path, "the command")
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_some_methods_can_be_run_alone(tmp_path):
     table = run_experiment(small(only=["curvature"]), tmp_path, "the command").view
     assert table.row_count == 2

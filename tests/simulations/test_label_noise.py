@@ -24,10 +24,26 @@ def run(folder, *overrides: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("clients", [1, 3])
-def test_each_loss_meets_each_noise_with_each_seed(clients, tmp_path):
-    """Centralised, and federated over several clients."""
-    rows = run(tmp_path, f"num_clients={clients}")
+@pytest.fixture(scope="module")
+def centralised(tmp_path_factory):
+    """A folder with the results, and its picture, of training at one place."""
+    folder = tmp_path_factory.mktemp("centralised")
+    return folder, run(folder)
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_each_loss_meets_each_noise_with_each_seed(tmp_path):
+    """Federated over several clients."""
+    check_rows(run(tmp_path, "num_clients=3"), tmp_path)
+
+
+def test_a_single_client_is_centralised_training(centralised):
+    folder, rows = centralised
+    check_rows(rows, folder)
+    assert matplotlib.image.imread(folder / "accuracy.png").std() > 0.02
+
+
+def check_rows(rows, folder):
     assert [(r["loss"], r["noise"], r["seed"]) for r in rows] == [
         (loss, noise, seed)
         for loss in ("cross_entropy", "gce (q 0.5)")
@@ -39,25 +55,27 @@ def test_each_loss_meets_each_noise_with_each_seed(clients, tmp_path):
     assert {float(r["rate"]) for r in rows if r["noise"] == "none"} == {0}
     assert all(0.1 < float(r["last"]) <= float(r["best"]) <= 1 for r in rows)
     assert len({r["last"] for r in rows}) > 4
-    text = (tmp_path / "summary.md").read_text()
+    text = (folder / "summary.md").read_text()
     assert "| loss | none | symmetric 0.4 |" in text
     assert "Command: `the command`" in text
-    assert matplotlib.image.imread(tmp_path / "accuracy.png").std() > 0.02
-    assert "noises:" in (tmp_path / "config.yaml").read_text()
+    assert "noises:" in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.usefixtures("quick_pictures")
 def test_a_training_that_diverges_counts_as_nothing_and_says_so(tmp_path):
     rows = run(tmp_path, "client.lr=1e30", "label_noise.losses=[cross_entropy]")
     assert {(r["last"], r["best"]) for r in rows} == {("0.0", "0.0")}
     assert all("round 1" in r["failure"] for r in rows)
 
 
-def test_the_same_seed_gives_the_same_accuracies(tmp_path):
-    assert run(tmp_path / "a") == run(tmp_path / "b")
+@pytest.mark.usefixtures("quick_pictures")
+def test_the_same_seed_gives_the_same_accuracies(centralised, tmp_path):
+    assert run(tmp_path) == centralised[1]
 
 
-def test_fewer_training_samples_may_be_used(tmp_path):
-    few, all_of_them = run(tmp_path / "a", "data.train_samples=50"), run(tmp_path / "b")
+@pytest.mark.usefixtures("quick_pictures")
+def test_fewer_training_samples_may_be_used(centralised, tmp_path):
+    few, (_, all_of_them) = run(tmp_path, "data.train_samples=50"), centralised
     assert float(few[0]["last"]) < float(all_of_them[0]["last"])
 
 

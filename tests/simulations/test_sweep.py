@@ -1,14 +1,14 @@
 """A sweep's tables."""
 
 import csv
-import subprocess
-import sys
 
 import pytest
 
+from fedcurv.simulations.commands.simulate import main
 from fedcurv.simulations.reports.sweep import write_sweep
+from tests.simulations.test_run import FEW
 
-SMALL = ["num_clients=4", "num_rounds=2", "target_accuracies=[0.2,0.99]"]
+SMALL = ["num_clients=4", "num_rounds=2", "target_accuracies=[0.2,0.99]", "client.epochs=4", FEW]
 
 
 def rows_of(path):
@@ -16,12 +16,23 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp_path):
-    command = [sys.executable, "-m", "fedcurv.simulations.commands.simulate", "--multirun", *SMALL]
-    command += ["strategy=[fedavg,fedcurv]", "seed=1,2", "strategy.fedcurv.strength=3,30"]
-    subprocess.run(
-        [*command, f"hydra.sweep.dir={tmp_path}"], check=True, timeout=300, capture_output=True
-    )
+@pytest.mark.usefixtures("quick_pictures")
+def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp_path, command):
+    varied = ["strategy=[fedavg,fedcurv]", "seed=1,2", "strategy.fedcurv.strength=3,30"]
+    sweep = ["--multirun", *SMALL, *varied, f"hydra.sweep.dir={tmp_path}"]
+    done = command("fedcurv-simulate", main, *sweep)
+    assert done.code == 0, done.errors
+    check_table(tmp_path)
+    tables = sorted(tmp_path.glob("*/metrics.csv"))
+    assert len({table.read_text() for table in tables}) == 4
+    rows = [row for table in tables for row in rows_of(table)]
+    assert {(row["seed"], row["strategy.fedcurv.strength"]) for row in rows} == {
+        (seed, strength) for seed in ("1", "2") for strength in ("3", "30")
+    }
+    assert {row["client.epochs"] for row in rows} == {"4"}
+
+
+def check_table(tmp_path):
     rows = rows_of(tmp_path / "sweep.csv")
     found = {(r["seed"], r["strategy.fedcurv.strength"], r["strategy"]) for r in rows}
     assert len(rows) == 8

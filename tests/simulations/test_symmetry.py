@@ -39,6 +39,8 @@ def test_the_picture_shows_what_was_measured(monkeypatch):
 def test_the_command_writes_a_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(symmetry, "_STRENGTHS", (10.0,))
     monkeypatch.setattr(symmetry, "REGULARIZERS", ("logit",))
+    few = symmetry.load("digits", "", False).some(100, seed=1)
+    monkeypatch.setattr(symmetry, "load", lambda *_: few)
     monkeypatch.setattr(sys, "argv", ["symmetry", str(tmp_path / "picture.png")])
     symmetry.main()
     assert matplotlib.image.imread(tmp_path / "picture.png").std() > 0.02

@@ -23,7 +23,7 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
-from fedcurv.strategies import FedCurv
+from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.replies.screen import Screen
 from fedcurv.strategies.replies.weights import Weights
 from fedcurv.strategies.wire.arrays import read_array
@@ -340,6 +340,13 @@ def test_the_switch_decides_where_most_replies_do_not():
         assert len(strategy.seen) == number
 
 
+@pytest.mark.parametrize("make", [lambda **o: FedAdam(eta=1e38, **o), FedAvgM], ids=str)
+def test_a_server_whose_step_explodes_is_named_and_no_client(make):
+    more = {"server_learning_rate": 1e30, "server_momentum": 0.9} if make is FedAvgM else {}
+    with pytest.raises(RoundFailed, match=r"round 1: Fed\w+ made numbers of .*; lower its step"):
+        Federation().run(make(**options(**more)), num_rounds=3)
+
+
 def test_trees_are_no_models():
     strategy = FedXgbBagging(**options())
     trees = ArrayRecord([np.frombuffer(b"{}", np.uint8)])
@@ -397,11 +404,10 @@ class WithBuffers(Federation):
 
 
 INTEGERS = ("norm.num_batches_tracked", "flags", "levels")
-NO_QFEDAVG = {name: make for name, make in STRATEGIES.items() if name != "QFedAvg"}
 
 
 @pytest.mark.parametrize("own_loop", [None, False, True], ids=["plain", "FedCurv", "Flower's loop"])
-@pytest.mark.parametrize("make", NO_QFEDAVG.values(), ids=NO_QFEDAVG)
+@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
 def test_what_is_equal_everywhere_stays_and_variances_stay_positive(make, own_loop):
     federation = WithBuffers(num_nodes=5, plain=frozenset(range(5)))
     before = federation.pack(new_model())
@@ -416,6 +422,43 @@ def test_what_is_equal_everywhere_stays_and_variances_stay_positive(make, own_lo
         np.testing.assert_array_equal(result.arrays[name].numpy(), before[name].numpy())
     np.testing.assert_allclose(result.arrays["norm.running_var"].numpy(), 0.001, rtol=1e-6)
     np.testing.assert_array_equal(result.arrays["mask"].numpy(), [0.0, -np.inf])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", ["Krum", "MultiKrum", "Bulyan"])
+def test_masks_and_counters_do_not_blind_those_who_look_at_distances(name, wrapped):
+    def far_away(content: RecordDict) -> None:
+        arrays = content["arrays"]
+        there = {n: Array(arrays[n].numpy() + np.float32(100)) for n in ("weight", "bias")}
+        content["arrays"] = ArrayRecord({**arrays, **there})
+
+    make = {
+        "Krum": lambda: Krum(num_malicious_nodes=1, **options()),
+        "MultiKrum": lambda: MultiKrum(num_malicious_nodes=1, num_nodes_to_select=2, **options()),
+        "Bulyan": lambda: Bulyan(num_malicious_nodes=1, **options()),
+    }[name]
+    for liar in (0, 6):
+        counts = {3: 9_000, 4: 2}
+        federation = WithBuffers(
+            counts, num_nodes=7, plain=frozenset(range(7)), spoil={(1, liar): far_away}
+        )
+        strategy = FedCurv(make(), strength=0.1) if wrapped else make()
+        arrays = federation.run(strategy, num_rounds=1).arrays
+        assert np.abs(arrays["weight"].numpy()).max() < 50
+        assert list(arrays) == list(federation.pack(new_model()))
+        # 127 at all but two clients, one of which says less
+        assert int(arrays["norm.num_batches_tracked"].numpy()) == 127
+
+
+def test_qfedavg_moves_parameters_as_if_there_were_no_buffers():
+    def make():
+        return QFedAvg(0.1, train_loss_key="loss", **options())
+
+    everyone = frozenset(range(3))
+    plain = Federation(num_nodes=3, plain=everyone).run(make(), num_rounds=2)
+    whole = WithBuffers(num_nodes=3, plain=everyone).run(make(), num_rounds=2)
+    for name in ("weight", "bias"):
+        np.testing.assert_array_equal(whole.arrays[name].numpy(), plain.arrays[name].numpy())
 
 
 @pytest.mark.parametrize(("counts", "mean"), [([10, 11, 13], 11), ([10, 11, 14], 12)])

@@ -63,6 +63,40 @@ def test_another_file_is_no_list_of_rounds(tmp_path):
         JsonLines.read(path)
 
 
+def test_a_round_after_a_line_that_was_cut_off_has_a_line_of_its_own(tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    JsonLines(path)(RoundRecord(1))
+    with path.open("a") as file:
+        file.write('{"server_round": 2, "cli')
+    JsonLines(path)(RoundRecord(2, seconds=2.5))
+    JsonLines(path)(RoundRecord(3))
+    assert JsonLines.read(path) == [RoundRecord(1), RoundRecord(2, seconds=2.5), RoundRecord(3)]
+
+
+LINES = {
+    "no UTF-8": b'{"server_round": "\xff"}',
+    "a round that is no number": b'{"server_round": "1", "clients": []}',
+    "a round that is a truth value": b'{"server_round": true, "clients": []}',
+    "clients that are a number": b'{"server_round": 1, "clients": 3}',
+    "a client of another kind": b'{"server_round": 1, "clients": [{"client_id": 1}]}',
+    "metrics that are a list": b'{"server_round": 1, "clients": [], "train_metrics": [1]}',
+    "lists in lists": b'{"server_round": 1, "clients": ' + b"[" * 100_000,
+    "a number of 5000 digits": b'{"server_round": ' + b"9" * 5000 + b', "clients": []}',
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_a_line_that_is_no_round_is_named(line, tmp_path):
+    path = tmp_path / "rounds.jsonl"
+    JsonLines(path)(RoundRecord(1))
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(ValueError, match=r"rounds\.jsonl, line 2: expected a round: ") as told:
+        JsonLines.read(path)
+    assert type(told.value) is ValueError
+    assert len(str(told.value)) < 1000
+
+
 A_ROUND = RoundRecord(
     3,
     clients=(

@@ -127,6 +127,21 @@ def test_every_word_of_the_legacy_fedavg_that_is_gone_is_known():
     assert legacy - todays <= set(_NOW)
 
 
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("fraction_trian", "is fraction_train"),
+        ("secure_sum", "is secure_sums meant"),
+        ("max_example", "is max_examples meant"),
+        ("xyz", "FedAvg's are fraction_train, fraction_evaluate, min_train_nodes"),
+    ],
+)
+def test_an_unknown_word_is_answered_with_near_ones(word, says):
+    with pytest.raises(TypeError, match=f"no option '{word}'; {says}") as told:
+        FedCurv(strength=0.1, **{word: 1})
+    assert "\n" not in str(told.value)
+
+
 WRAPPERS = {
     "server, fixed": lambda s: DifferentialPrivacyServerSideFixedClipping(s, 0.1, 1.0, 4),
     "client, fixed": lambda s: DifferentialPrivacyClientSideFixedClipping(s, 0.1, 1.0, 4),

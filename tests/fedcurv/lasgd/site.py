@@ -1,6 +1,5 @@
 """Workers for tests: threads of this process with a Gloo group of their own each, or processes."""
 
-import multiprocessing
 import os
 import pickle
 import signal
@@ -16,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fedcurv.lasgd import host_store
+from tests.forks import forks
 
 LIMIT_S = 90
 
@@ -67,8 +67,7 @@ class Processes:
 
     def __init__(self, folder: Path) -> None:
         self.host, self.folder = Host(), folder
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["fedcurv.lasgd", "torch.optim"])
+        self._context = forks()
         self.workers: list[Any] = []
 
     def start(self, work: Callable[..., Any], *arguments: Any) -> int:

@@ -1,0 +1,143 @@
+"""The command line of ``fedcurv-simulate``: what it prints, its exit codes, and mistakes."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fedcurv.simulations.commands.simulate import main
+from tests.simulations.test_run import SMALL, rows_of
+
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
+
+def test_the_command_prints_a_table_and_says_where_the_files_are(tmp_path, command):
+    done = command("fedcurv-simulate", main, *SMALL)
+    assert done.code == 0, done.errors
+    assert "fedcurv: round 2/2:" in done.output and "left" in done.output
+    assert "strategy" in done.output and "to 80 %" in done.output and "…" not in done.output
+    (summary,) = tmp_path.glob("outputs/*/*/summary.md")
+    assert str(summary.parent.relative_to(tmp_path)) in done.output.replace("\n", "")
+    assert "Command: `fedcurv-simulate num_clients=6 num_rounds=2 client.epochs=1`" in (
+        summary.read_text()
+    )
+
+
+def test_a_training_that_diverges_ends_there_and_the_others_go_on(tmp_path, command):
+    done = command(
+        "fedcurv-simulate",
+        main,
+        *SMALL,
+        "num_rounds=3",
+        "strategy=[fedavg,fedcurv,fedadam]",
+        "strategy.fedadam.eta=1e30",
+        "strategy.fedcurv.strength=0",
+        f"hydra.run.dir={tmp_path / 'out'}",
+    )
+    assert done.code == 3, done.errors
+    (line,) = done.errors.strip().splitlines()
+    assert re.search("fedadam ended after . of 3 rounds: .*diverged", line)
+    rows = {row["strategy"]: row for row in rows_of(tmp_path / "out" / "summary.csv")}
+    assert rows["fedavg"]["failure"] == rows["fedcurv"]["failure"] == ""
+    assert rows["fedadam"]["final"] == rows["fedadam"]["best"] == ""
+    assert "diverged" in rows["fedadam"]["failure"]
+    assert "fedadam ended after" in (tmp_path / "out" / "summary.md").read_text()
+    assert rows["fedcurv"]["rounds"] == "3"
+
+
+BAD = {
+    "strategy=avg": "Could not find 'strategy/avg' Available options in 'strategy': fedadam fedavg",
+    "strategy.fedcurv.strenght=1": "'strategy.fedcurv.strenght'; known here: _target_, strength",
+    "data=imagenet": "Available options in 'data': cifar10 device digits fashion_mnist",
+    "rounds=3": "unknown name 'rounds'; known here: .*num_rounds",
+    "client.epoch=3": "unknown name 'client.epoch'; known here: epochs, batch_size",
+    "client.loss=hinge": "client.loss must be one of cross_entropy, label_smoothing",
+    "client.loss={name:gce,r:1}": "client.loss: 'gce' has no such setting",
+    "data.noise.kind=uniform": "data.noise.kind must be one of none, symmetric",
+    "data.noise.clients=[20]": "a share in .* or a list of numbers below 20",
+    "model.name=vgg": "model.name must be one of mlp, cnn, resnet18, got 'vgg'",
+    "partition.name=x": "partition.name must be one of iid, shards, dirichlet",
+    "runner.name=spark": "runner.name must be one of local, batched, ray, got 'spark'",
+    "strategy=[]": "strategy: expected at least one",
+    "strategy.fedcurv.strength=-1": "fedcurv: strength must be finite and >= 0, or auto, got -1",
+    "strategy.fedcurv.strength=nan": "strength must be finite and >= 0, or auto, got nan",
+    "fraction_train=0.01": "fraction_train=0.01 of 20 clients selects nobody",
+    "fraction_train=2": "selects nobody or more than all",
+    "num_clients=0": "num_clients must be an integer >= 1, got 0",
+    "num_rounds=many": "num_rounds must be an integer >= 1, got 'many'",
+    "client.device=cuda:99": "client.device=cuda:99 cannot be used on this machine .*auto or cpu",
+    "strategy.fedcurv.strength=automatic": "finite and >= 0, or auto, got 'automatic'",
+    "strategy.fedprox.proximal_mu=nan": "strategy.fedprox: proximal_mu must be >= 0 and finite",
+    "strategy.fedavg.min_available_nodes=21": "min_available_nodes must be <= num_clients=20",
+    "strategy=fedadam strategy.fedadam.eta=fast": "fedadam: eta must be > 0 and finite, got 'fast'",
+    "model.hidden=200": r"model.hidden must be a list of layer sizes, .*\[200, 200\], got 200",
+    "model.hidden=[0]": "model.hidden must be a list of layer sizes",
+    "model=cnn model.padding=-1": "model.padding must be an integer >= 0, got -1",
+    "model=resnet18 model.groups=7": "divides 64 channels, got 7",
+    "client=5": "Config group override must be a string or a list. Got int",
+    "data.noise=3": "data.noise must be a table of keys and values, got 3",
+    "client.stragglers=1": "client.stragglers must be a table",
+    "seed=true": "seed must be an integer >= 0 .*, got True",
+    "seed=1.5": "seed must be an integer >= 0 .*, got 1.5",
+    "num_clients=true": "num_clients must be an integer >= 1, got True",
+    "num_clients=2000": "expected at least 4000 samples, got 1437; change num_clients",
+    "partition=iid num_clients=2000": "expected at least 2000 samples, got 1437",
+    "round_timeout=-1": "round_timeout must be a number of seconds > 0, or null",
+    "round_timeout=nan": "round_timeout must be a number of seconds > 0, or null",
+    "target_accuracies=0.9": r"must be a list of accuracies in \[0, 1\], got 0.9",
+    "target_accuracies=[90]": r"target_accuracies must be a list of accuracies in \[0, 1\]",
+    "verbose=loud": "verbose must be true or false, got 'loud'",
+    "data.download=maybe": "data.download must be true or false",
+    "checkpoint_every=0": "checkpoint_every must be an integer >= 1, got 0",
+    "data.noise.rate=nan": r"data.noise.rate must be in \[0, 1\], got nan",
+    "resume=nowhere": "resume=nowhere: expected the folder of a simulation, with config.yaml",
+    "resume=nowhere seed=2": "takes the configuration in that folder; leave out seed",
+    "runner=ray runner.client_resources.num_gpus=99": "num_gpus=99: this machine has 0 GPUs",
+    "runner=ray runner.client_resources.num_cpus=9999": "num_cpus=9999: this machine has",
+    "runner=ray +runner.init_args.adress=x": "runner.init_args: ray.init has no adress",
+    "client.lr=-1": "lr must be > 0 and finite, got -1",
+    "client.lr=fast": "lr must be > 0 and finite, got 'fast'",
+    "model.hidden=wide": "model.hidden must be a list of layer sizes",
+    "partition=dirichlet partition.alpha=much": "alpha must be > 0 and finite, got 'much'",
+    "partition.size_ratio=0.5": "size_ratio must be >= 1 and finite, got 0.5",
+    "partition.size_ratio=5000": "expected at least 1 samples in the smallest shard, got 0",
+    "client.stragglers.share=2": r"client.stragglers.share must be in \[0, 1\], got 2",
+    "client.stragglers.epochs=0": "client.stragglers.epochs must be an integer >= 1, got 0",
+    "partition.shards_per_client=100": "expected at least 2000 samples, got 1437",
+    "data=mnist data.download=false": "data=mnist: not found in .*data/MNIST/raw",
+    "data=device data.classes=[a,b] fraction_evaluate=1": "data=device needs real nodes",
+    "data=device data.classes=[a,b]": "expected the server's test set in data.test, or f",
+    "data=device fraction_evaluate=1": "data.classes must be given",
+    "data.evaluate_on=train": "data.evaluate_on must be test or validation, got 'train'",
+    "data.evaluate_on=validation": "data.evaluate_on=validation needs data.validation_samples > 0",
+    "data.validation_samples=2000": "data.validation_samples must be an integer from 0 to 1436",
+    "fraction_evaluate=1": "fraction_evaluate=1: the clients of a simulation have no test data",
+    "partition=flwr_datasets": "needs the package flwr-datasets",
+    "hydra.run.dir=/dev/null/out": "/dev/null/out: not a directory; choose a folder that can",
+}
+
+
+@pytest.mark.parametrize("overrides", BAD)
+def test_a_mistake_ends_with_one_line_and_leaves_nothing(overrides, tmp_path, command):
+    done = command("fedcurv-simulate", main, *overrides.split())
+    assert done.code == 1 and done.output == ""
+    (line,) = done.errors.splitlines()
+    assert re.search(f"^fedcurv-simulate: .*{BAD[overrides]}", line)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "fedcurv.simulations", "model.name=vgg"],
+        cwd=tmp_path,
+        env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("fedcurv-simulate: model.name must be one of")
+    assert len(done.stderr.strip().splitlines()) == 1
