@@ -16,10 +16,10 @@ from sklearn.datasets import load_digits
 
 from fedcurv.clients.site.pool import SitePool
 from fedcurv.simulations.console.programs import with_programs
+from fedcurv.simulations.deployment import superlink as deployment_module
 from fedcurv.simulations.deployment.flower_run import reason_in
 from fedcurv.simulations.deployment.keys import write_certificates, write_node_key
 from fedcurv.simulations.deployment.superlink import Deployment, DeploymentFailed, free_port
-from fedcurv.simulations.deployment.superlink import superlink as deployment_module
 from fedcurv.strategies import JsonLines
 from tests.simulations.test_run import rows_of
 

@@ -16,12 +16,12 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcurv.strategies.legacy import refuse_legacy_strategy
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.checkpoint import Checkpoint, Progress
+from fedcurv.strategies.loop.odd_means import OddMeans
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
 from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.replies.check import require_some_messages, require_some_success
-from fedcurv.strategies.replies.metrics import OddMeans
 from fedcurv.strategies.replies.screen import Screen
 
 logger = logging.getLogger(__name__)

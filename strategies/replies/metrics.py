@@ -8,7 +8,6 @@ import numpy as np
 from flwr.app import Message, MetricRecord
 
 from fedcurv.parameters import listed
-from fedcurv.strategies.loop.rounds import RoundRecord
 
 logger = logging.getLogger(__name__)
 
@@ -81,32 +80,6 @@ class MetricGaps:
                 metric,
                 listed(new),
             )
-
-
-class OddMeans:
-    """Says once of each of a run's metrics that is NaN or inf; to be given to ``on_round``."""
-
-    def __init__(self) -> None:
-        self._told: set[tuple[str, str]] = set()
-
-    def __call__(self, record: RoundRecord) -> None:
-        """Look at a round."""
-        phases = {
-            "training": record.train_metrics,
-            "evaluation on the clients": record.client_metrics,
-            "evaluation on the server": record.server_metrics,
-        }
-        for phase, metrics in phases.items():
-            for metric, value in metrics.items():
-                if not is_finite(value) and (phase, metric) not in self._told:
-                    self._told.add((phase, metric))
-                    logger.warning(
-                        "round %d: %r of %s is NaN or inf (%s); does the training diverge?",
-                        record.server_round,
-                        metric,
-                        phase,
-                        str(value)[:40],
-                    )
 
 
 def is_finite(value: object) -> bool:

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from fedcurv.clients.settings import TrainingSettings
+from fedcurv.clients.site import pool as site
 from fedcurv.clients.site.jobs import pool_for
 from fedcurv.clients.site.pool import SitePool
-from fedcurv.clients.site.pool import pool as site
 
 OTHER_USER = 12345
 

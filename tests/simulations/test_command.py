@@ -38,7 +38,7 @@ def test_a_training_that_diverges_ends_there_and_the_others_go_on(tmp_path, comm
     )
     assert done.code == 3, done.errors
     (line,) = done.errors.strip().splitlines()
-    assert re.search("fedadam ended after . of 3 rounds: .*diverged", line)
+    assert re.search("fedadam ended after . of 3 rounds: .*(diverged|made numbers of)", line)
     rows = {row["strategy"]: row for row in rows_of(tmp_path / "out" / "summary.csv")}
     assert rows["fedavg"]["failure"] == rows["fedcurv"]["failure"] == ""
     assert rows["fedadam"]["final"] == rows["fedadam"]["best"] == ""
@@ -50,14 +50,14 @@ def test_a_training_that_diverges_ends_there_and_the_others_go_on(tmp_path, comm
 BAD = {
     "strategy=avg": "Could not find 'strategy/avg' Available options in 'strategy': fedadam fedavg",
     "strategy.fedcurv.strenght=1": "'strategy.fedcurv.strenght'; known here: _target_, strength",
-    "data=imagenet": "Available options in 'data': cifar10 device digits fashion_mnist",
+    "data=imagenet": "Available options in 'data': arrays cifar10 device digits",
     "rounds=3": "unknown name 'rounds'; known here: .*num_rounds",
     "client.epoch=3": "unknown name 'client.epoch'; known here: epochs, batch_size",
     "client.loss=hinge": "client.loss must be one of cross_entropy, label_smoothing",
     "client.loss={name:gce,r:1}": "client.loss: 'gce' has no such setting",
     "data.noise.kind=uniform": "data.noise.kind must be one of none, symmetric",
     "data.noise.clients=[20]": "a share in .* or a list of numbers below 20",
-    "model.name=vgg": "model.name must be one of mlp, cnn, resnet18, got 'vgg'",
+    "model.name=vgg": "model.name must be one of mlp, cnn, resnet18, .*, got 'vgg'",
     "partition.name=x": "partition.name must be one of iid, shards, dirichlet",
     "runner.name=spark": "runner.name must be one of local, batched, ray, got 'spark'",
     "strategy=[]": "strategy: expected at least one",
