@@ -206,7 +206,7 @@ class ClientCurvature:
             self._context,
             curvature,
             message_id=self._message_id,
-            with_information=instruction.secure_sums or not server_can_multiply,
+            with_weighted=instruction.secure_sums or not server_can_multiply,
         )
         self._store.save(
             Contribution(instruction.server_round, self._message_id, curvature),

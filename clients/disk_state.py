@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _OWNER, _LOCK = "owner.json", "lock"
 # of the earlier round that is kept: more than one only if it was repeated
@@ -126,7 +126,9 @@ class DiskFolder:
         arrays = {}
         for index, name in enumerate(names):
             arrays[f"precision-{index}"] = curvature.precision[name].cpu().numpy()
-            arrays[f"information-{index}"] = curvature.information[name].cpu().numpy()
+            arrays[f"weighted-parameters-{index}"] = (
+                curvature.weighted_parameters[name].cpu().numpy()
+            )
         path = self.file(server_round, message_id)
         self._healing(lambda: write_archive(path, header, arrays))
         for folder in (self.path, self._federation_folder):
@@ -159,7 +161,7 @@ class DiskFolder:
         try:
             parts = [
                 {n: torch.from_numpy(arrays[f"{kind}-{i}"]) for i, n in enumerate(names)}
-                for kind in ("precision", "information")
+                for kind in ("precision", "weighted-parameters")
             ]
             return Curvature(*parts).check()
         except Exception as error:  # arrays that are missing, or of types that torch has not

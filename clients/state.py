@@ -141,7 +141,7 @@ class ContextStore:
                 {"server-round": contribution.server_round, "message-id": contribution.message_id}
             ),
             pack_tensors(curvature.precision),
-            pack_tensors(curvature.information),
+            pack_tensors(curvature.weighted_parameters),
         ]
         for place, records in zip(_PLACES, [latest, *kept], strict=False):
             for name, record in zip(_names(place), records, strict=True):
@@ -152,15 +152,15 @@ class ContextStore:
         return [self._state.pop(name, None) for name in _names(place)]
 
     def _curvature_at(self, place: str) -> Curvature:
-        _, precision, information = _names(place)
+        _, precision, weighted = _names(place)
         return Curvature(
             unpack_tensors(self._state.array_records[precision]),
-            unpack_tensors(self._state.array_records[information]),
+            unpack_tensors(self._state.array_records[weighted]),
         ).check()
 
 
 def _names(place: str) -> tuple[str, str, str]:
-    return place, f"{place}.precision", f"{place}.information"
+    return place, f"{place}.precision", f"{place}.weighted-parameters"
 
 
 def _round_of(records: Sequence[Record | None]) -> object:

@@ -6,12 +6,12 @@ from flwr.app import RecordDict
 from torch import nn
 
 from fedcurv.parameters import Chosen, chosen_parameters, listed, named_once
-from fedcurv.strategies.wire.records import INFORMATION, PRECISION
+from fedcurv.strategies.wire.records import PRECISION, WEIGHTED
 
 
 def names_of_arrays(content: RecordDict) -> frozenset[str]:
     """Return the names of the arrays in a message or a reply, less those of this project."""
-    own = (PRECISION, INFORMATION)
+    own = (PRECISION, WEIGHTED)
     records = (record for key, record in content.array_records.items() if key not in own)
     return frozenset(name for record in records for name in record)
 

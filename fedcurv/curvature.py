@@ -1,4 +1,4 @@
-"""The statistics of one node, or of a sum of nodes: precision P and information Q.
+"""The statistics of one node, or of a sum of nodes: precision P and weighted parameters Q.
 
 For node j with local solution θ̂_j and Fisher diagonal F_j they are P_j = F_j and Q_j = F_j θ̂_j.
 Their sums say all about the quadratic of arXiv 1910.07796,
@@ -22,23 +22,27 @@ from fedcurv.parameters import Chosen, chosen_parameters, refuse_complex
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    """Precision P and information Q by parameter name; immutable: every operation makes a new one.
+    """Precision P and weighted parameters Q by name; immutable: every operation makes a new one.
 
     Attributes:
         precision: P, entries >= 0, each tensor in its parameter's shape.
-        information: Q, the same names and shapes.
+        weighted_parameters: Q = P·θ, the parameters weighted by their precision; the same names
+            and shapes.
 
     Raises:
         ValueError: on construction, if names or shapes of the two differ.
     """
 
     precision: Mapping[str, Tensor]
-    information: Mapping[str, Tensor]
+    weighted_parameters: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
         """Refuse statistics whose two halves do not fit together."""
         require_same_shapes(
-            shapes_of(self.precision), shapes_of(self.information), "precision", "information"
+            shapes_of(self.precision),
+            shapes_of(self.weighted_parameters),
+            "precision",
+            "weighted parameters",
         )
 
     @classmethod
@@ -59,8 +63,8 @@ class Curvature:
         chosen = chosen_parameters(model, parameters)
         refuse_complex(chosen.items(), "statistics")
         require_same_shapes(shapes_of(chosen), shapes_of(fisher), "the model", "fisher")
-        information = {name: f * chosen[name].detach().to(f) for name, f in fisher.items()}
-        return cls(dict(fisher), information).check()
+        weighted = {name: f * chosen[name].detach().to(f) for name, f in fisher.items()}
+        return cls(dict(fisher), weighted).check()
 
     @classmethod
     def sum(cls, parts: Iterable[Curvature]) -> Curvature:
@@ -89,11 +93,11 @@ class Curvature:
                 f"expected to take a node's own terms off a sum that holds them, got precision "
                 f"{value:.3g} in {name!r}; these terms are not in that sum, so subtract nothing"
             )
-        information = {
+        weighted = {
             name: torch.where(rest.precision[name] > 0, q, 0)
-            for name, q in rest.information.items()
+            for name, q in rest.weighted_parameters.items()
         }
-        return Curvature(rest.precision, information)
+        return Curvature(rest.precision, weighted)
 
     def check(
         self, largest: float = math.inf, *, largest_precision: float | None = None
@@ -109,13 +113,13 @@ class Curvature:
         """
         bound = largest if largest_precision is None else largest_precision
         faults = precision_faults(self.precision, dict.fromkeys(self.precision, bound))
-        for name, information in self.information.items():
-            low, high = extremes(information)
+        for name, weighted in self.weighted_parameters.items():
+            low, high = extremes(weighted)
             if not -math.inf < low <= high < math.inf:
-                faults.append(f"information of {name!r} is not finite")
+                faults.append(f"weighted parameters of {name!r} is not finite")
             elif max(-low, high) > largest:
                 faults.append(
-                    f"information of {name!r} is {max(-low, high):.3g}, above {largest:g}"
+                    f"weighted parameters of {name!r} is {max(-low, high):.3g}, above {largest:g}"
                 )
         if faults:
             raise ValueError("expected finite statistics with precision >= 0: " + "; ".join(faults))
@@ -126,14 +130,14 @@ class Curvature:
         here = [name for name in names if name in self.precision]
         return Curvature(
             {name: self.precision[name] for name in here},
-            {name: self.information[name] for name in here},
+            {name: self.weighted_parameters[name] for name in here},
         )
 
     def to(self, target: torch.device | torch.dtype) -> Curvature:
         """Return a copy on another device or in another precision, as ``torch.Tensor.to`` does."""
         return Curvature(
             {name: _moved(p, target) for name, p in self.precision.items()},
-            {name: _moved(q, target) for name, q in self.information.items()},
+            {name: _moved(q, target) for name, q in self.weighted_parameters.items()},
         )
 
     def _combine(
@@ -147,7 +151,10 @@ class Curvature:
         )
         return Curvature(
             {name: operation(p, other.precision[name]) for name, p in self.precision.items()},
-            {name: operation(q, other.information[name]) for name, q in self.information.items()},
+            {
+                name: operation(q, other.weighted_parameters[name])
+                for name, q in self.weighted_parameters.items()
+            },
         )
 
 
@@ -182,7 +189,7 @@ class CurvatureSum:
 
     def __init__(self) -> None:
         self._precision: dict[str, Tensor] = {}
-        self._information: dict[str, Tensor] = {}
+        self._weighted: dict[str, Tensor] = {}
         self._wide = torch.empty(0, dtype=torch.float64)
 
     def add(self, part: Curvature) -> None:
@@ -194,7 +201,7 @@ class CurvatureSum:
         self._begin_or_require(part.precision)
         for name, precision in part.precision.items():
             self._accumulate(self._precision[name], precision)
-            self._accumulate(self._information[name], part.information[name])
+            self._accumulate(self._weighted[name], part.weighted_parameters[name])
 
     def add_at(self, solution: Mapping[str, Tensor], precision: Mapping[str, Tensor]) -> None:
         """Add P and P·θ̂ in place, the product rounded to P's type, as the node rounds its own.
@@ -215,7 +222,7 @@ class CurvatureSum:
         )
         for name, one in precision.items():
             self._accumulate(self._precision[name], one)
-            self._accumulate(self._information[name], one * solution[name].to(one.dtype))
+            self._accumulate(self._weighted[name], one * solution[name].to(one.dtype))
 
     def total(self, dtype: torch.dtype) -> Curvature:
         """Return the sum in this type.
@@ -225,11 +232,11 @@ class CurvatureSum:
         """
         if not self._precision:
             raise ValueError("expected at least one part of the sum, got none")
-        return Curvature(self._precision, self._information).to(dtype)
+        return Curvature(self._precision, self._weighted).to(dtype)
 
     def _begin_or_require(self, precision: Mapping[str, Tensor]) -> None:
         if not self._precision:
-            for sums in (self._precision, self._information):
+            for sums in (self._precision, self._weighted):
                 sums |= {n: torch.zeros_like(p, dtype=torch.float64) for n, p in precision.items()}
         require_same_shapes(shapes_of(self._precision), shapes_of(precision), "the sum", "the part")
 

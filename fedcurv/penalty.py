@@ -89,7 +89,7 @@ class CurvaturePenalty:
             self._quadratics = [
                 Quadratic(
                     beside(p.detach(), curvature.precision[n], copy=not consume),
-                    beside(p.detach(), curvature.information[n], copy=not consume),
+                    beside(p.detach(), curvature.weighted_parameters[n], copy=not consume),
                 )
                 for n, p in chosen.items()
             ]
@@ -110,8 +110,8 @@ class CurvaturePenalty:
     def curvature(self) -> Curvature:
         """The statistics that pull, as copies."""
         precision = {n: q.precision().clone() for n, q in self._named_quadratics()}
-        information = {n: q.information().clone() for n, q in self._named_quadratics()}
-        return Curvature(precision, information)
+        weighted = {n: q.weighted().clone() for n, q in self._named_quadratics()}
+        return Curvature(precision, weighted)
 
     def _named_quadratics(self) -> Iterable[tuple[str, Quadratic]]:
         return zip(self._names, self._quadratics, strict=True)
@@ -147,16 +147,16 @@ class CurvaturePenalty:
         for quadratic in quadratics:
             quadratic.become_sums()
         precision = [q.first for q in quadratics]
-        information = [q.second for q in quadratics]
+        weighted = [q.second for q in quadratics]
         factor = 2.0 * self.strength
         with plain_tensors():
             gradients = gradients_of(parameters)
             if isinstance(scale, float) and not self._mixes_types:
                 torch._foreach_addcmul_(gradients, precision, parameters, value=factor * scale)
-                torch._foreach_add_(gradients, information, alpha=-factor * scale)
+                torch._foreach_add_(gradients, weighted, alpha=-factor * scale)
                 return
             pull = torch._foreach_mul(precision, parameters)
-            torch._foreach_sub_(pull, information)
+            torch._foreach_sub_(pull, weighted)
             torch._foreach_mul_(pull, scale)
             torch._foreach_add_(gradients, pull, alpha=factor)
 

@@ -17,16 +17,16 @@ class Quadratic:
 
     Args:
         precision: P >= 0; becomes this object's own.
-        information: Q, likewise; set to 0 where P is, as a slope without curvature has no optimum.
+        weighted: Q, likewise; set to 0 where P is, as a slope without curvature has no optimum.
 
     Attributes:
         first: P or W.
         second: Q or θ*.
     """
 
-    def __init__(self, precision: Tensor, information: Tensor) -> None:
+    def __init__(self, precision: Tensor, weighted: Tensor) -> None:
         self.first = precision
-        self.second = information.masked_fill_(precision == 0, 0)
+        self.second = weighted.masked_fill_(precision == 0, 0)
         self._factor = 0.0  # c > 0 of the proximal form, 0 in the other
 
     def precision(self) -> Tensor:
@@ -36,7 +36,7 @@ class Quadratic:
         smallest = torch.finfo(self.first.dtype).eps / 2
         return self.first / (1 - self.first).clamp_(min=smallest).mul_(self._factor)
 
-    def information(self) -> Tensor:
+    def weighted(self) -> Tensor:
         """Return Q."""
         return self.second if self._factor == 0.0 else self.second * self.precision()
 
@@ -60,7 +60,7 @@ class Quadratic:
     def become_sums(self) -> None:
         """Hold P and Q."""
         if self._factor != 0.0:
-            self.first, self.second = self.precision(), self.information()
+            self.first, self.second = self.precision(), self.weighted()
             self._factor = 0.0
 
 

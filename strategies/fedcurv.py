@@ -265,7 +265,9 @@ class FedCurv(Strategy):
             "sums-round": instruction.sums_round,
             "contributors": list(instruction.contributors),
             "precision": None if sums is None else records.pack_tensors(sums.precision),
-            "information": None if sums is None else records.pack_tensors(sums.information),
+            "weighted-parameters": None
+            if sums is None
+            else records.pack_tensors(sums.weighted_parameters),
             "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
 

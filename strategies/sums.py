@@ -149,8 +149,8 @@ def _add_checked(
     max_precision: float,
 ) -> None:
     """Add a client's terms: P = F, and Q as sent or else F·θ̂."""
-    if report.information is not None:
-        sent = Curvature(precision, unpack_floats(report.information))
+    if report.weighted_parameters is not None:
+        sent = Curvature(precision, unpack_floats(report.weighted_parameters))
         sums.add(sent.check(_LARGEST_TERM, largest_precision=max_precision))
         return
     unknown = [name for name in precision if name not in arrays.tensors]
@@ -185,5 +185,5 @@ def saved_sums(state: Mapping[str, Any]) -> Curvature | None:
         raise ValueError(f"expected a strength, got {state['strength']!r}")
     if state["precision"] is None:
         return None
-    parts = [unpack_tensors(state[kind]) for kind in ("precision", "information")]
+    parts = [unpack_tensors(state[kind]) for kind in ("precision", "weighted-parameters")]
     return Curvature(*parts).check()

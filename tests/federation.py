@@ -62,7 +62,7 @@ class Visit:
     start: dict[str, torch.Tensor]
     solution: dict[str, torch.Tensor]
     precision: dict[str, torch.Tensor] | None
-    information: dict[str, torch.Tensor] | None
+    weighted_parameters: dict[str, torch.Tensor] | None
     strength: float | None
 
 
@@ -149,7 +149,7 @@ class Federation:
                 before,
                 {n: p.detach().clone() for n, p in model.named_parameters()},
                 None if penalty is None else penalty.curvature.precision,
-                None if penalty is None else penalty.curvature.information,
+                None if penalty is None else penalty.curvature.weighted_parameters,
                 None if penalty is None else penalty.strength,
             )
         )

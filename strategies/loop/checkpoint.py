@@ -21,8 +21,9 @@ from fedcurv.strategies.loop.strategy_state import (
 )
 
 _FILE, _LOCK = "checkpoint.npz", ".checkpoint.lock"
-# of the file's form: 1 had no number, and knew nothing of strategies inside others
-_VERSION = 2
+# of the file's form: 1 had no number, and knew nothing of strategies inside others; 2 had other
+# names
+_VERSION = 3
 _HISTORIES = (
     "train_metrics_clientapp",
     "evaluate_metrics_clientapp",

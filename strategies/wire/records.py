@@ -1,18 +1,23 @@
-"""What travels between server and clients beside Flower's own records.
+"""Wire format of FedCurv: what travels beside Flower's own records.
 
 To a client, with the model of round t:
-    ``fedcurv``              ConfigRecord: strength, this round, the round whose sums these are (0:
-                             none yet), the ids of the messages whose replies are in them,
-                             whether sums must be secure, names for the federation and for this
-                             sending, the round whose sums the latest checkpoint holds, and
-                             whether there are checkpoints
-    ``fedcurv.precision``    ArrayRecord: P by parameter name
-    ``fedcurv.information``  ArrayRecord: Q by parameter name
+    ``fedcurv``
+        ConfigRecord: the wire's version, strength, this round, the round whose sums these are (0:
+        none yet), the ids of the messages whose replies are in them, whether sums must be secure,
+        names for the federation and for this sending, the round whose sums the latest checkpoint
+        holds, and whether there are checkpoints
+    ``fedcurv.precision``
+        ArrayRecord: P by parameter name
+    ``fedcurv.weighted-parameters``
+        ArrayRecord: Q by parameter name
 From a client, beside its own arrays and metrics:
-    ``fedcurv``              ConfigRecord: the client's id, and of the message that it answers
-    ``fedcurv.precision``    ArrayRecord: its Fisher diagonal by parameter name
-    ``fedcurv.information``  ArrayRecord: F·θ̂, where sums must be secure or the reply's arrays are
-                             not named like parameters; else the server forms it from those arrays
+    ``fedcurv``
+        ConfigRecord: the wire's version, the client's id, and of the message that it answers
+    ``fedcurv.precision``
+        ArrayRecord: its Fisher diagonal by parameter name
+    ``fedcurv.weighted-parameters``
+        ArrayRecord: F·θ̂, where sums must be secure or the reply's arrays are not named like
+        parameters; else the server forms it from those arrays
 
 P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
 parameter can be mistaken for one of them. Statistics travel in float32.
@@ -32,9 +37,13 @@ from fedcurv.strategies.wire.arrays import unpack_tensors as unpack_tensors
 
 Value = TypeVar("Value")
 
+# of the wire's format: 1 had no number, and other names
+WIRE_VERSION = 2
+_VERSION = "wire-version"
+
 CONFIG = "fedcurv"
 PRECISION = "fedcurv.precision"
-INFORMATION = "fedcurv.information"
+WEIGHTED = "fedcurv.weighted-parameters"
 
 # marks a message whose sums were taken, in the node's own copy of it
 _TAKEN = "sums-taken"
@@ -91,13 +100,13 @@ class Report:
         client_id: its stable id.
         message_id: of the message for which it estimated; None where it does not say.
         precision: its Fisher diagonal.
-        information: F·θ̂, where the client sent it.
+        weighted_parameters: F·θ̂, where the client sent it.
     """
 
     client_id: str
     message_id: str | None
     precision: ArrayRecord
-    information: ArrayRecord | None
+    weighted_parameters: ArrayRecord | None
 
 
 def client_id_of(context: Context) -> str:
@@ -137,6 +146,7 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
     """Return the records that carry an instruction."""
     config = ConfigRecord(
         {
+            _VERSION: WIRE_VERSION,
             "strength": instruction.strength,
             "server-round": instruction.server_round,
             "sums-round": instruction.sums_round,
@@ -152,7 +162,7 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
     if instruction.sums is not None:
         config["contributors"] = list(instruction.contributors)
         records[PRECISION] = pack_tensors(instruction.sums.precision)
-        records[INFORMATION] = pack_tensors(instruction.sums.information)
+        records[WEIGHTED] = pack_tensors(instruction.sums.weighted_parameters)
     return records
 
 
@@ -165,6 +175,11 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
     config = content.config_records.get(CONFIG)
     if config is None or "strength" not in config:
         return None
+    if (version := config.get(_VERSION, 1)) != WIRE_VERSION:
+        raise ValueError(
+            f"expected FedCurv's records in version {WIRE_VERSION} of the wire, got {version!r:.20}"
+            "; let server and clients have the same version of fedcurv"
+        )
     if _TAKEN in config:
         raise ValueError(
             "expected a message whose sums nobody has taken yet; make one ClientCurvature for each "
@@ -172,11 +187,11 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         )
     sums = None
     contributors: Sequence[str] = ()
-    if PRECISION in content or INFORMATION in content:
-        both = {PRECISION, INFORMATION} <= content.array_records.keys()
+    if PRECISION in content or WEIGHTED in content:
+        both = {PRECISION, WEIGHTED} <= content.array_records.keys()
         if not both or "contributors" not in config:
             raise ValueError(
-                f"expected the records {PRECISION!r}, {INFORMATION!r} and the list of contributors "
+                f"expected the records {PRECISION!r}, {WEIGHTED!r} and the list of contributors "
                 f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
             )
         contributors = _told(config, "contributors", list)
@@ -184,7 +199,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
             raise ValueError(f"expected contributors by name, got {contributors[:3]!r}")
         sums = Curvature(
             unpack_floats(content.array_records[PRECISION]),
-            unpack_floats(content.array_records[INFORMATION]),
+            unpack_floats(content.array_records[WEIGHTED]),
         )
     strength = config["strength"]
     if isinstance(strength, bool) or not isinstance(strength, int | float):
@@ -233,7 +248,7 @@ def take_instruction(content: RecordDict) -> Instruction | None:
     """
     instruction = unpack_instruction(content)
     if instruction is not None and instruction.sums is not None:
-        del content[PRECISION], content[INFORMATION]
+        del content[PRECISION], content[WEIGHTED]
         content.config_records[CONFIG][_TAKEN] = True
     return instruction
 
@@ -244,28 +259,39 @@ def add_report(
     curvature: Curvature,
     *,
     message_id: str,
-    with_information: bool,
+    with_weighted: bool,
 ) -> None:
     """Add a node's own curvature to its reply to a message, P alone or P and Q."""
     content[CONFIG] = pack_client_id(context)
     content.config_records[CONFIG][_ANSWERED] = message_id
+    content.config_records[CONFIG][_VERSION] = WIRE_VERSION
     content[PRECISION] = pack_tensors(curvature.precision)
-    if with_information:
-        content[INFORMATION] = pack_tensors(curvature.information)
+    if with_weighted:
+        content[WEIGHTED] = pack_tensors(curvature.weighted_parameters)
 
 
 def take_report(content: RecordDict) -> Report | None:
-    """Remove this project's records from a reply and return them; None if it has none."""
+    """Remove this project's records from a reply and return them; None if it has none.
+
+    Raises:
+        ValueError: for statistics of another version of the wire.
+    """
     client_id = unpack_client_id(content)
     config = content.pop(CONFIG, None)
     answered = config.get(_ANSWERED) if isinstance(config, ConfigRecord) else None
     precision = content.pop(PRECISION, None)
-    information = content.pop(INFORMATION, None)
+    weighted = content.pop(WEIGHTED, None)
     if not isinstance(precision, ArrayRecord):
         return None
+    version = config.get(_VERSION, 1) if isinstance(config, ConfigRecord) else 1
+    if version != WIRE_VERSION:
+        raise ValueError(
+            f"expected statistics in version {WIRE_VERSION} of the wire, got {version!r:.20}; "
+            "install the server's version of fedcurv on the client"
+        )
     return Report(
         client_id=client_id or "",
         message_id=answered if isinstance(answered, str) else None,
         precision=precision,
-        information=information if isinstance(information, ArrayRecord) else None,
+        weighted_parameters=weighted if isinstance(weighted, ArrayRecord) else None,
     )

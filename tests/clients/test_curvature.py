@@ -53,19 +53,19 @@ def assert_feels(federation: Federation, server_round: int, partition: int, *oth
     if not others:
         assert visit.precision is None or not any(p.any() for p in visit.precision.values())
         return
-    assert visit.precision is not None and visit.information is not None
+    assert visit.precision is not None and visit.weighted_parameters is not None
     previous = {
         v.partition: v.solution for v in federation.visits if v.server_round == server_round - 1
     }
     for name in visit.precision:
         fishers = {j: fisher_at(previous[j], j)[name] for j in others}
         precision = sum(fishers.values())
-        information = sum(f * previous[j][name].double() for j, f in fishers.items())
+        weighted = sum(f * previous[j][name].double() for j, f in fishers.items())
         # what the node subtracted itself leaves rounding of the size of the whole sum
         scale = sum(fisher_at(previous[j], j)[name] for j in previous).max()
         error = (visit.precision[name].double() - precision).abs().max()
         assert error <= 1e-5 * scale
-        error = (visit.information[name].double() - information).abs().max()
+        error = (visit.weighted_parameters[name].double() - weighted).abs().max()
         assert error <= 1e-5 * scale * previous[others[0]][name].abs().max().clamp(min=1)
         assert bool((visit.precision[name] >= 0).all())
 
@@ -451,7 +451,7 @@ def test_arrays_under_other_names_leave_every_trainable_parameter_in_the_report(
     content = RecordDict({"arrays": ArrayRecord(arrays)})
     curvature.report(content, model, [samples(0)])
     assert list(content[PRECISION]) == HEAD
-    assert "fedcurv.information" in content
+    assert "fedcurv.weighted-parameters" in content
     assert not caplog.records
 
 
@@ -490,7 +490,7 @@ def test_a_tied_parameter_travels_under_any_of_its_names():
     content = RecordDict({"arrays": ArrayRecord(arrays)})
     curvature.report(content, model, [samples(0)])
     assert list(content[PRECISION]) == ["a.weight"]
-    assert "fedcurv.information" in content
+    assert "fedcurv.weighted-parameters" in content
 
 
 @pytest.mark.parametrize("first", ["head", "body"])

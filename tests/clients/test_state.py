@@ -41,15 +41,15 @@ def context(client_id: str = "7") -> Context:
 
 def contribution(server_round: int = 3, value: float = 1.0) -> Contribution:
     named = {"layer.weight": torch.full((4, 2), value), "odd/name": torch.arange(3.0)}
-    information = {name: 2 * tensor for name, tensor in named.items()}
-    return Contribution(server_round, "message-9", Curvature(named, information))
+    weighted = {name: 2 * tensor for name, tensor in named.items()}
+    return Contribution(server_round, "message-9", Curvature(named, weighted))
 
 
 def assert_equal(one: Contribution, other: Contribution) -> None:
     assert (one.server_round, one.message_id) == (other.server_round, other.message_id)
     for a, b in (
         (one.curvature.precision, other.curvature.precision),
-        (one.curvature.information, other.curvature.information),
+        (one.curvature.weighted_parameters, other.curvature.weighted_parameters),
     ):
         assert a.keys() == b.keys()
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -279,7 +279,7 @@ def test_what_may_not_be_read_counts_as_absent(tmp_path, caplog, monkeypatch):
         {"fedcurv.own": MetricRecord({"x": 1})},
         {"fedcurv.own.precision": ConfigRecord()},
         {"fedcurv.own.precision": ArrayRecord([np.ones(1)])},
-        {"fedcurv.own.information": MetricRecord()},
+        {"fedcurv.own.weighted-parameters": MetricRecord()},
         {"fedcurv.own.precision": ArrayRecord({"layer.weight": Array("<f4", (9,), "x", b"y")})},
     ],
 )
@@ -322,7 +322,11 @@ def test_files_are_plain_archives_without_pickles(tmp_path):
         assert sorted(archive.namelist()) == sorted(
             [
                 "header.npy",
-                *(f"{kind}-{i}.npy" for kind in ("precision", "information") for i in (0, 1)),
+                *(
+                    f"{kind}-{i}.npy"
+                    for kind in ("precision", "weighted-parameters")
+                    for i in (0, 1)
+                ),
             ]
         )
 

@@ -17,30 +17,32 @@ def test_information_is_precision_times_the_parameters():
     fisher = fisher_diagonal(model, [(torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))])
     mine = Curvature.at(model, fisher)
     assert torch.equal(mine.precision["weight"], fisher["weight"])
-    assert torch.equal(mine.information["weight"], fisher["weight"] * model.weight.detach())
-    assert not mine.information["weight"].requires_grad
+    assert torch.equal(mine.weighted_parameters["weight"], fisher["weight"] * model.weight.detach())
+    assert not mine.weighted_parameters["weight"].requires_grad
 
 
 def test_a_model_that_trains_on_does_not_change_its_statistics():
     model = nn.Linear(2, 2)
     mine = Curvature.at(model, {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
-    before = mine.information["bias"].clone()
+    before = mine.weighted_parameters["bias"].clone()
     with torch.no_grad():
         model.bias.add_(1)
-    assert torch.equal(mine.information["bias"], before)
+    assert torch.equal(mine.weighted_parameters["bias"], before)
 
 
 def test_subtracting_leaves_the_shared_sum_alone():
     parts = [curvature(seed) for seed in range(3)]
     total = Curvature.sum(parts)
-    before = total.precision["w"].clone(), total.information["w"].clone()
+    before = total.precision["w"].clone(), total.weighted_parameters["w"].clone()
     for own in parts:
         rest = total - own
         others = [p for p in parts if p is not own]
         torch.testing.assert_close(rest.precision["w"], sum(p.precision["w"] for p in others))
-        torch.testing.assert_close(rest.information["w"], sum(p.information["w"] for p in others))
+        torch.testing.assert_close(
+            rest.weighted_parameters["w"], sum(p.weighted_parameters["w"] for p in others)
+        )
     assert torch.equal(total.precision["w"], before[0])
-    assert torch.equal(total.information["w"], before[1])
+    assert torch.equal(total.weighted_parameters["w"], before[1])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -60,8 +62,8 @@ def test_no_pull_remains_where_no_curvature_remains():
     total = Curvature({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([0.3000001, 0.5])})
     rest = total - own
     assert rest.precision["w"].tolist() == [0.0, 1.0]
-    assert rest.information["w"][0] == 0.0
-    assert rest.information["w"][1] == pytest.approx(0.2)
+    assert rest.weighted_parameters["w"][0] == 0.0
+    assert rest.weighted_parameters["w"][1] == pytest.approx(0.2)
 
 
 def test_terms_that_are_not_in_the_sum_cannot_be_taken_off():
@@ -70,21 +72,21 @@ def test_terms_that_are_not_in_the_sum_cannot_be_taken_off():
 
 
 @pytest.mark.parametrize(
-    ("precision", "information", "message"),
+    ("precision", "weighted", "message"),
     [
         ([-1e-9, 1.0], [0.0, 0.0], "precision of 'w' is negative"),
         ([float("nan"), 1.0], [0.0, 0.0], "precision of 'w' is not finite"),
-        ([1.0, 1.0], [float("inf"), 0.0], "information of 'w' is not finite"),
+        ([1.0, 1.0], [float("inf"), 0.0], "weighted parameters of 'w' is not finite"),
     ],
 )
-def test_check_names_what_is_wrong(precision, information, message):
+def test_check_names_what_is_wrong(precision, weighted, message):
     with pytest.raises(ValueError, match=message):
-        Curvature({"w": torch.tensor(precision)}, {"w": torch.tensor(information)}).check()
+        Curvature({"w": torch.tensor(precision)}, {"w": torch.tensor(weighted)}).check()
 
 
 def test_names_and_shapes_must_fit():
     w = torch.ones(2)
-    with pytest.raises(ValueError, match="'w' is missing in information"):
+    with pytest.raises(ValueError, match="'w' is missing in weighted parameters"):
         Curvature({"w": w}, {})
     with pytest.raises(ValueError, match=r"'w' has shape \(2,\) in precision and \(1,\)"):
         Curvature({"w": w}, {"w": w[:1]})
@@ -102,7 +104,9 @@ def test_a_running_sum_is_the_sum_in_float64_and_changes_none_of_its_parts():
         running.add(part)
     expected = Curvature.sum(part.to(torch.float64) for part in parts)
     assert torch.equal(running.total(torch.float64).precision["w"], expected.precision["w"])
-    assert torch.equal(running.total(torch.float64).information["w"], expected.information["w"])
+    assert torch.equal(
+        running.total(torch.float64).weighted_parameters["w"], expected.weighted_parameters["w"]
+    )
     assert running.total(torch.float32).precision["w"].dtype == torch.float32
     assert all(torch.equal(p.precision["w"], b) for p, b in zip(parts, before, strict=True))
     with pytest.raises(ValueError, match="expected at least one part"):

@@ -104,7 +104,7 @@ def test_proximal_step_minimises_its_objective():
     model = Vector(theta)
     CurvaturePenalty(model, total, strength=strength).proximal_step(lr)
     u = model.theta.detach().requires_grad_()
-    p, q = total.precision["theta"], total.information["theta"]
+    p, q = total.precision["theta"], total.weighted_parameters["theta"]
     objective = (u - theta).square().sum() / (2 * lr) + strength * (p * u * u - 2 * q * u).sum()
     (slope,) = torch.autograd.grad(objective, u)
     torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-12, rtol=0)
@@ -116,7 +116,7 @@ def test_proximal_steps_converge_for_every_strength_where_gradient_steps_diverge
 ):
     theta, parts, _ = nodes(3, 6)
     total = Curvature.sum(parts)
-    optimum = total.information["theta"] / total.precision["theta"]
+    optimum = total.weighted_parameters["theta"] / total.precision["theta"]
     model = Vector(theta)
     penalty = CurvaturePenalty(model, total, strength=lr_times_strength)
     distance = (model.theta - optimum).norm()
@@ -223,14 +223,17 @@ def test_proximal_steps_are_exact_under_a_schedule(dtype, tolerance):
     """Between two steps the penalty is held in a form that belongs to one learning rate."""
     theta, parts, _ = nodes(3, 50, dtype)
     total = Curvature.sum(parts)
-    precision, information = total.precision["theta"].double(), total.information["theta"].double()
+    precision, weighted = (
+        total.precision["theta"].double(),
+        total.weighted_parameters["theta"].double(),
+    )
     model, expected = Vector(theta), theta.double()
     penalty = CurvaturePenalty(model, total, strength=0.7)
     kicks = torch.Generator().manual_seed(1)
     for lr in rates(100):
         kick = 0.1 * torch.randn(50, generator=kicks, dtype=torch.float64)
         model.theta.data += kick.to(dtype)
-        expected = (expected + kick + 2 * lr * 0.7 * information) / (1 + 2 * lr * 0.7 * precision)
+        expected = (expected + kick + 2 * lr * 0.7 * weighted) / (1 + 2 * lr * 0.7 * precision)
         penalty.proximal_step(lr)
         error = (model.theta.double() - expected).abs().max() / expected.abs().max()
         assert error <= tolerance
@@ -250,28 +253,28 @@ def test_value_and_gradient_are_the_same_after_proximal_steps():
         torch.testing.assert_close(by_autograd, oracle.gradient(there, terms, 0.7))
     total = Curvature.sum(parts)
     torch.testing.assert_close(penalty.curvature.precision, total.precision)
-    torch.testing.assert_close(penalty.curvature.information, total.information)
+    torch.testing.assert_close(penalty.curvature.weighted_parameters, total.weighted_parameters)
     torch.testing.assert_close(gradient_of(penalty, model), oracle.gradient(there, terms, 0.7))
     penalty.proximal_step(0.3)
     torch.testing.assert_close(
         model.theta.detach(),
-        (there + 0.42 * Curvature.sum(parts).information["theta"])
+        (there + 0.42 * Curvature.sum(parts).weighted_parameters["theta"])
         / (1 + 0.42 * Curvature.sum(parts).precision["theta"]),
     )
 
 
 def test_the_users_statistics_stay_as_they_are():
     theta, parts, _ = nodes(2, 3)
-    before = parts[0].precision["theta"].clone(), parts[0].information["theta"].clone()
+    before = parts[0].precision["theta"].clone(), parts[0].weighted_parameters["theta"].clone()
     penalty = CurvaturePenalty(Vector(theta), parts[0], strength=1.0)
     penalty.proximal_step(0.5)
     assert torch.equal(parts[0].precision["theta"], before[0])
-    assert torch.equal(parts[0].information["theta"], before[1])
+    assert torch.equal(parts[0].weighted_parameters["theta"], before[1])
 
 
 @pytest.mark.parametrize("mode", ["gradient", "proximal"])
 def test_there_is_no_pull_without_precision(mode):
-    """Only rounding could leave information there, and its slope would have no end."""
+    """Only rounding could leave weighted parameters there, and its slope would have no end."""
     model = Vector(torch.tensor([1.0, 1.0]))
     statistics = Curvature({"theta": torch.tensor([0.0, 2.0])}, {"theta": torch.tensor([5.0, 4.0])})
     penalty = CurvaturePenalty(model, statistics, strength=1.0)
@@ -333,7 +336,7 @@ def test_clipping_is_of_the_losss_own_gradient(mode):
     if mode == "gradient":
         expected = theta - clipped - oracle.gradient(theta, terms[:1], 0.1)
     else:
-        p, q = parts[0].precision["theta"], parts[0].information["theta"]
+        p, q = parts[0].precision["theta"], parts[0].weighted_parameters["theta"]
         expected = (theta - clipped + 0.2 * q) / (1 + 0.2 * p)
     torch.testing.assert_close(model.theta.detach(), expected)
 
@@ -345,7 +348,7 @@ def test_layouts_other_than_the_statistics_own_are_fine():
     solution = {name: torch.randn(p.shape) for name, p in model.named_parameters()}
     statistics = Curvature(fisher, {name: f * solution[name] for name, f in fisher.items()})
     expected = {
-        name: (p + 0.2 * statistics.information[name]) / (1 + 0.2 * fisher[name])
+        name: (p + 0.2 * statistics.weighted_parameters[name]) / (1 + 0.2 * fisher[name])
         for name, p in model.named_parameters()
     }
     CurvaturePenalty(model, statistics, strength=1.0).proximal_step(0.1)
@@ -559,7 +562,7 @@ def linear_and_statistics() -> tuple[nn.Linear, Curvature]:
 
 def pulled(theta: torch.Tensor, statistics: Curvature, name: str, factor: float) -> torch.Tensor:
     """The proximal step, from its formula."""
-    p, q = statistics.precision[name], statistics.information[name]
+    p, q = statistics.precision[name], statistics.weighted_parameters[name]
     return (theta + factor * q) / (1 + factor * p)
 
 
@@ -593,7 +596,7 @@ def test_what_the_optimizer_does_not_hold_stays_until_a_group_brings_it(mode):
     optimizer.zero_grad()
     model.bias.grad = torch.zeros_like(bias)
     optimizer.step()
-    p, q = statistics.precision["bias"], statistics.information["bias"]
+    p, q = statistics.precision["bias"], statistics.weighted_parameters["bias"]
     if mode == "gradient":
         expected = bias - 0.2 * 2 * 0.5 * (p * bias - q)
     else:
@@ -627,7 +630,8 @@ def test_a_group_that_maximises_beside_one_that_minimises_is_pulled_the_same_way
     optimizer = torch.optim.SGD(groups, lr=0.1)
     CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer)
     expected = {
-        n: p.detach() - 0.1 * (statistics.precision[n] * p.detach() - statistics.information[n])
+        n: p.detach()
+        - 0.1 * (statistics.precision[n] * p.detach() - statistics.weighted_parameters[n])
         for n, p in model.named_parameters()
     }
     optimizer.step()
@@ -649,7 +653,7 @@ EVERY_OPTIMIZER = [
 def test_every_optimizer_goes_towards_the_optimum_if_nothing_else_pulls(name, mode, maximize):
     theta, parts, _ = nodes(3, 6)
     total = Curvature.sum(parts)
-    optimum = total.information["theta"] / total.precision["theta"]
+    optimum = total.weighted_parameters["theta"] / total.precision["theta"]
     model = Vector(theta)
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.01, maximize=maximize)
     CurvaturePenalty(model, total, strength=1.0).attach(optimizer, mode=mode)
@@ -685,7 +689,7 @@ def test_sparse_gradients_are_pulled_in_every_row():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         CurvaturePenalty(model, statistics, strength=0.5).attach(optimizer, mode=mode)
         expected = words[0].table.weight.detach().clone()
-        p, q = statistics.precision["table.weight"], statistics.information["table.weight"]
+        p, q = statistics.precision["table.weight"], statistics.weighted_parameters["table.weight"]
         for _ in range(3):
             optimizer.zero_grad()
             model(looked_up).backward()

@@ -42,7 +42,7 @@ def test_a_training_that_diverges_ends_there_and_the_others_go_on(tmp_path, comm
     rows = {row["strategy"]: row for row in rows_of(tmp_path / "out" / "summary.csv")}
     assert rows["fedavg"]["failure"] == rows["fedcurv"]["failure"] == ""
     assert rows["fedadam"]["final"] == rows["fedadam"]["best"] == ""
-    assert "diverged" in rows["fedadam"]["failure"]
+    assert re.search("diverged|made numbers of", rows["fedadam"]["failure"])
     assert "fedadam ended after" in (tmp_path / "out" / "summary.md").read_text()
     assert rows["fedcurv"]["rounds"] == "3"
 

@@ -106,8 +106,8 @@ def test_fedcurv_costs_three_downloads_and_two_uploads(tmp_path):
     model = second["arrays"]["bytes_down"]
     assert second["fedcurv.precision"]["bytes_down"] == model
     assert second["fedcurv.precision"]["bytes_up"] == model
-    assert second["fedcurv.information"]["bytes_down"] == model
-    assert second["fedcurv.information"]["bytes_up"] == "0"
+    assert second["fedcurv.weighted-parameters"]["bytes_down"] == model
+    assert second["fedcurv.weighted-parameters"]["bytes_up"] == "0"
     for direction in ("down", "up"):
         total = sum(int(r[f"bytes_{direction}"]) for r in traffic if r["strategy"] == "fedcurv")
         assert total == pytest.approx(getattr(curved, f"bytes_{direction}") * 4)

@@ -21,8 +21,8 @@ from fedcurv import Curvature, fisher_diagonal
 from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.wire.records import (
     CONFIG,
-    INFORMATION,
     PRECISION,
+    WEIGHTED,
     Instruction,
     pack_instruction,
     unpack_instruction,
@@ -194,7 +194,7 @@ def test_messages_do_not_share_one_content():
 
     Federation().run(Spy(strength=0.1, **options()), num_rounds=2)
     assert len({id(content) for content in contents[1]}) == 4
-    assert set(contents[1][0]) == {"arrays", "config", CONFIG, PRECISION, INFORMATION}
+    assert set(contents[1][0]) == {"arrays", "config", CONFIG, PRECISION, WEIGHTED}
 
 
 # ---- replies that are not fit for use

@@ -15,7 +15,7 @@ from fedcurv.strategies import FedCurv, RoundFailed, start
 from fedcurv.strategies.flower_private import task_identity
 from fedcurv.strategies.loop import ordered_grid
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
-from fedcurv.strategies.wire.records import CONFIG, INFORMATION, PRECISION, unpack_client_id
+from fedcurv.strategies.wire.records import CONFIG, PRECISION, WEIGHTED, unpack_client_id
 from tests.federation import Federation, crash, new_model, options, same_bits, served_on
 
 
@@ -380,7 +380,7 @@ def test_rounds_are_recorded_with_every_clients_part():
     assert fine.metrics == {"num-examples": 12, "loss": 1.0}
     model = sum(p.numel() * p.element_size() for p in new_model().parameters())
     # P and Q come down with the model, P goes up with it; the rest are headers and names
-    down = {"arrays": model, "config": 0, CONFIG: 0, PRECISION: model, INFORMATION: model}
+    down = {"arrays": model, "config": 0, CONFIG: 0, PRECISION: model, WEIGHTED: model}
     up = {"arrays": model, "metrics": 0, CONFIG: 0, PRECISION: model}
     for got, expected in ((fine.down, down), (fine.up, up)):
         assert got.keys() == expected.keys()

@@ -15,13 +15,16 @@ from fedcurv.strategies.replies.check import Sent
 from fedcurv.strategies.wire.arrays import read_array
 from fedcurv.strategies.wire.records import (
     CONFIG,
-    INFORMATION,
     PRECISION,
+    WEIGHTED,
     Instruction,
+    add_report,
     pack_instruction,
     pack_tensors,
+    take_report,
     unpack_instruction,
 )
+from tests.federation import context_of
 
 NUMBER = 20_000
 ROUNDS = 3_000  # each of which sums up four replies
@@ -175,7 +178,7 @@ def test_a_round_with_any_reply_among_good_ones_is_the_round_without_it_or_with_
                 "metrics": MetricRecord({"num-examples": 10, "loss": 1.0}),
                 CONFIG: ConfigRecord({"client-id": str(client), "message-id": f"m{client}"}),
                 PRECISION: pack_tensors(numbers(client + 50)),
-                INFORMATION: pack_tensors(numbers(client + 70)),
+                WEIGHTED: pack_tensors(numbers(client + 70)),
             }
         )
 
@@ -195,7 +198,7 @@ def test_a_round_with_any_reply_among_good_ones_is_the_round_without_it_or_with_
 
     def bits(strategy: FedCurv, arrays: ArrayRecord) -> list[bytes]:
         sums = strategy._instruction.sums
-        tensors = [*sums.precision.values(), *sums.information.values()]
+        tensors = [*sums.precision.values(), *sums.weighted_parameters.values()]
         return [*(a.data for a in arrays.values()), *(t.numpy().tobytes() for t in tensors)]
 
     expected = bits(*strategy_after({i: content(i) for i in (0, 1, 3)}))
@@ -211,3 +214,20 @@ def test_a_round_with_any_reply_among_good_ones_is_the_round_without_it_or_with_
             for array in arrays.values():
                 assert np.isfinite(array.numpy()).all()
     assert 0.3 * ROUNDS < refused < ROUNDS
+
+
+def test_records_of_another_version_of_the_wire_are_refused_by_their_number():
+    for version, told in ((3, "got 3"), (None, "got 1")):
+        records = pack_instruction(Instruction(0.5))
+        if version is None:
+            del records.config_records[CONFIG]["wire-version"]
+        else:
+            records.config_records[CONFIG]["wire-version"] = version
+        with pytest.raises(ValueError, match=f"records in version 2 of the wire, {told}"):
+            unpack_instruction(records)
+    content = RecordDict()
+    curvature = Curvature({"w": torch.ones(2)}, {"w": torch.ones(2)})
+    add_report(content, context_of(0), curvature, message_id="m", with_weighted=False)
+    del content.config_records[CONFIG]["wire-version"]
+    with pytest.raises(ValueError, match="statistics in version 2 of the wire, got 1; install"):
+        take_report(content)

@@ -27,7 +27,7 @@ from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.replies.screen import Screen
 from fedcurv.strategies.replies.weights import Weights
 from fedcurv.strategies.wire.arrays import read_array
-from fedcurv.strategies.wire.records import INFORMATION, PRECISION
+from fedcurv.strategies.wire.records import PRECISION, WEIGHTED
 from tests.federation import Federation, new_model, options, same_bits
 
 SHAPE = (3, 4)
@@ -171,7 +171,7 @@ def test_under_flowers_strategies_spoilt_replies_count_as_none(make):
 @pytest.mark.parametrize("secure_sums", [False, True])
 def test_under_fedcurv_spoilt_replies_count_as_none(secure_sums):
     spoilt = dict(SPOILT)
-    for record in (PRECISION, INFORMATION) if secure_sums else (PRECISION,):
+    for record in (PRECISION, WEIGHTED) if secure_sums else (PRECISION,):
         spoilt |= {f"{record}: {name}": in_record(record, array) for name, array in ARRAYS.items()}
     federation, honest = among_others(spoilt), Federation(num_nodes=GOOD_NODES)
     strategies = [FedCurv(strength=0.1, secure_sums=secure_sums, **options()) for _ in range(2)]
@@ -181,14 +181,14 @@ def test_under_fedcurv_spoilt_replies_count_as_none(secure_sums):
     mine, theirs = (strategy._instruction.sums for strategy in strategies)
     for name in theirs.precision:
         assert torch.equal(mine.precision[name], theirs.precision[name])
-        assert torch.equal(mine.information[name], theirs.information[name])
+        assert torch.equal(mine.weighted_parameters[name], theirs.weighted_parameters[name])
 
 
 def test_the_first_clients_statistics_do_not_decide_on_shapes():
     """Sums begin with the first reply: its shapes are only one client's."""
 
     def flat(content: RecordDict) -> None:
-        for name in (PRECISION, INFORMATION):
+        for name in (PRECISION, WEIGHTED):
             content[name] = ArrayRecord({n: Array(np.ones(1, np.float32)) for n in content[name]})
 
     federation = Federation(num_nodes=4, spoil={(1, 0): flat})

@@ -171,7 +171,7 @@ class _Stack:
             if self.strength > 0.0 and name in pulls[0].precision:
                 pull = Quadratic(
                     _stacked([p.precision[name] for p in pulls], values.device),
-                    _stacked([p.information[name] for p in pulls], values.device),
+                    _stacked([p.weighted_parameters[name] for p in pulls], values.device),
                 )
                 if self.mode == "proximal":
                     pull.become_proximal(2.0 * settings.lr * self.strength)
