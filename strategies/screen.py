@@ -18,6 +18,7 @@ from fedcurv.strategies.replies import (
     wrong_names,
 )
 from fedcurv.strategies.settling import Settling
+from fedcurv.strategies.trees import check_trees
 from fedcurv.strategies.weights import Weights, checked_bound
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class Screen:
         def check(content: RecordDict) -> tuple[float, frozenset[str]]:
             weight = self._weight(content)
             if model is None:
+                if type(self._strategy).aggregate_train is FedXgbBagging.aggregate_train:
+                    check_trees(content)
                 return weight, form_of(content) | self._array_names(content)
             arrays = check_reply(content, model, self._key)
             constant.update(arrays.constant)
