@@ -21,8 +21,8 @@ from fedcurv.strategies.flower_private import Run
 logger = logging.getLogger(__name__)
 
 _QUERY_TIMEOUT_S = 300.0
-# for a node that has answered before: of a dead one Flower says so within a minute, and a living one
-# under load may take as long to begin a process
+# for a node that has answered before: of a dead one Flower says so within a minute, and one that
+# lives may take as long to begin a process under load
 _SECOND_QUERY_TIMEOUT_S = 120.0
 # how often to look for nodes that are waited for, and how often to say so
 _LOOK_S, _SAY_S = 0.2, 30.0
