@@ -21,8 +21,9 @@ from fedcurv.strategies.wire.arrays import reason_of
 logger = logging.getLogger(__name__)
 
 _QUERY_TIMEOUT_S = 300.0
-# for a node that has answered before
-_SECOND_QUERY_TIMEOUT_S = 30.0
+# for a node that has answered before: of a dead one Flower says so within a minute, and one that
+# lives may take as long to begin a process under load
+_SECOND_QUERY_TIMEOUT_S = 120.0
 # how often to look for nodes that are waited for, and how often to say so
 _LOOK_S, _SAY_S = 0.2, 30.0
 # how long to wait between two looks for a reply: doubled from the first to the second

@@ -136,11 +136,12 @@ def start(
         run = _Run(
             strategy, ordered, progress.result, timeout, wait_timeout, seed, evaluate_fn, screen
         )
+        run.is_unanswered = restored is not None
 
         def is_over(server_round: int) -> bool:
             if server_round >= num_rounds:
                 return True
-            if early_stopping is None or server_round == 0:
+            if early_stopping is None or server_round == 0 or run.awaits_evaluation():
                 return False
             return early_stopping.should_stop(run.result)
 
@@ -187,6 +188,13 @@ class _Run:
     evaluate_fn: EvaluateFn | None
     screen: Screen
     refused_evaluations: Mapping[str, str] = field(default_factory=dict)
+    is_unanswered: bool = False
+
+    def awaits_evaluation(self) -> bool:
+        """Return whether clients were asked to evaluate and none has done so in any round."""
+        result = self.result
+        histories = (result.evaluate_metrics_serverapp, result.evaluate_metrics_clientapp)
+        return self.is_unanswered and not any(histories)
 
     def train(
         self, server_round: int, config: ConfigRecord
@@ -251,6 +259,7 @@ class _Run:
             if m.metadata.reply_to_message_id in refused
         }
         metrics = self.strategy.aggregate_evaluate(server_round, fit)
+        self.is_unanswered = not metrics
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics
         return metrics or {}

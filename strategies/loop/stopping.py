@@ -1,5 +1,6 @@
 """When to stop a run before its last round, and the metric by which that is decided."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -24,12 +25,14 @@ def metric_by_round(result: Result, metric: str) -> dict[int, float]:
     """Return a metric of the server's evaluations, else of the clients', in order of rounds.
 
     Raises:
-        ValueError: if no round has it.
+        ValueError: if no round has it, or it is a list.
     """
     for history in (result.evaluate_metrics_serverapp, result.evaluate_metrics_clientapp):
-        values = {r: float(str(m[metric])) for r, m in sorted(history.items()) if metric in m}
+        values = {r: m[metric] for r, m in sorted(history.items()) if metric in m}
+        if any(isinstance(value, list) for value in values.values()):
+            raise ValueError(f"expected one number for the metric {metric!r}, got a list")
         if values:
-            return values
+            return {r: float(str(value)) for r, value in values.items()}
     raise ValueError(
         f"no evaluation has a metric {metric!r}; give evaluate_fn, or let clients evaluate"
     )
@@ -85,6 +88,6 @@ def _since_best(values: Sequence[float], min_delta: float) -> int:
     best, since = values[0], 0
     for value in values[1:]:
         since += 1
-        if value > best + min_delta:
+        if value > best + min_delta or (math.isnan(best) and not math.isnan(value)):
             best, since = value, 0
     return since

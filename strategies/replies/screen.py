@@ -17,6 +17,7 @@ from fedcurv.strategies.replies.check import (
 )
 from fedcurv.strategies.replies.metrics import MetricGaps
 from fedcurv.strategies.replies.settling import Settling
+from fedcurv.strategies.replies.trees import check_trees
 from fedcurv.strategies.replies.weights import Weights, checked_bound
 from fedcurv.strategies.wire.arrays import read_array, reason_of
 
@@ -78,6 +79,8 @@ class Screen:
         def check(content: RecordDict) -> tuple[float, frozenset[str]]:
             weight = self._weight(content)
             if model is None:
+                if type(self._strategy).aggregate_train is FedXgbBagging.aggregate_train:
+                    check_trees(content)
                 return weight, form_of(content) | self._array_names(content)
             arrays = check_reply(content, model, self._key)
             constant.update(arrays.constant)

@@ -1,14 +1,21 @@
 """Whatever a device's file holds, its reader gives samples or one ValueError of its own."""
 
+import io
 import random
+import warnings
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fedcurv.simulations.data.pictures import FORMATS, read_pictures
 from fedcurv.simulations.data.rows import read_rows
+from tests.mutations import damaged
 
 pytestmark = pytest.mark.slow
 
-NUMBER = 5_000
+NUMBER = 20_000
+PICTURES = 6_000  # each of which takes a decoder a millisecond
 
 PIECES = [
     *("", ",", ",,", "\n", "\r\n", "\r", '"', '""', "'", ";", "\t", " ", "\0", "\ufeff", "\x1a"),
@@ -50,3 +57,44 @@ def test_no_csv_file_is_met_with_another_error_or_with_other_samples(tmp_path):
         for number, name in enumerate(b"ab"):
             assert (labels == number).sum() <= content.count(name), content
     assert NUMBER / 20 < accepted < NUMBER / 2
+
+
+def some_pictures() -> list[bytes]:
+    """Return a small picture in each format and depth that is read, and in some that are not."""
+    shades = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    grey, wide = Image.fromarray(shades), Image.fromarray(shades.astype(np.uint16) * 999)
+    ways = [(f, m, {}) for f in FORMATS for m in ("L", "RGB")] + [
+        ("PNG", "P", {}),
+        ("GIF", "L", {}),
+    ]
+    ways += [("TIFF", "L", {"compression": how}) for how in ("tiff_lzw", "tiff_adobe_deflate")]
+    pictures = []
+    for format, mode, more in ways:
+        file = io.BytesIO()
+        grey.convert(mode).save(file, format, **more)
+        pictures.append(file.getvalue())
+    for format in ("PNG", "TIFF"):
+        file = io.BytesIO()
+        wide.save(file, format)
+        pictures.append(file.getvalue())
+    return pictures
+
+
+def test_no_picture_is_met_with_another_error_or_with_other_pixels(tmp_path):
+    chance, accepted = random.Random(6), 0
+    file, shape, good = tmp_path / "a" / "x.png", (1, 4, 4), some_pictures()
+    file.parent.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the decoders', about what they make good
+        for _ in range(PICTURES):
+            file.write_bytes(damaged(chance.choice(good), chance))
+            try:
+                pixels, labels = read_pictures(tmp_path, ["a"], shape)
+            except ValueError as error:
+                assert type(error) is ValueError
+                assert str(error).startswith(f"{file} cannot be read as a picture"), error
+                continue
+            accepted += 1
+            assert pixels.shape == (1, *shape) and labels.tolist() == [0]
+            assert pixels.min() >= 0 and pixels.max() <= 1
+    assert PICTURES / 20 < accepted < PICTURES

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg
 
-from fedcurv.strategies import FedCurv
+from fedcurv.strategies import EarlyStopping, FedCurv
 from tests.federation import Federation, options
 
 EVERYONE = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -40,21 +40,20 @@ def warnings(caplog, pattern: str) -> list[str]:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("own_loop", [False, True])
-@pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize(
+    ("name", "own_loop"),
+    [*((name, False) for name in STRATEGIES), ("FedCurv", True), ("FedCurv around FedAdam", True)],
+)
 def test_an_evaluation_that_is_not_finite_leaves_the_mean_to_the_others(
-    make, own_loop, bad, caplog
+    name, own_loop, bad, caplog
 ):
-    if own_loop and make in (FedAvg, FedAdam):
-        pytest.skip("nothing of this project is in that loop")
-
     def metrics(server_round, partition):
         loss = bad if partition == 1 and server_round > 1 else 1.0 + partition
         pair = [0.5, bad if partition == 1 else float(partition)]
         return {"num-examples": 1 + partition, "loss": loss, "pair": pair, "right": 3}
 
     federation = evaluating(metrics)
-    result = federation.run(make(**EVERYONE), num_rounds=3, own_loop=own_loop)
+    result = federation.run(STRATEGIES[name](**EVERYONE), num_rounds=3, own_loop=own_loop)
     means = result.evaluate_metrics_clientapp
     # weights 1, 2, 3, 4 and losses 1, 2, 3, 4; without the second client 1, 3, 4
     assert means[1]["loss"] == pytest.approx(30 / 10)
@@ -101,3 +100,39 @@ def test_a_mean_that_nobody_can_make_finite_is_told_once(make, caplog):
     assert line.startswith("round 1: 'loss' of evaluation on the clients is NaN or inf (nan)")
     (line,) = warnings(caplog, "'error'")
     assert line.startswith("round 2: 'error' of evaluation on the server is NaN or inf (inf)")
+
+
+@pytest.mark.parametrize("make", [FedAvg, STRATEGIES["FedCurv"]], ids=["FedAvg", "FedCurv"])
+def test_a_round_whose_evaluations_are_all_refused_does_not_end_a_run_that_may_stop_early(make):
+    def metrics(server_round, partition):
+        return {"num-examples": 0 if server_round == 1 else 3, "accuracy": server_round / 10}
+
+    stops = EarlyStopping(target=0.3)
+    federation = evaluating(metrics)
+    result = federation.run(make(**EVERYONE), num_rounds=9, early_stopping=stops)
+    assert sorted(result.evaluate_metrics_clientapp) == [2, 3]
+    assert len(federation.rounds[1].refused_evaluations) == 4
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "last"),
+    [([math.nan, math.nan, 0.1, 0.2, 0.2, 0.2], 5), ([math.nan] * 5, 2), ([0.5, math.nan, 1.0], 2)],
+)
+def test_patience_begins_with_the_first_number(evaluations, last):
+    federation = Federation(num_nodes=2)
+    federation.run(
+        FedAvg(**options()),
+        num_rounds=len(evaluations) - 1,
+        evaluate_fn=lambda r, arrays: MetricRecord({"accuracy": evaluations[r]}),
+        early_stopping=EarlyStopping(patience=2),
+    )
+    assert federation.rounds[-1].server_round == last
+
+
+def test_a_list_is_no_metric_to_stop_by():
+    with pytest.raises(ValueError, match="one number for the metric 'accuracy', got a list"):
+        Federation(num_nodes=2).run(
+            FedAvg(**options()),
+            evaluate_fn=lambda r, arrays: MetricRecord({"accuracy": [0.1, 0.2]}),
+            early_stopping=EarlyStopping(patience=2),
+        )

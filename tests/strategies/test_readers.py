@@ -9,8 +9,10 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedcurv import Curvature
-from fedcurv.strategies import FedCurv
+from fedcurv.strategies import FedCurv, JsonLines
 from fedcurv.strategies.flower_private import set_message_id, task_identity
+from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord
+from fedcurv.strategies.loop.watchers import scalars
 from fedcurv.strategies.replies.check import Sent
 from fedcurv.strategies.wire.arrays import read_array
 from fedcurv.strategies.wire.records import (
@@ -140,7 +142,10 @@ def test_arrays_are_read_or_refused():
     rng, read = random.Random(1), 0
     tracemalloc.start()
     try:
-        for _ in range(NUMBER):
+        for index in range(NUMBER):
+            if index == NUMBER // 10:  # watching costs as much as reading
+                assert tracemalloc.get_traced_memory()[1] < 20e6
+                tracemalloc.stop()
             try:
                 values = read_array("w", some_array(rng))
             except ValueError as error:
@@ -148,7 +153,6 @@ def test_arrays_are_read_or_refused():
             else:
                 read += 1
                 assert values.dtype.kind in "fiubc"
-        assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
     # neither all nor none
@@ -201,19 +205,65 @@ def test_a_round_with_any_reply_among_good_ones_is_the_round_without_it_or_with_
         tensors = [*sums.precision.values(), *sums.weighted_parameters.values()]
         return [*(a.data for a in arrays.values()), *(t.numpy().tobytes() for t in tensors)]
 
-    expected = bits(*strategy_after({i: content(i) for i in (0, 1, 3)}))
-    rng, refused = random.Random(3), 0
+    honest = {i: content(i) for i in range(4)}
+
+    def again(client: int) -> RecordDict:
+        """Return a client's content anew: a strategy takes records out of what it gets."""
+        return RecordDict(dict(honest[client]))
+
+    expected = bits(*strategy_after({i: again(i) for i in (0, 1, 3)}))
+
+    def evaluation_after(rng: random.Random, strategy: FedCurv) -> bool:
+        """Evaluate with one odd reply; return whether it took part."""
+        told = {i: MetricRecord({"num-examples": 10, "loss": 1.0 + i}) for i in range(4)}
+        told[2] = some_metrics(rng)
+        replies = [
+            Message(RecordDict({"metrics": m}), reply_to=questions[i]) for i, m in told.items()
+        ]
+        mean = strategy.aggregate_evaluate(1, replies)["loss"]
+        if mean == pytest.approx((1.0 + 2.0 + 4.0) / 3):
+            return False
+        weight, loss = told[2]["num-examples"], told[2]["loss"]
+        assert mean == pytest.approx((70 + weight * loss) / (30 + weight))
+        return True
+
+    rng, refused, evaluated = random.Random(3), 0, 0
     with task_identity(run_id=1, node_id=1):
-        for _ in range(ROUNDS):
-            bad = some_content(rng, content(2))
-            strategy, arrays = strategy_after({0: content(0), 1: content(1), 2: bad, 3: content(3)})
+        for index in range(ROUNDS):
+            bad = some_content(rng, again(2))
+            strategy, arrays = strategy_after({0: again(0), 1: again(1), 2: bad, 3: again(3)})
             assert not strategy.refused.keys() - {"m2"}
             if strategy.refused:
                 refused += 1
                 assert bits(strategy, arrays) == expected
             for array in arrays.values():
                 assert np.isfinite(array.numpy()).all()
+            if index % 3 == 0:
+                evaluated += evaluation_after(rng, strategy)
     assert 0.3 * ROUNDS < refused < ROUNDS
+    assert 0.1 * ROUNDS < evaluated < 0.3 * ROUNDS
+
+
+@pytest.mark.slow
+def test_rounds_are_read_or_refused_by_line(tmp_path):
+    path, rng, read = tmp_path / "rounds.jsonl", random.Random(4), 0
+    client = ClientRecord("0", "ok", "", {"arrays": 20}, {"arrays": 10}, {"loss": 0.5})
+    whole = RoundRecord(1, (client,), {"loss": 0.5}, refused_evaluations={"1": "no"}, seconds=1.0)
+    JsonLines(path)(whole)
+    JsonLines(path)(RoundRecord(2))
+    good = path.read_bytes()
+    for _ in range(NUMBER):
+        path.write_bytes(mutated(good, rng))
+        try:
+            rounds = JsonLines.read(path)
+        except ValueError as error:
+            assert type(error) is ValueError
+            assert str(error).startswith(f"{path}, line "), error
+            continue
+        read += len(rounds) == 2
+        for record in rounds:
+            scalars(record)
+    assert 0.05 * NUMBER < read < 0.9 * NUMBER
 
 
 def test_records_of_another_version_of_the_wire_are_refused_by_their_number():
