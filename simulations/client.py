@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedcurv.clients import LocalTask, TrainingSettings, client_app
+from fedcurv.clients.owner import owner_allows
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.simulations.data import ImageData, load
 from fedcurv.simulations.device import DeviceData, load_device
@@ -27,9 +27,11 @@ from fedcurv.simulations.losses import make_loss
 from fedcurv.simulations.models import MODELS
 from fedcurv.simulations.noise import drawn, noisy_labels
 from fedcurv.simulations.partition import PARTITIONS
+from fedcurv.simulations.rules import is_number
 from fedcurv.simulations.task_description import TaskDescription, read_task, task_text
 
 DATA_ROOT_VARIABLE = "FEDCURV_DATA_ROOT"
+DATA_DOWNLOAD_VARIABLE = "FEDCURV_DATA_DOWNLOAD"
 
 _MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
 
@@ -102,7 +104,7 @@ def make_settings(config: TaskDescription, client: int | None = None) -> Trainin
     """
     options = {k: v for k, v in config["client"].items() if k not in ("loss", "stragglers")}
     stragglers = config["client"]["stragglers"]
-    if not isinstance(stragglers["share"], int | float) or not 0 <= stragglers["share"] <= 1:
+    if not is_number(stragglers["share"]) or not 0 <= stragglers["share"] <= 1:
         raise ValueError(f"client.stragglers.share must be in [0, 1], got {stragglers['share']!r}")
     slow = TrainingSettings(**{**options, "epochs": stragglers["epochs"]})
     number = config["num_clients"]
@@ -136,9 +138,11 @@ def _by_name(table: dict[str, Any], what: str, name: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _world(description: str, root: str) -> tuple[ImageData, list[NDArray[np.int64]]]:
+def _world(
+    description: str, root: str, download: bool
+) -> tuple[ImageData, list[NDArray[np.int64]]]:
     config = read_task(description)
-    config["data"]["root"] = root
+    config["data"] |= {"root": root, "download": download}  # the node's own affair, both
     with _section("data"):
         data = load_data(config)
     with _section("partition"):
@@ -193,7 +197,8 @@ def _task_on_own_data(
     with _section("data"):
         data = device_data(config)
     with _section("client"):
-        settings, criterion = _settings(config), make_loss(config["client"]["loss"])
+        settings, criterion = make_settings(config), make_loss(config["client"]["loss"])
+        require_few_processes(settings)
     model = _model(config, data, message)
     train_samples, test_samples = load_device(context.node_config, data)
     return LocalTask(
@@ -209,7 +214,8 @@ def _task_on_own_data(
 def _task_on_partition(
     config: TaskDescription, description: str, message: Message, context: Context
 ) -> LocalTask:
-    data, parts = _world(description, data_root(context.node_config))
+    may_download = owner_allows(context.node_config, "data-download", DATA_DOWNLOAD_VARIABLE)
+    data, parts = _world(description, data_root(context.node_config), may_download)
     if "partition-id" not in context.node_config:
         raise ValueError(
             f"data={config['data']['name']} is dealt out by partition-id, which is not in the "
@@ -222,7 +228,8 @@ def _task_on_partition(
             f"for num_clients={len(parts)}"
         )
     with _section("client"):
-        settings, criterion = _settings(config, client), make_loss(config["client"]["loss"])
+        settings, criterion = make_settings(config, client), make_loss(config["client"]["loss"])
+        require_few_processes(settings)
     inputs, labels = data.train_samples(parts[client])
     with _section("data.noise"):
         noisy = noisy_labels(
@@ -244,22 +251,12 @@ def _task_on_partition(
     )
 
 
-def _settings(config: TaskDescription, client: int | None = None) -> TrainingSettings:
-    """Return the settings of a description that nobody has checked.
-
-    Raises:
-        ValueError: also for more processes or threads than a device could want.
-    """
-    settings = make_settings(config, client)
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, bool):
-            raise ValueError(f"{field.name}: expected no truth value, got {value}")
+def require_few_processes(settings: TrainingSettings) -> None:
+    """Raise a ValueError for more processes or threads than this machine could want."""
     most = max(_MOST_PROCESSES, os.cpu_count() or 1)
     for name in ("workers", "num_threads"):
         if getattr(settings, name) > most:
             raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
-    return settings
 
 
 def _model(config: TaskDescription, data: DataShape, message: Message) -> nn.Module:

@@ -9,7 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import ServerApp
 
 from fedcurv.simulations.batched import BatchedGrid
-from fedcurv.simulations.client import DATA_ROOT_VARIABLE, make_task
+from fedcurv.simulations.client import DATA_DOWNLOAD_VARIABLE, DATA_ROOT_VARIABLE, make_task
 from fedcurv.simulations.client import app as client_app
 from fedcurv.simulations.engine import check_ray, run_on_ray
 from fedcurv.simulations.local import run_local, run_on
@@ -34,21 +34,29 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
-    with _data_root(config["data"]["root"]):
+    with _said_to_clients(config["data"]):
         RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 
 @contextmanager
-def _data_root(root: str) -> Iterator[None]:
-    """Tell the clients where the data are, in this process and in those that it starts."""
-    before = os.environ.get(DATA_ROOT_VARIABLE)
-    os.environ[DATA_ROOT_VARIABLE] = root
+def _said_to_clients(data: Mapping[str, Any]) -> Iterator[None]:
+    """Tell the clients where the data are, and whether to fetch them: here, and in new processes.
+
+    In a simulation their owner is who runs it.
+    """
+    said = {
+        DATA_ROOT_VARIABLE: str(data["root"]),
+        DATA_DOWNLOAD_VARIABLE: str(data["download"]).lower(),
+    }
+    before = {name: os.environ.get(name) for name in said}
+    os.environ.update(said)
     try:
         yield
     finally:
-        del os.environ[DATA_ROOT_VARIABLE]
-        if before is not None:
-            os.environ[DATA_ROOT_VARIABLE] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def check_runner(runner: Mapping[str, Any]) -> None:
