@@ -158,12 +158,17 @@ def ask_flwr(*arguments: str, environment: Mapping[str, str]) -> "subprocess.Com
 def run_config_of(overrides: str, output: str, *, resume: bool, checkpoint_every: int) -> str:
     """Return the settings of this project's app, as ``flwr run`` takes them."""
     settings = [
-        f'overrides="{overrides}"',
-        f'output="{output}"',
+        f"overrides={_quoted(overrides)}",
+        f"output={_quoted(output)}",
         f"resume={str(resume).lower()}",
         f"checkpoint-every={checkpoint_every}",
     ]
     return " ".join(settings)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as TOML's, without quotation marks within: Flower cuts at the first of them."""
+    return '"' + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022") + '"'
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -195,6 +200,8 @@ def main() -> None:
     options = parser.parse_intermixed_args()  # overrides may stand on both sides of options
     if options.output and not Path(options.output).is_absolute():
         parser.error(f"--output must be an absolute folder on the server, got {options.output}")
+    if options.checkpoint_every < 1:
+        parser.error(f"--checkpoint-every must be >= 1, got {options.checkpoint_every}")
     settings = run_config_of(
         shlex.join(["strategy=[fedcurv]", *options.overrides]),
         options.output,
