@@ -14,7 +14,7 @@ from fedcurv.simulations.experiment_report import ended_early, in_words, view, w
 from fedcurv.simulations.experiment_runs import Plan, Run, Settings, check_plan, run_or_read
 from fedcurv.simulations.interruption import going_on_by_repeating
 from fedcurv.simulations.progress import Steps
-from fedcurv.simulations.rules import is_integer, is_list_of, is_number
+from fedcurv.simulations.rules import is_integer, is_list_of, is_number, require_distinct
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
     check_experiment(experiment)
-    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment["only"])
+    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment.get("only"))
     for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
         for point in grid:
             check_plan(config, Plan(cell, name, point, experiment["seeds"][0], "test"))
@@ -88,6 +88,7 @@ def check_experiment(experiment: Settings) -> None:
             raise ValueError(
                 f"experiment.{key}: expected at least one seed, integers >= 0, got {seeds!r}"
             )
+        require_distinct(f"experiment.{key}", seeds)
     target: Any = experiment.get("target")
     if not is_number(target) or not 0 < target <= 1:
         raise ValueError(f"experiment.target must be an accuracy in (0, 1], got {target!r}")
@@ -97,6 +98,7 @@ def check_experiment(experiment: Settings) -> None:
             "experiment.cells: expected at least one table of keys and values, such as "
             f"{{client.epochs: 5}}, got {cells!r}"
         )
+    require_distinct("experiment.cells", cells)
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError(f"experiment.methods: expected at least one, got {methods!r}")
     for name, method in methods.items():
@@ -105,8 +107,13 @@ def check_experiment(experiment: Settings) -> None:
             raise ValueError(
                 f"experiment.methods.{name}: expected strategy and grid, got {method!r}"
             )
+        if not isinstance(method.get("set") or {}, Mapping):
+            raise ValueError(
+                f"experiment.methods.{name}.set: expected a table of keys and values, got "
+                f"{method['set']!r}"
+            )
         for key, values in grid.items():
-            if not is_list_of(values, lambda value: True):
+            if not is_list_of(values, lambda value: True) or not values:
                 raise ValueError(
                     f"experiment.methods.{name}.grid.{key}: expected a list of values, got "
                     f"{values!r}"
@@ -138,7 +145,7 @@ def grids(methods: Settings) -> dict[str, list[Settings]]:
     }
 
 
-def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
+def chosen(methods: Settings, only: Any) -> Settings:
     """Return the methods with these names; all of them for None.
 
     Raises:
@@ -146,7 +153,7 @@ def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
     """
     if only is None:
         return methods
-    if not only or not set(only) <= methods.keys():
+    if not is_list_of(only, lambda name: isinstance(name, str) and name in methods) or not only:
         raise ValueError(f"experiment.only must name some of {', '.join(methods)}, got {only!r}")
     return {name: method for name, method in methods.items() if name in only}
 

@@ -35,9 +35,9 @@ def make_loss(description: str | Mapping[str, Any]) -> RobustLoss:
     Raises:
         ValueError: for an unknown name, an unknown setting or one out of range.
     """
-    options = {"name": description} if isinstance(description, str) else dict(description)
+    options = dict(description) if isinstance(description, Mapping) else {"name": description}
     name = options.pop("name", None)
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         raise ValueError(f"client.loss must be one of {', '.join(LOSSES)}, got {name!r}")
     try:
         return LOSSES[name](**options)
