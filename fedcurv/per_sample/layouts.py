@@ -91,7 +91,7 @@ def layout_of(
         if local in locals_ and several[name, rows.start] > 1
     }
     ambiguous = samples > 1 and any(
-        call.layer.any_axis and call.outputs[0].sizes[:-1].count(samples) > 1 for call in calls
+        call.layer.any_axis and call.sizes[0][:-1].count(samples) > 1 for call in calls
     )
     return Layout(list(axes), names, whole, waits, uses.ends, ambiguous)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedcurv.global_state import random_states_kept
 from fedcurv.per_sample.attention import AttentionByProjections
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.graph import Graph, backward, leaves_of
+from fedcurv.per_sample.graph import Edge, Graph, backward, leaves_of
 from fedcurv.per_sample.layers import (
     Layer,
     Pass,
@@ -158,6 +158,7 @@ class PerSampleSquares:
                     self._interact()
                     return None
                 self._layouts[graph.signature] = layout
+            ends = graph.tops(layout.ends)
             del graph
             cotangents = cotangents_of(outputs.detach())
             if layout.whole and not self._add_by_whole(
@@ -165,11 +166,11 @@ class PerSampleSquares:
             ):
                 self._interact()
                 return None
-            self._add_by_layers(inputs, outputs, cotangents, layout, calls, state)
+            self._add_by_layers(inputs, outputs, cotangents, layout, calls, ends, state)
         finally:
             for layer in self._rule_layers:
                 layer.reset()
-            self._pass.calls = []
+            self._pass.calls, self._pass.spans = [], []
         return cotangents
 
     def _add_by_layers(
@@ -179,6 +180,7 @@ class PerSampleSquares:
         cotangents: Sequence[Tensor],
         layout: Layout,
         calls: Sequence[Watched],
+        ends: Sequence[Edge],
         state: Tensor | None,
     ) -> None:
         for call, axes, names in zip(calls, layout.axes, layout.names, strict=True):
@@ -187,7 +189,6 @@ class PerSampleSquares:
             call.axes, call.names = axes, names
         self._pass.cotangents, self._pass.waits = len(cotangents), layout.waits
         replayed = [(call.layer, call) for call in calls if isinstance(call.layer, ReplayedLayer)]
-        ends = [calls[index].span.tops[place] for index, place in layout.ends]
         for number, v in enumerate(cotangents):
             for _, call in replayed:
                 call.gradients[:] = [None] * len(call.gradients)  # the list that hooks fill
@@ -210,15 +211,14 @@ class PerSampleSquares:
         self._tell_of(layout, replayed)
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, list[Watched], Graph]:
-        self._pass.calls, self._pass.phase = [], Phase.FORWARD
+        self._pass.calls, self._pass.spans, self._pass.phase = [], [], Phase.FORWARD
         try:
             with torch.enable_grad():
                 outputs = self._model(inputs)
         finally:
             self._pass.phase = Phase.NOTHING
         outputs = one_tensor(outputs, self._model)
-        calls = self._pass.calls
-        return outputs, calls, Graph(outputs, self._leaves, [call.span for call in calls])
+        return outputs, self._pass.calls, Graph(outputs, self._leaves, self._pass.spans)
 
     def _look_at(self, inputs: Tensor) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
@@ -259,7 +259,7 @@ class PerSampleSquares:
             ]
         elif self._looks and self._check is not None:
             self._have_checked(key_of(self._model, calls, graph), inputs)
-        if graph.hides:
+        if graph.hides():
             self.findings.by_loop.add("")
             return Layout(
                 axes, [frozenset()] * len(calls), frozenset(self._parameters), set(), (), False
