@@ -22,6 +22,15 @@ Node = Any
 # a node and which of its outputs
 Edge = tuple[Node, int]
 
+# nodes that pass values on as they are
+_PASSING = frozenset(
+    (
+        *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+        *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "SelectBackward0"),
+        *("SliceBackward0", "CloneBackward0", "ToCopyBackward0"),
+    )
+)
+
 # reentrant checkpoints: they run modules without gradients at first
 _HIDING = ("CheckpointFunctionBackward",)
 
@@ -74,16 +83,16 @@ class Graph:
         self._spans = spans
         nodes = [] if self._root is None else [self._root.node]
         # what every node is known by: a parameter by its name, others in the order of the walk
-        known: dict[Node | None, object] = {None: None, **leaves}
+        known: dict[Node, object] = {None: None, **leaves}
         for node in nodes:
             known[node] = 0
         found: list[object] = []
         for node in nodes:  # grows meanwhile
             found.append(type(node))
             for child, number in node.next_functions:
-                if child not in known:
+                if child not in known:  # None is
                     known[child] = len(nodes)
-                    nodes.append(child)
+                    nodes.append(child)  # type: ignore[arg-type]
                 found.append(known[child])
                 if number:
                     found.append((number,))
@@ -99,6 +108,13 @@ class Graph:
     def tops(self, ends: Sequence[tuple[int, int]]) -> list[Edge]:
         """Return the edges at which these (call, output) leave their calls."""
         return [self._spans[call].tops[place] for call, place in ends]
+
+    def last_operation(self) -> str:
+        """Return the name of the node that computed the outputs' values; "" if there is none."""
+        node = None if self._root is None else self._root.node
+        while node is not None and type(node).__name__ in _PASSING:
+            node = node.next_functions[0][0]
+        return "" if node is None else type(node).__name__
 
     def hides(self) -> bool:
         """Return whether a checkpoint leaves a part of the computation to the backward pass."""
@@ -212,9 +228,7 @@ class Uses:
         return self.edges.keys()
 
 
-def backward(
-    outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: bool
-) -> None:
+def backward(outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: bool) -> None:
     """Go backward as far as to these edges; gradients of parameters are not computed."""
     device = outputs.device.type
     v = v.to(outputs.dtype)

@@ -29,8 +29,9 @@ from fedcurv.per_sample.layers import (
 )
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
 from fedcurv.per_sample.memory import keep_freed_memory
-from fedcurv.per_sample.replay import Call, Replay
+from fedcurv.per_sample.replay import Call, Replay, close
 from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.sharing import shared_by
 from fedcurv.per_sample.sums import Use, add_squares_of_sums
 from fedcurv.per_sample.surroundings import (
     buffers_kept,
@@ -46,8 +47,15 @@ logger = logging.getLogger(__name__)
 CotangentsOf = Callable[[Tensor], Sequence[Tensor]]
 
 
+# how often a sample is run to see whether a model goes the same way each time
+_LOOKS = 3
+
 # from a computation that was not seen before, and inputs for it, to what a check of it finds out
 Check = Callable[[Hashable, Tensor], Findings]
+
+
+class TooFewOutputsError(ValueError):
+    """A model has returned fewer rows than it was given samples."""
 
 
 class PerSampleSquares:
@@ -65,6 +73,7 @@ class PerSampleSquares:
     Attributes:
         totals: the sums, by name.
         findings: what is known by now.
+        last_operation: what computed the outputs of the last new computation; see ``Graph``.
     """
 
     def __init__(
@@ -95,6 +104,7 @@ class PerSampleSquares:
         self._layouts: dict[Hashable, Layout] = {}
         self._checked: set[Hashable] = set()
         self._first_look: Look | None = None
+        self.last_operation = ""
         rules = {
             name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()
         }
@@ -127,8 +137,20 @@ class PerSampleSquares:
 
     def begin(self, inputs: Tensor) -> None:
         """Look at one sample of the first batch, and have the computation checked if it is new."""
-        if self._looks:
-            self._first_look = self._look_at(inputs)
+        if not self._looks:
+            return
+        self._first_look = self._look_at(inputs)
+        if len(inputs) > 1:
+            with buffers_kept(self._model), random_states_kept(inputs.device):
+                shares = shared_by(self._model, inputs)
+                if shares is not None:
+                    with torch.no_grad():
+                        _require_rows(one_tensor(self._model(inputs), self._model), inputs)
+            if shares is not None:
+                self._interact(
+                    f"the model's forward makes one value of a whole batch, or reads values "
+                    f"({shares}), by which samples may decide for one another"
+                )
 
     def add(self, inputs: Tensor, cotangents_of: CotangentsOf) -> Sequence[Tensor] | None:
         """Add the sums over a batch and return the cotangents.
@@ -151,6 +173,7 @@ class PerSampleSquares:
         state = torch.get_rng_state() if samples == 1 else None
         try:
             outputs, calls, graph = self._forward(inputs)
+            _require_rows(outputs, inputs)
             layout = self._layouts.get(graph.signature)
             if layout is None or (layout.ambiguous and samples > 1):
                 layout = self._layout_of(inputs, outputs, calls, graph)
@@ -229,13 +252,27 @@ class PerSampleSquares:
         self._have_checked(look.key, inputs)
         return look
 
+    def _require_repeatable(self, inputs: Tensor) -> None:
+        """Refuse a model that goes other ways from call to call."""
+        looks = [self._look_at(inputs) for _ in range(_LOOKS)]
+        if any(
+            look.key != looks[0].key or not close(look.outputs, looks[0].outputs) for look in looks
+        ):
+            raise ValueError(
+                f"{type(self._model).__name__} computes something else when the same sample is run "
+                "once more; make it depend on its inputs alone in eval mode"
+            )
+
     def _have_checked(self, key: Hashable, inputs: Tensor) -> None:
         if self._check is None or key in self._checked:
             return
         self._checked.add(key)
         self.__exit__()  # the check hooks the model itself
         with buffers_kept(self._model), random_states_kept(inputs.device):
-            found = self._check(key, inputs)
+            try:
+                found = self._check(key, inputs)
+            except TooFewOutputsError:
+                found = Findings()  # the batch's own pass tells of it, with its shapes
         self.__enter__()
         self.findings.slow |= found.slow
         self.findings.by_loop |= found.by_loop
@@ -248,10 +285,14 @@ class PerSampleSquares:
     ) -> Layout | None:
         """Return how to take a pass's squares; None if its samples interact."""
         samples, uses = len(inputs), graph.uses()
+        self.last_operation = graph.last_operation()
         axes = [axes_by_size(call, samples) for call in calls]
         if self._looks and samples > 1:
             look, self._first_look = self._first_look or self._look_at(inputs), None
-            if self.findings.alone or not agree(outputs, calls, uses, look):
+            if self.findings.alone:
+                return None
+            if not agree(outputs, calls, uses, look):
+                self._require_repeatable(inputs)
                 return None
             axes = [
                 axes_by_comparison(call, alone, samples)
@@ -284,14 +325,16 @@ class PerSampleSquares:
             self.totals[name].add_(square)
         return True
 
-    def _interact(self) -> None:
+    def _interact(self, why: str = "outputs depend on what else is in a batch") -> None:
         if self.findings.alone:
             return
         self.findings.alone = True
+        if self._check is None and self._looks:
+            return  # within a check, whose findings are told of
         logger.warning(
-            "Fisher diagonal of %s: outputs depend on what else is in a batch, so each sample is "
-            "one of its own",
+            "Fisher diagonal of %s: %s, so each sample is one of its own",
             type(self._model).__name__,
+            why,
         )
 
     @torch.no_grad()
@@ -318,3 +361,14 @@ class PerSampleSquares:
                 ", ".join(sorted(new)),
                 "the whole model" if layout.whole else "these modules",
             )
+
+
+def _require_rows(outputs: Tensor, inputs: Tensor) -> None:
+    """Refuse outputs with fewer rows than there are samples: which are whose?"""
+    if not outputs.ndim or len(outputs) < len(inputs):
+        raise TooFewOutputsError(
+            f"expected outputs with a row for each of {len(inputs)} samples, got outputs "
+            f"{tuple(outputs.shape)} for inputs {tuple(inputs.shape)}; let the model return the "
+            "outputs of every sample along the first axis, and leave samples out of the batches "
+            "instead"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ class Watched:
     layer: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    sizes: list[tuple[int, ...]]
+    sizes: Sequence[tuple[int, ...]]
     axes: Any = None
     names: frozenset[str] = frozenset()
     gradients: list[Tensor | None] = field(default_factory=list)
