@@ -9,36 +9,21 @@ sample is taken at a time.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedcurv.global_state import random_states_kept
-from fedcurv.per_sample.attention import AttentionByProjections
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.graph import Edge, Graph, backward, leaves_of
-from fedcurv.per_sample.layers import (
-    Layer,
-    Pass,
-    Phase,
-    ReplayedLayer,
-    RuleLayer,
-    layers_of,
-)
+from fedcurv.per_sample.graph import Edge, Graph, backward
+from fedcurv.per_sample.hooked import HookedModel, TooFewOutputsError, require_rows
+from fedcurv.per_sample.layers import Layer, ReplayedLayer, RuleLayer
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
-from fedcurv.per_sample.memory import keep_freed_memory
-from fedcurv.per_sample.replay import Call, Replay, close
-from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.replay import Call, close
 from fedcurv.per_sample.sharing import shared_by
 from fedcurv.per_sample.sums import Use, add_squares_of_sums
-from fedcurv.per_sample.surroundings import (
-    buffers_kept,
-    no_memory_of_casts,
-    plain_attention,
-    requiring_gradients,
-)
+from fedcurv.per_sample.surroundings import buffers_kept
 from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size, one_tensor
 
 logger = logging.getLogger(__name__)
@@ -50,90 +35,12 @@ CotangentsOf = Callable[[Tensor], Sequence[Tensor]]
 # how often a sample is run to see whether a model goes the same way each time
 _LOOKS = 3
 
-# from a computation that was not seen before, and inputs for it, to what a check of it finds out
-Check = Callable[[Hashable, Tensor], Findings]
 
-
-class TooFewOutputsError(ValueError):
-    """A model has returned fewer rows than it was given samples."""
-
-
-class PerSampleSquares:
+class PerSampleSquares(HookedModel):
     """Sums Σ_n (∂⟨f(x_n), v_n⟩/∂p)² for every parameter p, with v a cotangent of the outputs.
 
-    A context manager: inside the model is hooked.
-
-    Args:
-        model: in eval mode.
-        parameters: the trainable ones, by name.
-        findings: what is known to begin with.
-        looks: whether a single sample shows where the samples lie and whether they interact.
-        check: asked about every computation that was not seen before; None: nobody is.
-
-    Attributes:
-        totals: the sums, by name.
-        findings: what is known by now.
-        last_operation: what computed the outputs of the last new computation; see ``Graph``.
+    Built and entered as ``HookedModel`` is.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        findings: Findings,
-        *,
-        looks: bool = True,
-        check: Check | None = None,
-    ) -> None:
-        self._model = model
-        self._parameters = dict(parameters)
-        self.findings = findings
-        self._looks = looks
-        self._check = check
-        self._attentions = {
-            name: AttentionByProjections(module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.MultiheadAttention) and AttentionByProjections.fits(module)
-        }
-        self._layers = layers_of(model, parameters, self._attentions, findings.by_loop)
-        self._rule_layers = [layer for layer in self._layers if isinstance(layer, RuleLayer)]
-        self._whole = Replay("", model, parameters, findings.by_loop)
-        self._told: set[str] = set()
-        self._pass = Pass()
-        self._stack = ExitStack()
-        self._layouts: dict[Hashable, Layout] = {}
-        self._checked: set[Hashable] = set()
-        self._first_look: Look | None = None
-        self.last_operation = ""
-        rules = {
-            name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()
-        }
-        self.totals = {
-            name: rules.get(name, LayerRule()).new_total(p) for name, p in parameters.items()
-        }
-        for layer in self._layers:
-            layer.totals = {
-                local: self.totals[name][rows] for local, (name, rows) in layer.sources.items()
-            }
-        self._leaves = leaves_of(parameters)
-
-    def __enter__(self) -> "PerSampleSquares":
-        """Prepare the model."""
-        keep_freed_memory()
-        with ExitStack() as stack:
-            stack.enter_context(requiring_gradients(list(self._parameters.values())))
-            stack.enter_context(plain_attention())
-            stack.enter_context(no_memory_of_casts())
-            for attention in self._attentions.values():
-                stack.enter_context(attention.in_place())
-            for layer in self._layers:
-                stack.callback(layer.hook(self._pass).remove)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the model as it was."""
-        self._stack.close()
 
     def begin(self, inputs: Tensor) -> None:
         """Look at one sample of the first batch, and have the computation checked if it is new."""
@@ -145,7 +52,7 @@ class PerSampleSquares:
                 shares = shared_by(self._model, inputs)
                 if shares is not None:
                     with torch.no_grad():
-                        _require_rows(one_tensor(self._model(inputs), self._model), inputs)
+                        require_rows(one_tensor(self._model(inputs), self._model), inputs)
             if shares is not None:
                 self._interact(
                     f"the model's forward makes one value of a whole batch, or reads values "
@@ -173,7 +80,7 @@ class PerSampleSquares:
         state = torch.get_rng_state() if samples == 1 else None
         try:
             outputs, calls, graph = self._forward(inputs)
-            _require_rows(outputs, inputs)
+            require_rows(outputs, inputs)
             layout = self._layouts.get(graph.signature)
             if layout is None or (layout.ambiguous and samples > 1):
                 layout = self._layout_of(inputs, outputs, calls, graph)
@@ -232,16 +139,6 @@ class PerSampleSquares:
         for summing in self._rule_layers:
             summing.add_summed()
         self._tell_of(layout, replayed)
-
-    def _forward(self, inputs: Tensor) -> tuple[Tensor, list[Watched], Graph]:
-        self._pass.calls, self._pass.spans, self._pass.phase = [], [], Phase.FORWARD
-        try:
-            with torch.enable_grad():
-                outputs = self._model(inputs)
-        finally:
-            self._pass.phase = Phase.NOTHING
-        outputs = one_tensor(outputs, self._model)
-        return outputs, self._pass.calls, Graph(outputs, self._leaves, self._pass.spans)
 
     def _look_at(self, inputs: Tensor) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
@@ -361,14 +258,3 @@ class PerSampleSquares:
                 ", ".join(sorted(new)),
                 "the whole model" if layout.whole else "these modules",
             )
-
-
-def _require_rows(outputs: Tensor, inputs: Tensor) -> None:
-    """Refuse outputs with fewer rows than there are samples: which are whose?"""
-    if not outputs.ndim or len(outputs) < len(inputs):
-        raise TooFewOutputsError(
-            f"expected outputs with a row for each of {len(inputs)} samples, got outputs "
-            f"{tuple(outputs.shape)} for inputs {tuple(inputs.shape)}; let the model return the "
-            "outputs of every sample along the first axis, and leave samples out of the batches "
-            "instead"
-        )
