@@ -5,21 +5,19 @@ to the server, where it stands in logs and reports.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from flwr.app import Context, Error, Message
 
+from fedcurv.clients.owner import owner_allows
 from fedcurv.strategies.wire.records import client_id_of
 
 logger = logging.getLogger(__name__)
 
 SEND_ERRORS_VARIABLE = "FEDCURV_SEND_ERRORS"
 SEND_ERRORS = "send-errors"
-
-_YES = ("1", "true", "yes")
 
 
 class ClientFailed(RuntimeError):
@@ -67,8 +65,8 @@ def _told(what: str, context: Context) -> str:
 
 
 def _may_send(context: Context) -> bool:
-    allowed = (os.environ.get(SEND_ERRORS_VARIABLE, ""), context.node_config.get(SEND_ERRORS, ""))
-    return any(str(word).lower() in _YES for word in allowed) or _in_flowers_engine()
+    allowed = owner_allows(context.node_config, SEND_ERRORS, SEND_ERRORS_VARIABLE)
+    return allowed or _in_flowers_engine()
 
 
 def _in_flowers_engine() -> bool:

@@ -128,6 +128,6 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
 
 def _holds_without_error(holds: Callable[[Any], object], value: Any) -> bool:
     try:
-        return bool(holds(value))
+        return not isinstance(value, bool) and bool(holds(value))  # true is no 1 here
     except (TypeError, RuntimeError):  # a value of another type, or no such device
         return False

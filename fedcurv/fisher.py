@@ -23,11 +23,20 @@ from torch import Tensor, nn
 
 from fedcurv.curvature import extremes
 from fedcurv.global_state import cudnn, random_states_kept
-from fedcurv.likelihoods import LIKELIHOODS, FisherKind, Likelihood, cotangents
+from fedcurv.likelihoods import (
+    LIKELIHOODS,
+    LIKELIHOODS_OF_LOGITS,
+    FisherKind,
+    Likelihood,
+    cotangents,
+)
 from fedcurv.parameters import described, listed, plain, refuse_complex, trainable_parameters
 from fedcurv.per_sample import Findings, PerSampleSquares, check_of, samples_at_once, unchecked
 
 logger = logging.getLogger(__name__)
+
+# whose outputs are probabilities
+_SQUASHING = ("SigmoidBackward0", "SoftmaxBackward0", "HardsigmoidBackward0")
 
 
 def fisher_diagonal(
@@ -144,6 +153,13 @@ def fisher_diagonal(
             "used up before?)"
         )
     _require_finite(squares.totals, probes)
+    if losses_of in LIKELIHOODS_OF_LOGITS and squares.last_operation in _SQUASHING:
+        logger.warning(
+            "Fisher diagonal of %s: expected logits for likelihood=%r, got what a sigmoid or "
+            "softmax makes of them, which is taken for logits; leave it out of the model",
+            type(model).__name__,
+            losses_of.__name__,
+        )
     if not any(bool(total.any()) for total in squares.totals.values()):
         logger.warning(
             "Fisher diagonal of %s: zero for every parameter, so that FedCurv's penalty does "

@@ -71,6 +71,10 @@ LIKELIHOODS: dict[str, NegativeLogLikelihood] = {
 }
 
 
+# which take what comes before a sigmoid or softmax
+LIKELIHOODS_OF_LOGITS = (categorical, bernoulli)
+
+
 def cotangents(
     kind: FisherKind,
     likelihood: NegativeLogLikelihood,
@@ -144,15 +148,15 @@ def _softmax_less_labels(logits: Tensor, labels: Tensor) -> Tensor:
         labels = labels.long()
     if labels.device.type != "cpu":  # where a wrong one would end the process
         _require_in_range(labels, logits.shape[1])
+    else:
+        try:
+            return logits.softmax(1).scatter_(1, labels.unsqueeze(1), -1.0, reduce="add")
+        except RuntimeError:  # some label is ignored, or wrong
+            _require_in_range(labels, logits.shape[1])
     known = (labels != _IGNORED).unsqueeze(1)
     gradient = logits.softmax(1)
     places, ones = labels.unsqueeze(1) * known, gradient.new_full((len(labels), 1), -1.0)
-    try:
-        gradient.scatter_add_(1, places, ones)
-    except RuntimeError:
-        _require_in_range(labels, logits.shape[1])
-        raise
-    return gradient.mul_(known)
+    return gradient.scatter_add_(1, places, ones).mul_(known)
 
 
 def _factors_of_exact(log_p: Tensor) -> list[Tensor]:

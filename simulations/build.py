@@ -1,6 +1,7 @@
 """The things that a configuration names: data, training settings, model and partition."""
 
 import json
+import os
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.own import call_own, own_function
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
+from fedcurv.simulations.rules import is_number
 
 
 class DataShape(Protocol):
@@ -84,6 +86,8 @@ def _named_data(settings: Mapping[str, Any]) -> DataSet:
     return load(**{key: settings[key] for key in ("name", "root", "download")})
 
 
+_MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
+
 # data that are the user's own, and the key that says where they are
 OWN_DATA = {"arrays": "file", "function": "function"}
 
@@ -124,13 +128,21 @@ def make_settings(config: Mapping[str, Any], client: int | None = None) -> Train
     others = ("loss", "stragglers", "terms")
     options = {k: v for k, v in config["client"].items() if k not in others}
     stragglers = config["client"]["stragglers"]
-    if not isinstance(stragglers["share"], int | float) or not 0 <= stragglers["share"] <= 1:
+    if not is_number(stragglers["share"]) or not 0 <= stragglers["share"] <= 1:
         raise ValueError(f"client.stragglers.share must be in [0, 1], got {stragglers['share']!r}")
     slow = TrainingSettings(**{**options, "epochs": stragglers["epochs"]})
     number = config["num_clients"]
     if client is not None and client in drawn(stragglers["share"], number, seed=config["seed"]):
         return slow
     return TrainingSettings(**options)
+
+
+def require_few_processes(settings: TrainingSettings) -> None:
+    """Raise a ValueError for more processes or threads than this machine could want."""
+    most = max(_MOST_PROCESSES, os.cpu_count() or 1)
+    for name in ("workers", "num_threads"):
+        if getattr(settings, name) > most:
+            raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
 
 
 def make_terms(config: Mapping[str, Any]) -> dict[str, MakeTerm]:

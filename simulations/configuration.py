@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -16,6 +15,7 @@ from fedcurv.simulations.build import (
     make_settings,
     make_terms,
     on_devices,
+    require_few_processes,
 )
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
@@ -117,19 +117,9 @@ def check_simulation(settings: Mapping[str, Any]) -> None:
         )
     check_runner(settings["runner"])
     if settings["runner"]["name"] != "ray":  # whose workers may be on other machines
-        _check_device(settings["client"]["device"])
-
-
-def _check_device(name: str) -> None:
-    if name == "auto":
-        return
-    try:
-        torch.empty(0, device=name)
-    except Exception as error:  # torch raises AssertionErrors and NotImplementedErrors, too
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"client.device={name} cannot be used on this machine ({reason}); use auto or cpu"
-        ) from error
+        training = make_settings(settings)
+        training.make_device()
+        require_few_processes(training)
 
 
 def only_strategy(config: DictConfig) -> tuple[str, Any]:

@@ -26,13 +26,26 @@ def is_list_of(value: Any, holds: Callable[[Any], bool]) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(map(holds, value))
 
 
+def require_distinct(path: str, values: Sequence[Any]) -> None:
+    """Raise a ValueError if a value stands in a list twice: its mean would count it twice."""
+    twice = next((value for index, value in enumerate(values) if value in values[:index]), None)
+    if twice is not None:
+        raise ValueError(f"{path}: expected each once, got {twice!r} twice")
+
+
 def _share(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 1
+
+
+def _is_described(value: Any) -> bool:
+    """Return whether a value is a table that names what is to be made of it."""
+    return isinstance(value, Mapping) and isinstance(value.get("_target_"), str)
 
 
 _TABLE: Rule = (lambda v: isinstance(v, Mapping), "a table of keys and values")
 _FLAG: Rule = (lambda v: isinstance(v, bool), "true or false")
 _TEXT: Rule = (lambda v: isinstance(v, str) and bool(v), "a text")
+_TEXT_OR_NONE: Rule = (lambda v: v is None or (isinstance(v, str) and bool(v)), "a text, or null")
 _COUNT: Rule = (is_integer, "an integer >= 1")
 _SHARE: Rule = (_share, "in [0, 1]")
 _POSITIVE: Rule = (lambda v: is_number(v) and v > 0, "> 0 and finite")
@@ -41,8 +54,16 @@ _DECAY: Rule = (lambda v: is_number(v) and 0 <= v < 1, "in [0, 1)")
 
 # tables come before what is in them
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(("data", "partition", "model", "client", "runner", "data.noise"), _TABLE),
-    **dict.fromkeys(("client.stragglers", "runner.client_resources", "runner.init_args"), _TABLE),
+    **dict.fromkeys(("strategy", "data", "partition", "model", "client", "runner"), _TABLE),
+    **dict.fromkeys(("data.noise", "data.test", "client.stragglers"), _TABLE),
+    **dict.fromkeys(("runner.client_resources", "runner.init_args"), _TABLE),
+    **dict.fromkeys(("experiment", "label_noise"), _TABLE),
+    **dict.fromkeys(("data.options", "model.options", "partition.options"), _TABLE),
+    "client.terms": _TABLE,
+    **dict.fromkeys(("data.standardise", "data.channels_last"), _FLAG),
+    **dict.fromkeys(("data.file", "data.function"), _TEXT),
+    **dict.fromkeys(("model.function", "partition.function"), _TEXT),
+    **dict.fromkeys(("model.width", "model.heads", "model.layers", "model.embedding"), _COUNT),
     "seed": (
         lambda v: is_integer(v, 0) and v <= _LARGEST_SEED,
         f"an integer >= 0 (and <= {_LARGEST_SEED})",
@@ -57,7 +78,12 @@ _RULES: dict[str, Rule] = {
     ),
     "target_accuracies": (lambda v: is_list_of(v, _share), "a list of accuracies in [0, 1]"),
     "verbose": _FLAG,
-    "data.name": _TEXT,
+    "resume": (
+        lambda v: v is None or (isinstance(v, str) and bool(v)) or is_integer(v, 0),
+        "the folder of an interrupted simulation, or null",
+    ),
+    **dict.fromkeys(("data.name", "partition.name", "model.name", "runner.name"), _TEXT),
+    **dict.fromkeys(("data.test.folder", "data.test.csv", "data.test.function"), _TEXT_OR_NONE),
     "data.root": _TEXT,
     "data.download": _FLAG,
     "data.train_samples": (lambda v: v is None or is_integer(v, 0), "an integer >= 1, or null"),
@@ -93,7 +119,7 @@ _OF_STRATEGIES: dict[str, Rule] = {
     **dict.fromkeys(("beta_1", "beta_2", "server_momentum"), _DECAY),
     "proximal_mu": _NOT_NEGATIVE,
     "strength": (
-        lambda v: v == "auto" or isinstance(v, Mapping) or (is_number(v) and v >= 0),
+        lambda v: v == "auto" or _is_described(v) or (is_number(v) and v >= 0),
         "finite and >= 0, or auto",
     ),
     "max_precision": (
@@ -103,8 +129,69 @@ _OF_STRATEGIES: dict[str, Rule] = {
 }
 
 
+# what every configuration has, unless it was taken out
+_REQUIRED = (
+    *("seed", "num_clients", "num_rounds", "fraction_train", "fraction_evaluate", "round_timeout"),
+    *("target_accuracies", "verbose", "data", "partition", "model", "client", "runner"),
+    *("data.name", "partition.name", "model.name", "runner.name"),
+    *("data.train_samples", "data.validation_samples", "data.evaluate_on", "data.noise"),
+    *("data.noise.kind", "data.noise.rate", "data.noise.clients", "client.loss", "client.device"),
+    *("client.stragglers", "client.stragglers.share", "client.stragglers.epochs"),
+    *("client.lr", "client.epochs", "client.batch_size"),
+)
+
+
+# and what these parts of it need beside that, by their names
+_REQUIRED_BY_NAME: dict[str, dict[str, tuple[str, ...]]] = {
+    "data": {
+        "device": ("shape", "classes", "mean", "deviation", "label", "test"),
+        "arrays": ("file", "standardise", "channels_last"),
+        "function": ("function", "options", "standardise", "channels_last"),
+        "": ("root", "download"),
+    },
+    "model": {"function": ("function", "options"), "": ()},
+    "partition": {"function": ("function", "options"), "": ()},
+    "runner": {"ray": ("client_resources", "init_args"), "": ()},
+}
+
+# whatever else stands there, put in by +key=value, would do nothing; other tables are looked at
+# where they are used
+_KNOWN = {
+    "data": {
+        *("name", "root", "download", "train_samples", "validation_samples", "evaluate_on"),
+        *("noise", "shape", "classes", "mean", "deviation", "label", "test"),
+        *("file", "function", "options", "standardise", "channels_last"),
+    },
+    "data.noise": {"kind", "rate", "clients"},
+    "data.test": {"folder", "csv", "function"},
+    "client.stragglers": {"share", "epochs"},
+    "runner": {"name", "client_resources", "init_args"},
+}
+
+
 def check_values(settings: Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the first key whose value cannot be meant."""
+    """Raise a ValueError that names the first key whose value is missing or cannot be meant."""
+    tables = [key for key, rule in _RULES.items() if rule is _TABLE]
+    for path in tables:
+        value = _value(settings, path)
+        if value is not _MISSING and not isinstance(value, Mapping):
+            raise ValueError(f"{path} must be a table of keys and values, got {value!r}")
+    for path in _REQUIRED:
+        if _value(settings, path) is _MISSING:
+            raise ValueError(f"{path} must be given")
+    for group, of_name in _REQUIRED_BY_NAME.items():
+        name = settings[group]["name"]
+        for key in of_name.get(name if isinstance(name, str) else "", of_name[""]):
+            if key not in settings[group]:
+                raise ValueError(
+                    f"{group}.{key} must be given; use {group}={name} for its defaults"
+                )
+    for path, known in _KNOWN.items():
+        table = _value(settings, path)
+        if table is not _MISSING and (unknown := sorted(map(str, set(table) - known))):
+            raise ValueError(
+                f"unknown name {path + '.' + unknown[0]!r}; known here: {', '.join(sorted(known))}"
+            )
     for path, (holds, expected) in _RULES.items():
         value = _value(settings, path)
         if value is not _MISSING and not holds(value):
@@ -119,7 +206,7 @@ def check_strategy(path: str, options: Any, num_clients: int) -> None:
         options: with ``_target_``.
         num_clients: more nodes than that are never connected.
     """
-    if not isinstance(options, Mapping) or not isinstance(options.get("_target_"), str):
+    if not _is_described(options):
         raise ValueError(f"{path} must be a table with _target_ and options, got {options!r}")
     for name, value in options.items():
         if name == "strategy":

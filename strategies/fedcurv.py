@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
+from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.replies.check import (
     Arrays,
     Sent,
@@ -113,6 +114,7 @@ class FedCurv(Strategy):
         self._is_resumable = False
         self._instruction = Instruction(self._strength.to_ask_with)
         self._sent = Sent.of(ArrayRecord())
+        self._known: Mapping[int, str] = {}
         self._parameter_names: frozenset[str] = frozenset()
         # at the end: from here on, what is not among the above belongs to the wrapped strategy
         self.strategy = wrapped
@@ -125,6 +127,7 @@ class FedCurv(Strategy):
             raise TypeError(inside_differential_privacy(wrapper))
         self._sent = Sent.of(arrays)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._known = grid.known() if isinstance(grid, OrderedGrid) else {}
         require_some_messages(server_round, messages)
         instruction = dataclasses.replace(
             self._instruction,
@@ -172,7 +175,7 @@ class FedCurv(Strategy):
             try:
                 client_id = records.unpack_client_id(message.content)
                 clients[message_id] = client_id or clients[message_id]
-                require_one_node(client_id, message.metadata.src_node_id, nodes)
+                require_one_node(client_id, message.metadata.src_node_id, nodes, self._known)
                 added = self._add(message_id, message.content, sums)
                 weights[message_id] = added.weight
                 constant |= added.constant

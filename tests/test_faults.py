@@ -5,7 +5,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fedcurv.simulations.deployment.flower_run import RunFailed
 from fedcurv.simulations.deployment.superlink import Deployment
 from fedcurv.simulations.runners.local import run_local
 from fedcurv.strategies import JsonLines
-from tests.apps.faults.witness import SPOILS, client_app, server_app
+from tests.apps.faults.witness import SECRET, SPOILS, client_app, server_app
 
 APP = Path(__file__).parent / "apps" / "faults"
 
@@ -108,8 +108,8 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
 
 
 @contextmanager
-def site(folder: Path, num_nodes: int) -> Iterator[Site]:
-    with Deployment(folder / "site", num_nodes) as deployment:
+def site(folder: Path, num_nodes: int, **more: Sequence[str]) -> Iterator[Site]:
+    with Deployment(folder / "site", num_nodes, **more) as deployment:
         yield Site(folder, deployment)
 
 
@@ -165,27 +165,44 @@ def test_a_killed_server_and_a_round_without_nodes_are_survived(tmp_path):
 
 
 def test_what_a_node_must_not_send_is_refused_by_name_and_the_run_goes_on(tmp_path):
+    """From round 2 on, a second node says that it is client 1."""
     reasons = {
         "NaN": "NaN or inf in bias",
         "a huge array": r"'bias' has shape \(5,\).*\(5000000,\)",
-        "a wrong shape": r"'bias' has shape \(5,\).*\(2,\)",
-        "a negative precision": "'bias' is negative",
         "an enormous precision": r"'bias' is .*above 1e\+06",
         "somebody else's stamp": "those that answer another",
         "a pickle": "array 'bias' cannot be read",
+        "an exception": "FileNotFoundError in client 1; the device's own log has the text",
     }
     assert reasons.keys() == SPOILS.keys()
-    with site(tmp_path, 2) as here:
+    with site(tmp_path, 2, node_configs=["", "", "client-id=1"]) as here:
         for server_round, how in enumerate(reasons, start=2):
             here.order(f"spoil-{server_round}-1", how)
-        here.run(**{"num-rounds": len(reasons) + 2})
+        here.order("hold-server-1")
+        with here.running(**{"num-rounds": len(reasons) + 2}) as failures:
+            here.await_note("server-1")
+            here.deployment.register("node-2")
+            here.deployment.restart_node(2)
+            here.countermand("hold-server-1")
+        assert not failures, failures
         statuses = here.statuses()
         assert {s["0"] for r, s in statuses.items() if r} == {"ok"}
-        for server_round, reason in enumerate(reasons.values(), start=2):
-            assert statuses[server_round]["1"] == "refused"
+        for server_round, (how, reason) in enumerate(reasons.items(), start=2):
+            assert statuses[server_round]["1"] == ("failed" if how == "an exception" else "refused")
             assert re.search(reason, here.reasons("1")[server_round])
         assert statuses[1]["1"] == statuses[len(reasons) + 2]["1"] == "ok"
         here.assert_every_client_felt_exactly_the_others()
+        assert not list(here.notes.glob("sent-*-2.npy")), "the namesake takes no part"
+        rounds = (here.notes / "rounds.jsonl").read_text()
+        refusal = "several nodes say that they are client 1, here"
+        assert rounds.count(refusal) == len(reasons) + 1
+        own_log, *others = sorted(
+            ((SECRET in f.read_text(), f.name) for f in here.deployment.folder.glob("*.log")),
+            reverse=True,
+        )
+        assert own_log[0] and "supernode" in own_log[1]
+        assert not any(found for found, _ in others) and len(others) == 4
+        assert SECRET not in rounds
 
 
 def test_a_large_models_state_survives_rounds_and_the_restart_of_a_node(tmp_path):

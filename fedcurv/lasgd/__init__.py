@@ -13,9 +13,9 @@ except ImportError as error:
 
 from fedcurv.lasgd.hosting import host_store
 from fedcurv.lasgd.lasgd import LASGD
-from fedcurv.lasgd.shared import Loss
+from fedcurv.lasgd.shared import LostWorker
 from fedcurv.lasgd.stats import Stats
 from fedcurv.lasgd.store import WorkerLost
 from fedcurv.lasgd.watch import WorkersDiffer
 
-__all__ = ["LASGD", "Loss", "Stats", "WorkerLost", "WorkersDiffer", "host_store"]
+__all__ = ["LASGD", "LostWorker", "Stats", "WorkerLost", "WorkersDiffer", "host_store"]

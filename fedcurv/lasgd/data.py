@@ -155,14 +155,16 @@ def check_loader(dataset: Dataset[Any], batch_size: int, options: Mapping[str, A
     """Raise a ValueError for what no shared order of samples can be dealt from."""
     kind = type(dataset).__name__
     is_map = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
-    if isinstance(dataset, IterableDataset) or not is_map or not hasattr(dataset, "__len__"):
+    other = isinstance(dataset, Mapping | IterableDataset)
+    if other or not is_map or not hasattr(dataset, "__len__"):
         raise ValueError(
             "expected a data set with a length and samples by index, of which each is dealt once, "
             f"got {kind}; give every worker a torch DataLoader of its own part of it instead"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
-    taken = [name for name in _OWN if options.get(name)]
+    # an empty sampler is one, too
+    taken = [n for n in _OWN if options.get(n) is not None and options[n] is not False]
     if taken:
         raise ValueError(
             f"loader() deals every sample itself and takes no {' or '.join(taken)}; leave it out: "
@@ -171,6 +173,16 @@ def check_loader(dataset: Dataset[Any], batch_size: int, options: Mapping[str, A
     unknown = sorted(options.keys() - inspect.signature(DataLoader.__init__).parameters.keys())
     if unknown:
         raise ValueError(f"loader() knows no {', '.join(unknown)}, nor does torch's DataLoader")
+    try:  # now, and not when the training has begun
+        DataLoader(dataset, batch_sampler=[], **_for_torch(options))
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"loader() gives {', '.join(options)} to torch's DataLoader: {error}"
+        ) from error
+
+
+def _for_torch(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _OWN}
 
 
 class SharedLoader:
@@ -197,7 +209,7 @@ class SharedLoader:
     ) -> None:
         self._dataset, self._deck, self._batch_size = dataset, deck, batch_size
         self._control, self._note = control, note
-        self._options = {n: value for n, value in options.items() if n not in _OWN}
+        self._options = _for_torch(options)
         self._epoch = deck.first_epoch
 
     def __iter__(self) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from fedcurv.lasgd.control import Control, Generation
 from fedcurv.lasgd.data import Claim, Trained, packed, unpacked
 from fedcurv.lasgd.header import Report
 from fedcurv.lasgd.plane import Backend, Interrupted, Plane
-from fedcurv.lasgd.shared import Loss, Shared
+from fedcurv.lasgd.shared import LostWorker, Shared
 from fedcurv.lasgd.store import WorkerLost
 from fedcurv.lasgd.watch import WorkersDiffer
 from fedcurv.lasgd.weights import Weights, common_factor, own_weight
@@ -226,7 +226,7 @@ class Rounds(Thread):
         with self._shared.changed:
             counters = self._shared.counters
             now = time.monotonic() - counters.began
-            counters.lost += [Loss(m, before.round, now) for m in lost]
+            counters.lost += [LostWorker(m, before.round, now) for m in lost]
         self._plane = self._make_plane()
 
     def _land(self, contribution: _Contribution, reports: list[Report]) -> None:

@@ -12,7 +12,7 @@ from fedcurv.lasgd.watch import Watch, WorkersDiffer
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostWorker:
     """A worker that was lost.
 
     Attributes:
@@ -41,7 +41,7 @@ class Counters:
     in_flight_max: int = 0
     speed_of_all: float = 0.0
     pace_of_all: float = 0.0
-    lost: list[Loss] = field(default_factory=list)
+    lost: list[LostWorker] = field(default_factory=list)
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from fedcurv.lasgd.shared import Counters, Loss
+from fedcurv.lasgd.shared import Counters, LostWorker
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Stats:
     broken_rounds: int
     steps_in_flight: float
     most_steps_in_flight: int
-    lost: tuple[Loss, ...]
+    lost: tuple[LostWorker, ...]
 
 
 def stats_of(counters: Counters) -> Stats:

@@ -1,4 +1,4 @@
-"""Losses that stand label noise, with the interface of ``torch.nn.CrossEntropyLoss``.
+"""Losses that tolerate label noise, with the interface of ``torch.nn.CrossEntropyLoss``.
 
 A loss is symmetric if its sum over all labels does not depend on the prediction; under uniform
 noise it then keeps its minimisers. Output regularisation makes cross-entropy symmetric in the limit

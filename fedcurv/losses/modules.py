@@ -1,4 +1,4 @@
-"""The well-known losses that stand label noise, as modules."""
+"""The well-known losses that tolerate label noise, as modules."""
 
 from typing import Unpack
 

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.findings import Findings
+from fedcurv.per_sample.hooked import Check
 from fedcurv.per_sample.memory import GraphMeter
 from fedcurv.per_sample.replay import close
-from fedcurv.per_sample.squares import Check, PerSampleSquares
+from fedcurv.per_sample.squares import PerSampleSquares
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,23 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 # a node of the graph; torch gives its classes no common public name
 Node = Any
 
+# a node and which of its outputs
+Edge = tuple[Node, int]
+
+# nodes that pass values on as they are
+_PASSING = frozenset(
+    (
+        *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+        *("SqueezeBackward0", "SqueezeBackward1", "UnsqueezeBackward0", "SelectBackward0"),
+        *("SliceBackward0", "CloneBackward0", "ToCopyBackward0"),
+    )
+)
+
 # reentrant checkpoints: they run modules without gradients at first
 _HIDING = ("CheckpointFunctionBackward",)
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """What one call of a module computed.
 
     Attributes:
@@ -34,13 +45,13 @@ class Span:
     """
 
     layer: int
-    tops: Sequence[GradientEdge]
+    tops: Sequence[Edge]
     bottoms: Sequence[Node]
 
 
-def edges_of(tensors: Sequence[Tensor]) -> list[GradientEdge]:
+def edges_of(tensors: Sequence[Tensor]) -> list[Edge]:
     """Return the edges of those tensors that a graph leads to."""
-    return [GradientEdge(t.grad_fn, t.output_nr) for t in tensors if t.grad_fn is not None]
+    return [(t.grad_fn, t.output_nr) for t in tensors if t.grad_fn is not None]
 
 
 def nodes_of(tensors: Sequence[Tensor]) -> list[Node]:
@@ -64,7 +75,6 @@ class Graph:
     Attributes:
         signature: equal for two passes only if nodes of the same kinds are joined in the same way,
             to the same parameters and calls.
-        hides: whether a checkpoint leaves a part of the computation to the backward pass.
     """
 
     def __init__(self, outputs: Tensor, leaves: Mapping[Node, str], spans: Sequence[Span]) -> None:
@@ -72,36 +82,50 @@ class Graph:
         self._leaves = leaves
         self._spans = spans
         nodes = [] if self._root is None else [self._root.node]
-        place = {node: index for index, node in enumerate(nodes)}
+        # what every node is known by: a parameter by its name, others in the order of the walk
+        known: dict[Node, object] = {None: None, **leaves}
+        for node in nodes:
+            known[node] = 0
         found: list[object] = []
         for node in nodes:  # grows meanwhile
             found.append(type(node))
             for child, number in node.next_functions:
-                name = leaves.get(child)
-                if name is not None:
-                    found.append(name)
-                    continue
-                if child is None:
-                    found.append(None)
-                    continue
-                index = place.get(child)
-                if index is None:
-                    index = place[child] = len(nodes)
-                    nodes.append(child)
-                found.append((index, number) if number else index)
+                if child not in known:  # None is
+                    known[child] = len(nodes)
+                    nodes.append(child)  # type: ignore[arg-type]
+                found.append(known[child])
+                if number:
+                    found.append((number,))
         self._nodes = nodes
-        self.hides = any(type(node).__name__ in _HIDING for node in nodes)
-        for span in spans:
-            found.append((span.layer, *((place.get(e.node), e.output_nr) for e in span.tops)))
-            found += [place.get(bottom) for bottom in span.bottoms]
+        for layer, tops, bottoms in spans:
+            found.append((layer, len(tops)))
+            for node, number in tops:
+                found += (known.get(node), number)
+            for node in bottoms:
+                found.append(known.get(node))
         self.signature = tuple(found)
+
+    def tops(self, ends: Sequence[tuple[int, int]]) -> list[Edge]:
+        """Return the edges at which these (call, output) leave their calls."""
+        return [self._spans[call].tops[place] for call, place in ends]
+
+    def last_operation(self) -> str:
+        """Return the name of the node that computed the outputs' values; "" if there is none."""
+        node = None if self._root is None else self._root.node
+        while node is not None and type(node).__name__ in _PASSING:
+            node = node.next_functions[0][0]
+        return "" if node is None else type(node).__name__
+
+    def hides(self) -> bool:
+        """Return whether a checkpoint leaves a part of the computation to the backward pass."""
+        return any(type(node).__name__ in _HIDING for node in self._nodes)
 
     def uses(self) -> "Uses":
         """Return which uses of parameters lie in which calls."""
         tops: dict[tuple[Node, int], list[int]] = {}
         for index, span in enumerate(self._spans):
             for edge in span.tops:
-                tops.setdefault((edge.node, edge.output_nr), []).append(index)
+                tops.setdefault(edge, []).append(index)
         contexts = self._contexts(tops)
         inside: Counter[tuple[int, str]] = Counter()
         apart: set[str] = set()
@@ -155,7 +179,7 @@ class Graph:
 
     def _ends(self) -> tuple[tuple[int, int], ...]:
         """Return (call, output) of the outputs of calls below which lies no other call's."""
-        hooked = {edge.node for span in self._spans for edge in span.tops}
+        hooked = {node for span in self._spans for node, _ in span.tops}
         above: dict[Node, bool] = {}
         waiting = [] if self._root is None else [(self._root.node, False)]
         while waiting:
@@ -175,8 +199,8 @@ class Graph:
         return tuple(
             (index, place)
             for index, span in enumerate(self._spans)
-            for place, edge in enumerate(span.tops)
-            if above.get(edge.node) is False
+            for place, (node, _) in enumerate(span.tops)
+            if above.get(node) is False
         )
 
 
@@ -204,9 +228,7 @@ class Uses:
         return self.edges.keys()
 
 
-def backward(
-    outputs: Tensor, v: Tensor, ends: Sequence[GradientEdge], *, retain_graph: bool
-) -> None:
+def backward(outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: bool) -> None:
     """Go backward as far as to these edges; gradients of parameters are not computed."""
     device = outputs.device.type
     v = v.to(outputs.dtype)
@@ -215,4 +237,5 @@ def backward(
         if torch.is_autocast_enabled(device)
         else nullcontext()
     ):
-        torch.autograd.grad(outputs, ends, v, retain_graph=retain_graph, allow_unused=True)
+        edges = [GradientEdge(*end) for end in ends]
+        torch.autograd.grad(outputs, edges, v, retain_graph=retain_graph, allow_unused=True)

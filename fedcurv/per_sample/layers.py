@@ -19,7 +19,7 @@ from fedcurv.per_sample.catalogue import rule_for
 from fedcurv.per_sample.graph import Span, edges_of, nodes_of
 from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
 from fedcurv.per_sample.rules import LayerRule
-from fedcurv.per_sample.watched import Shape, Watched
+from fedcurv.per_sample.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ class Pass:
     Attributes:
         phase: of it.
         calls: of hooked modules so far.
+        spans: of each call. Apart from it: hooks hold calls, and nodes of the graph hold hooks, so
+            that a call with nodes would be a circle, which no reference count frees.
         cotangents: how many backward passes there are, known in them.
         last: whether no further backward pass follows.
         waits: layers whose squares cannot be taken before all their gradients are known.
@@ -48,6 +50,7 @@ class Pass:
 
     phase: Phase = Phase.NOTHING
     calls: list[Watched] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
     cotangents: int = 0
     last: bool = False
     waits: set[Layer] = field(default_factory=set)
@@ -87,17 +90,19 @@ class Layer:
     ) -> None:
         if under_way.phase is not Phase.FORWARD or not torch.is_grad_enabled():
             return
-        if (call := self._watch(under_way, args, kwargs, output)) is not None:
+        if (watched := self._watch(under_way, args, kwargs, output)) is not None:
+            call, span = watched
             under_way.calls.append(call)
+            under_way.spans.append(span)
 
     def _watch(
         self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> Watched | None:
+    ) -> tuple[Watched, Span] | None:
         """Ask for the gradient of the output; None: the call cannot be shown."""
         raise NotImplementedError
 
 
-class RuleLayer(Layer):
+class ClosedFormLayer(Layer):
     """A module with a closed form.
 
     Attributes:
@@ -128,7 +133,7 @@ class RuleLayer(Layer):
 
     def _watch(
         self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> Watched | None:
+    ) -> tuple[Watched, Span] | None:
         x = args[0] if args else kwargs.get("input")
         if (
             not isinstance(x, Tensor)
@@ -137,11 +142,11 @@ class RuleLayer(Layer):
             or output.is_leaf
         ):
             return None
-        span = Span(self.index, edges_of([output]), nodes_of([x]))
-        call = Watched(self, (x,), {}, [Shape(tuple(output.shape))], span, by_rule=True)
+        span = Span(self.index, ((output.grad_fn, output.output_nr),), nodes_of([x]))
+        call = Watched(self, (x,), {}, [output.shape], by_rule=True)
         on_gradient = partial(self._on_gradient, under_way, call, x._version)
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]  # torch's own
-        return call
+        return call, span
 
     def _on_gradient(self, under_way: Pass, call: Watched, version: int, g: Tensor) -> None:
         if not call.names:
@@ -195,19 +200,19 @@ class ReplayedLayer(Layer):
 
     def _watch(
         self, under_way: Pass, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> Watched | None:
+    ) -> tuple[Watched, Span] | None:
         outputs = tensors_of(output)
         with_graph = [value for value in outputs if value.requires_grad]
         if any(value.is_leaf for value in with_graph):
             return None
         span = Span(self.index, edges_of(with_graph), nodes_of(tensors_of((args, kwargs))))
-        shapes = [Shape(tuple(value.shape)) for value in outputs]
-        call = Watched(self, args, kwargs, shapes, span, gradients=[None] * len(outputs))
+        sizes = [value.shape for value in outputs]
+        call = Watched(self, args, kwargs, sizes, gradients=[None] * len(outputs))
         for place, value in enumerate(outputs):
             if value.requires_grad:
                 keep = partial(call.gradients.__setitem__, place)
                 value.register_hook(keep)  # type: ignore[no-untyped-call]  # torch's own
-        return call
+        return call, span
 
     def add_squares(self, call: Watched) -> bool:
         """Add the squares of a call; return whether it could be replayed."""
@@ -266,7 +271,7 @@ def layers_of(
         if sources and rule is not None:
             # what other parameters do, those of parametrizing hooks say, no closed form knows
             shown = {local: source for local, source in sources.items() if local in _SHOWN}
-            layers.append(RuleLayer(name, module, shown, rule))
+            layers.append(ClosedFormLayer(name, module, shown, rule))
         elif sources and module is not model:
             layers.append(ReplayedLayer(name, module, sources, own, by_loop))
     for index, layer in enumerate(layers):
@@ -285,4 +290,4 @@ def _layers_of_attention(
         }
         rule = rule_for(projection)
         if sources and rule is not None:
-            yield RuleLayer(f"{name}.{part}", projection, sources, rule)
+            yield ClosedFormLayer(f"{name}.{part}", projection, sources, rule)

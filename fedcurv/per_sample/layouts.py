@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedcurv.per_sample.graph import Graph, Uses
-from fedcurv.per_sample.layers import Layer, RuleLayer
+from fedcurv.per_sample.layers import ClosedFormLayer, Layer
 from fedcurv.per_sample.replay import close
 from fedcurv.per_sample.watched import Watched
 
@@ -91,7 +91,7 @@ def layout_of(
         if local in locals_ and several[name, rows.start] > 1
     }
     ambiguous = samples > 1 and any(
-        call.layer.any_axis and call.outputs[0].sizes[:-1].count(samples) > 1 for call in calls
+        call.layer.any_axis and call.sizes[0][:-1].count(samples) > 1 for call in calls
     )
     return Layout(list(axes), names, whole, waits, uses.ends, ambiguous)
 
@@ -110,7 +110,7 @@ def _not_in_layers(
     for index, call in enumerate(calls):
         if index not in uses.reached:
             continue
-        by_rule = isinstance(call.layer, RuleLayer)
+        by_rule = isinstance(call.layer, ClosedFormLayer)
         for name, _ in call.layer.sources.values():
             here = uses.inside.get((index, name), 0)
             covered[name] += here

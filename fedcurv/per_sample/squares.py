@@ -9,35 +9,21 @@ sample is taken at a time.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedcurv.global_state import random_states_kept
-from fedcurv.per_sample.attention import AttentionByProjections
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.graph import Graph, backward, leaves_of
-from fedcurv.per_sample.layers import (
-    Layer,
-    Pass,
-    Phase,
-    ReplayedLayer,
-    RuleLayer,
-    layers_of,
-)
+from fedcurv.per_sample.graph import Edge, Graph, backward
+from fedcurv.per_sample.hooked import HookedModel, TooFewOutputsError, require_rows
+from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
-from fedcurv.per_sample.memory import keep_freed_memory
-from fedcurv.per_sample.replay import Call, Replay
-from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.replay import Call, close
+from fedcurv.per_sample.sharing import shared_by
 from fedcurv.per_sample.sums import Use, add_squares_of_sums
-from fedcurv.per_sample.surroundings import (
-    buffers_kept,
-    no_memory_of_casts,
-    plain_attention,
-    requiring_gradients,
-)
+from fedcurv.per_sample.surroundings import buffers_kept
 from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size, one_tensor
 
 logger = logging.getLogger(__name__)
@@ -46,89 +32,32 @@ logger = logging.getLogger(__name__)
 CotangentsOf = Callable[[Tensor], Sequence[Tensor]]
 
 
-# from a computation that was not seen before, and inputs for it, to what a check of it finds out
-Check = Callable[[Hashable, Tensor], Findings]
+# how often a sample is run to see whether a model goes the same way each time
+_LOOKS = 3
 
 
-class PerSampleSquares:
+class PerSampleSquares(HookedModel):
     """Sums Σ_n (∂⟨f(x_n), v_n⟩/∂p)² for every parameter p, with v a cotangent of the outputs.
 
-    A context manager: inside the model is hooked.
-
-    Args:
-        model: in eval mode.
-        parameters: the trainable ones, by name.
-        findings: what is known to begin with.
-        looks: whether a single sample shows where the samples lie and whether they interact.
-        check: asked about every computation that was not seen before; None: nobody is.
-
-    Attributes:
-        totals: the sums, by name.
-        findings: what is known by now.
+    Built and entered as ``HookedModel`` is.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        findings: Findings,
-        *,
-        looks: bool = True,
-        check: Check | None = None,
-    ) -> None:
-        self._model = model
-        self._parameters = dict(parameters)
-        self.findings = findings
-        self._looks = looks
-        self._check = check
-        self._attentions = {
-            name: AttentionByProjections(module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.MultiheadAttention) and AttentionByProjections.fits(module)
-        }
-        self._layers = layers_of(model, parameters, self._attentions, findings.by_loop)
-        self._rule_layers = [layer for layer in self._layers if isinstance(layer, RuleLayer)]
-        self._whole = Replay("", model, parameters, findings.by_loop)
-        self._told: set[str] = set()
-        self._pass = Pass()
-        self._stack = ExitStack()
-        self._layouts: dict[Hashable, Layout] = {}
-        self._checked: set[Hashable] = set()
-        self._first_look: Look | None = None
-        rules = {
-            name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()
-        }
-        self.totals = {
-            name: rules.get(name, LayerRule()).new_total(p) for name, p in parameters.items()
-        }
-        for layer in self._layers:
-            layer.totals = {
-                local: self.totals[name][rows] for local, (name, rows) in layer.sources.items()
-            }
-        self._leaves = leaves_of(parameters)
-
-    def __enter__(self) -> "PerSampleSquares":
-        """Prepare the model."""
-        keep_freed_memory()
-        with ExitStack() as stack:
-            stack.enter_context(requiring_gradients(list(self._parameters.values())))
-            stack.enter_context(plain_attention())
-            stack.enter_context(no_memory_of_casts())
-            for attention in self._attentions.values():
-                stack.enter_context(attention.in_place())
-            for layer in self._layers:
-                stack.callback(layer.hook(self._pass).remove)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the model as it was."""
-        self._stack.close()
 
     def begin(self, inputs: Tensor) -> None:
         """Look at one sample of the first batch, and have the computation checked if it is new."""
-        if self._looks:
-            self._first_look = self._look_at(inputs)
+        if not self._looks:
+            return
+        self._first_look = self._look_at(inputs)
+        if len(inputs) > 1:
+            with buffers_kept(self._model), random_states_kept(inputs.device):
+                shares = shared_by(self._model, inputs)
+                if shares is not None:
+                    with torch.no_grad():
+                        require_rows(one_tensor(self._model(inputs), self._model), inputs)
+            if shares is not None:
+                self._interact(
+                    f"the model's forward makes one value of a whole batch, or reads values "
+                    f"({shares}), by which samples may decide for one another"
+                )
 
     def add(self, inputs: Tensor, cotangents_of: CotangentsOf) -> Sequence[Tensor] | None:
         """Add the sums over a batch and return the cotangents.
@@ -151,6 +80,7 @@ class PerSampleSquares:
         state = torch.get_rng_state() if samples == 1 else None
         try:
             outputs, calls, graph = self._forward(inputs)
+            require_rows(outputs, inputs)
             layout = self._layouts.get(graph.signature)
             if layout is None or (layout.ambiguous and samples > 1):
                 layout = self._layout_of(inputs, outputs, calls, graph)
@@ -158,6 +88,7 @@ class PerSampleSquares:
                     self._interact()
                     return None
                 self._layouts[graph.signature] = layout
+            ends = graph.tops(layout.ends)
             del graph
             cotangents = cotangents_of(outputs.detach())
             if layout.whole and not self._add_by_whole(
@@ -165,11 +96,11 @@ class PerSampleSquares:
             ):
                 self._interact()
                 return None
-            self._add_by_layers(inputs, outputs, cotangents, layout, calls, state)
+            self._add_by_layers(inputs, outputs, cotangents, layout, calls, ends, state)
         finally:
             for layer in self._rule_layers:
                 layer.reset()
-            self._pass.calls = []
+            self._pass.calls, self._pass.spans = [], []
         return cotangents
 
     def _add_by_layers(
@@ -179,15 +110,15 @@ class PerSampleSquares:
         cotangents: Sequence[Tensor],
         layout: Layout,
         calls: Sequence[Watched],
+        ends: Sequence[Edge],
         state: Tensor | None,
     ) -> None:
         for call, axes, names in zip(calls, layout.axes, layout.names, strict=True):
-            if isinstance(call.layer, RuleLayer) and not names:
+            if isinstance(call.layer, ClosedFormLayer) and not names:
                 call.args = ()
             call.axes, call.names = axes, names
         self._pass.cotangents, self._pass.waits = len(cotangents), layout.waits
         replayed = [(call.layer, call) for call in calls if isinstance(call.layer, ReplayedLayer)]
-        ends = [calls[index].span.tops[place] for index, place in layout.ends]
         for number, v in enumerate(cotangents):
             for _, call in replayed:
                 call.gradients[:] = [None] * len(call.gradients)  # the list that hooks fill
@@ -209,17 +140,6 @@ class PerSampleSquares:
             summing.add_summed()
         self._tell_of(layout, replayed)
 
-    def _forward(self, inputs: Tensor) -> tuple[Tensor, list[Watched], Graph]:
-        self._pass.calls, self._pass.phase = [], Phase.FORWARD
-        try:
-            with torch.enable_grad():
-                outputs = self._model(inputs)
-        finally:
-            self._pass.phase = Phase.NOTHING
-        outputs = one_tensor(outputs, self._model)
-        calls = self._pass.calls
-        return outputs, calls, Graph(outputs, self._leaves, [call.span for call in calls])
-
     def _look_at(self, inputs: Tensor) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
         one = inputs[1:2] if len(inputs) > 1 else inputs
@@ -229,13 +149,27 @@ class PerSampleSquares:
         self._have_checked(look.key, inputs)
         return look
 
+    def _require_repeatable(self, inputs: Tensor) -> None:
+        """Refuse a model that goes other ways from call to call."""
+        looks = [self._look_at(inputs) for _ in range(_LOOKS)]
+        if any(
+            look.key != looks[0].key or not close(look.outputs, looks[0].outputs) for look in looks
+        ):
+            raise ValueError(
+                f"{type(self._model).__name__} computes something else when the same sample is run "
+                "once more; make it depend on its inputs alone in eval mode"
+            )
+
     def _have_checked(self, key: Hashable, inputs: Tensor) -> None:
         if self._check is None or key in self._checked:
             return
         self._checked.add(key)
         self.__exit__()  # the check hooks the model itself
         with buffers_kept(self._model), random_states_kept(inputs.device):
-            found = self._check(key, inputs)
+            try:
+                found = self._check(key, inputs)
+            except TooFewOutputsError:
+                found = Findings()  # the batch's own pass tells of it, with its shapes
         self.__enter__()
         self.findings.slow |= found.slow
         self.findings.by_loop |= found.by_loop
@@ -248,10 +182,14 @@ class PerSampleSquares:
     ) -> Layout | None:
         """Return how to take a pass's squares; None if its samples interact."""
         samples, uses = len(inputs), graph.uses()
+        self.last_operation = graph.last_operation()
         axes = [axes_by_size(call, samples) for call in calls]
         if self._looks and samples > 1:
             look, self._first_look = self._first_look or self._look_at(inputs), None
-            if self.findings.alone or not agree(outputs, calls, uses, look):
+            if self.findings.alone:
+                return None
+            if not agree(outputs, calls, uses, look):
+                self._require_repeatable(inputs)
                 return None
             axes = [
                 axes_by_comparison(call, alone, samples)
@@ -259,7 +197,7 @@ class PerSampleSquares:
             ]
         elif self._looks and self._check is not None:
             self._have_checked(key_of(self._model, calls, graph), inputs)
-        if graph.hides:
+        if graph.hides():
             self.findings.by_loop.add("")
             return Layout(
                 axes, [frozenset()] * len(calls), frozenset(self._parameters), set(), (), False
@@ -284,14 +222,16 @@ class PerSampleSquares:
             self.totals[name].add_(square)
         return True
 
-    def _interact(self) -> None:
+    def _interact(self, why: str = "outputs depend on what else is in a batch") -> None:
         if self.findings.alone:
             return
         self.findings.alone = True
+        if self._check is None and self._looks:
+            return  # within a check, whose findings are told of
         logger.warning(
-            "Fisher diagonal of %s: outputs depend on what else is in a batch, so each sample is "
-            "one of its own",
+            "Fisher diagonal of %s: %s, so each sample is one of its own",
             type(self._model).__name__,
+            why,
         )
 
     @torch.no_grad()

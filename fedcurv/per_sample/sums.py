@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fedcurv.per_sample.layers import RuleLayer
+from fedcurv.per_sample.layers import ClosedFormLayer
 
 # gradients of single samples that are summed over several uses take at most this many numbers
 _NUMBERS_AT_ONCE = 2**21
@@ -14,7 +14,7 @@ _NUMBERS_AT_ONCE = 2**21
 class Use(NamedTuple):
     """One use of a parameter: under its own name in a layer, with input and gradient."""
 
-    layer: RuleLayer
+    layer: ClosedFormLayer
     local: str
     x: Tensor
     g: Tensor

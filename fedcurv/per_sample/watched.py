@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedcurv.parameters import plain
-from fedcurv.per_sample.graph import Span
 from fedcurv.per_sample.replay import Nest, mapped
 
 
-@dataclass
+@dataclass(slots=True)
 class Watched:
     """One call of a hooked module.
 
@@ -22,8 +21,7 @@ class Watched:
         layer: the module's.
         args: its arguments; of a closed form's layer the input alone.
         kwargs: likewise.
-        outputs: shapes of its tensors of real numbers.
-        span: what the call computed.
+        sizes: of its outputs that are tensors of real numbers.
         axes: where the samples lie: in the input, or a nest of such axes; None if that is unknown.
         names: the parameters, by the module's own names, that this call is to show.
         gradients: of the outputs, as far as they are known.
@@ -33,8 +31,7 @@ class Watched:
     layer: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: list[Shape]
-    span: Span
+    sizes: Sequence[tuple[int, ...]]
     axes: Any = None
     names: frozenset[str] = frozenset()
     gradients: list[Tensor | None] = field(default_factory=list)
@@ -42,7 +39,8 @@ class Watched:
 
     def shapes(self) -> Nest:
         """Return the shapes of all tensors."""
-        return mapped(shape_of, (self.args, self.kwargs)), self.outputs
+        outputs = [Shape(tuple(sizes)) for sizes in self.sizes]
+        return mapped(shape_of, (self.args, self.kwargs)), outputs
 
 
 def axes_by_comparison(call: Watched, alone: Watched, samples: int) -> Any:

@@ -41,7 +41,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
     check_experiment(experiment)
-    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment["only"])
+    cells, methods = experiment["cells"], chosen(experiment["methods"], experiment.get("only"))
     for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
         for point in grid:
             check_plan(config, Plan(cell, name, point, experiment["seeds"][0], "test"))

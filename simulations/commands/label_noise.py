@@ -1,4 +1,4 @@
-"""``fedcurv-label-noise``: which loss stands which label noise, over several seeds."""
+"""``fedcurv-label-noise``: which loss tolerates which label noise, over several seeds."""
 
 import math
 import statistics
@@ -29,7 +29,7 @@ from fedcurv.simulations.reports.comparison import (
     write_summary,
 )
 from fedcurv.simulations.reports.round_files import write_csv
-from fedcurv.simulations.rules import is_integer, is_list_of
+from fedcurv.simulations.rules import is_integer, is_list_of, require_distinct
 
 Description = str | Mapping[str, Any]
 
@@ -86,14 +86,20 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Done:
     set_up_flower_log(verbose=resolved["verbose"])
     plan = resolved["label_noise"]
     for key in ("losses", "noises", "seeds"):
-        if not is_list_of(plan[key], lambda value: True) or not plan[key]:
-            raise ValueError(f"label_noise.{key}: expected at least one, got {plan[key] or 'none'}")
+        values = plan.get(key)
+        if not is_list_of(values, lambda value: True) or not values:
+            raise ValueError(f"label_noise.{key}: expected at least one, got {values or 'none'}")
     if not is_list_of(plan["seeds"], lambda seed: is_integer(seed, 0)):
         raise ValueError(f"label_noise.seeds must be integers >= 0, got {plan['seeds']!r}")
+    for key in ("losses", "noises", "seeds"):
+        require_distinct(f"label_noise.{key}", plan[key])
     _, strategy = only_strategy(config)
     make_strategy(strategy, resolved)
     for loss in plan["losses"]:
-        make_loss(loss)
+        try:
+            make_loss(loss)
+        except ValueError as error:
+            raise ValueError(f"label_noise.losses: {error}") from error
     for noise in plan["noises"]:
         if not isinstance(noise, Mapping) or not {"kind", "rate"} <= noise.keys():
             raise ValueError(

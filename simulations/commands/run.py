@@ -40,6 +40,8 @@ def main() -> None:
     options = parser.parse_intermixed_args()  # overrides may stand on both sides of options
     if options.output and not Path(options.output).is_absolute():
         parser.error(f"--output must be an absolute folder on the server, got {options.output}")
+    if options.checkpoint_every < 1:
+        parser.error(f"--checkpoint-every must be >= 1, got {options.checkpoint_every}")
     settings = run_config_of(
         shlex.join(["strategy=[fedcurv]", *options.overrides]),
         options.output,

@@ -64,8 +64,12 @@ def _go_on(config: DictConfig, folder: Path, given: Mapping[str, str], command: 
         raise ValueError(f"resume={folder}: expected the folder of a simulation, with config.yaml")
     if not folder_of_progress(folder).is_dir():
         return Done(f"resume={folder}: that simulation has come to its end already", folder)
-    saved = OmegaConf.load(saved_config)
-    assert isinstance(saved, DictConfig)
+    try:
+        saved = OmegaConf.load(saved_config)
+    except Exception as error:  # YAML's own, or of what stands in its place
+        raise ValueError(f"{saved_config}: {' '.join(str(error).split())}") from error
+    if not isinstance(saved, DictConfig) or "strategy" not in saved or "data" not in saved:
+        raise ValueError(f"{saved_config}: expected the configuration of a simulation")
     OmegaConf.update(saved, "data.root", config.data.root, force_add=True)
     for key in ("data.download", "verbose"):
         if key in given:

@@ -52,9 +52,12 @@ def main() -> None:
             f"{len(options.node_config)}"
         )
     folder: Path = options.folder or Path(tempfile.mkdtemp(prefix="fedcurv-trial-"))
-    if folder.exists() and any(folder.iterdir()):
-        parser.error(f"--folder must be empty or missing, got {folder}")
-    private_folder(folder)
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            parser.error(f"--folder must be empty or missing, got {folder}")
+        private_folder(folder)
+    except OSError as error:
+        parser.error(f"--folder must be one that can be written, got {folder}: {error.strerror}")
     defaults = ["strategy=[fedcurv]", "num_rounds=5", f"num_clients={options.nodes}"]
     try:
         with (

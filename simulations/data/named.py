@@ -65,7 +65,8 @@ def _torchvision(name: str, root: str, download: bool) -> DataSet:
             f"{'could not be downloaded' if download else 'data.download is false'} "
             f"({' '.join(str(error).split())}); set "
             "data.root to a folder that has it, run once where there is a network, or use "
-            "data=digits"
+            "data=digits; on a node its owner does so: data-root and data-download=true in the "
+            "node's configuration"
         ) from error
     return standardised(*_pixels_and_labels(train), *_pixels_and_labels(test))
 

@@ -153,9 +153,14 @@ def ask_flwr(*arguments: str, environment: Mapping[str, str]) -> "subprocess.Com
 def run_config_of(overrides: str, output: str, *, resume: bool, checkpoint_every: int) -> str:
     """Return the settings of this project's app, as ``flwr run`` takes them."""
     settings = [
-        f'overrides="{overrides}"',
-        f'output="{output}"',
+        f"overrides={_quoted(overrides)}",
+        f"output={_quoted(output)}",
         f"resume={str(resume).lower()}",
         f"checkpoint-every={checkpoint_every}",
     ]
     return " ".join(settings)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as TOML's, without quotation marks within: Flower cuts at the first of them."""
+    return '"' + json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', "\\u0022") + '"'

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcurv.simulations.experiments.runs import Run, Settings
-from fedcurv.simulations.rules import is_integer, is_list_of, is_number
+from fedcurv.simulations.rules import is_integer, is_list_of, is_number, require_distinct
 
 
 def check_experiment(experiment: Settings) -> None:
@@ -17,6 +17,7 @@ def check_experiment(experiment: Settings) -> None:
             raise ValueError(
                 f"experiment.{key}: expected at least one seed, integers >= 0, got {seeds!r}"
             )
+        require_distinct(f"experiment.{key}", seeds)
     target: Any = experiment.get("target")
     if not is_number(target) or not 0 < target <= 1:
         raise ValueError(f"experiment.target must be an accuracy in (0, 1], got {target!r}")
@@ -26,6 +27,7 @@ def check_experiment(experiment: Settings) -> None:
             "experiment.cells: expected at least one table of keys and values, such as "
             f"{{client.epochs: 5}}, got {cells!r}"
         )
+    require_distinct("experiment.cells", cells)
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError(f"experiment.methods: expected at least one, got {methods!r}")
     for name, method in methods.items():
@@ -34,8 +36,13 @@ def check_experiment(experiment: Settings) -> None:
             raise ValueError(
                 f"experiment.methods.{name}: expected strategy and grid, got {method!r}"
             )
+        if not isinstance(method.get("set") or {}, Mapping):
+            raise ValueError(
+                f"experiment.methods.{name}.set: expected a table of keys and values, got "
+                f"{method['set']!r}"
+            )
         for key, values in grid.items():
-            if not is_list_of(values, lambda value: True):
+            if not is_list_of(values, lambda value: True) or not values:
                 raise ValueError(
                     f"experiment.methods.{name}.grid.{key}: expected a list of values, got "
                     f"{values!r}"
@@ -67,7 +74,7 @@ def grids(methods: Settings) -> dict[str, list[Settings]]:
     }
 
 
-def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
+def chosen(methods: Settings, only: Any) -> Settings:
     """Return the methods with these names; all of them for None.
 
     Raises:
@@ -75,7 +82,7 @@ def chosen(methods: Settings, only: Sequence[str] | None) -> Settings:
     """
     if only is None:
         return methods
-    if not only or not set(only) <= methods.keys():
+    if not is_list_of(only, lambda name: isinstance(name, str) and name in methods) or not only:
         raise ValueError(f"experiment.only must name some of {', '.join(methods)}, got {only!r}")
     return {name: method for name, method in methods.items() if name in only}
 

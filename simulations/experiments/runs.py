@@ -116,18 +116,23 @@ def run_or_read(
     described = json.dumps([of_run, OmegaConf.to_container(strategy, resolve=True)], sort_keys=True)
     file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:20]}.json"
     if file.exists():
-        table = json.loads(file.read_text(encoding="utf-8"))
-        return Run(
-            plan,
-            table["accuracy"],
-            table["megabytes"],
-            table["seconds"],
-            table.get("failure", ""),
-        )
+        return _read(file, plan)
     result = _run(plan, resolved, strategy, show)
     with replaced(file) as out:
         out.write(json.dumps({**asdict(result), "configuration": described}, indent=1).encode())
     return result
+
+
+def _read(file: Path, plan: Plan) -> Run:
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        figures = table["accuracy"], table["megabytes"], table["seconds"]
+        return Run(plan, *figures, table.get("failure", ""))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file}: expected what came of a training ({type(error).__name__}: {error}); remove "
+            "the file to train again"
+        ) from error
 
 
 def _run(

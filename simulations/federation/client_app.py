@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import lru_cache
 from typing import Any
 
@@ -21,7 +20,8 @@ from flwr.app import Context, Message
 from numpy.typing import NDArray
 from torch import nn
 
-from fedcurv.clients import LocalTask, TrainingSettings, client_app
+from fedcurv.clients import LocalTask, client_app
+from fedcurv.clients.owner import owner_allows
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.simulations.build import (
     DataShape,
@@ -32,6 +32,7 @@ from fedcurv.simulations.build import (
     make_settings,
     make_terms,
     on_devices,
+    require_few_processes,
 )
 from fedcurv.simulations.data.owner import load_device
 from fedcurv.simulations.data.samples import DataSet
@@ -41,14 +42,13 @@ from fedcurv.simulations.parts.label_noise import noisy_labels
 from fedcurv.simulations.parts.losses import make_loss
 
 DATA_ROOT_VARIABLE = "FEDCURV_DATA_ROOT"
-
-_MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
+DATA_DOWNLOAD_VARIABLE = "FEDCURV_DATA_DOWNLOAD"
 
 
 @lru_cache(maxsize=1)
-def _world(task: str, root: str) -> tuple[DataSet, list[NDArray[np.int64]]]:
+def _world(task: str, root: str, download: bool) -> tuple[DataSet, list[NDArray[np.int64]]]:
     config = json.loads(task)
-    config["data"]["root"] = root
+    config["data"] |= {"root": root, "download": download}  # the node's own affair, both
     with _section("data"):
         data = load_data(config)
     with _section("partition"):
@@ -101,7 +101,8 @@ def _task_on_own_data(config: TaskDescription, message: Message, context: Contex
     with _section("data"):
         data = device_data(config)
     with _section("client"):
-        settings, criterion = _settings(config), make_loss(config["client"]["loss"])
+        settings, criterion = make_settings(config), make_loss(config["client"]["loss"])
+        require_few_processes(settings)
     model = _model(config, data, message)
     train_samples, test_samples = load_device(context.node_config, data)
     return LocalTask(
@@ -116,7 +117,8 @@ def _task_on_own_data(config: TaskDescription, message: Message, context: Contex
 
 
 def _task_on_partition(config: TaskDescription, message: Message, context: Context) -> LocalTask:
-    data, parts = _world(json.dumps(config), data_root(context.node_config))
+    may_download = owner_allows(context.node_config, "data-download", DATA_DOWNLOAD_VARIABLE)
+    data, parts = _world(json.dumps(config), data_root(context.node_config), may_download)
     if "partition-id" not in context.node_config:
         raise ValueError(
             f"data={config['data']['name']} is dealt out by partition-id, which is not in the "
@@ -129,7 +131,8 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
             f"for num_clients={len(parts)}"
         )
     with _section("client"):
-        settings, criterion = _settings(config, client), make_loss(config["client"]["loss"])
+        settings, criterion = make_settings(config, client), make_loss(config["client"]["loss"])
+        require_few_processes(settings)
     inputs, labels = data.train_samples(parts[client])
     with _section("data.noise"):
         noisy = noisy_labels(
@@ -150,24 +153,6 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
         metrics={"label-noise": noisy.rate},
         terms=make_terms(config),
     )
-
-
-def _settings(config: TaskDescription, client: int | None = None) -> TrainingSettings:
-    """Return the settings of a description that nobody has checked.
-
-    Raises:
-        ValueError: also for more processes or threads than a device could want.
-    """
-    settings = make_settings(config, client)
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if isinstance(value, bool):
-            raise ValueError(f"{field.name}: expected no truth value, got {value}")
-    most = max(_MOST_PROCESSES, os.cpu_count() or 1)
-    for name in ("workers", "num_threads"):
-        if getattr(settings, name) > most:
-            raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
-    return settings
 
 
 def _model(config: TaskDescription, data: DataShape, message: Message) -> nn.Module:

@@ -8,7 +8,11 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import ServerApp
 
-from fedcurv.simulations.federation.client_app import DATA_ROOT_VARIABLE, make_task
+from fedcurv.simulations.federation.client_app import (
+    DATA_DOWNLOAD_VARIABLE,
+    DATA_ROOT_VARIABLE,
+    make_task,
+)
 from fedcurv.simulations.federation.client_app import app as client_app
 from fedcurv.simulations.own import own_names_told
 from fedcurv.simulations.runners.batched.grid import BatchedGrid
@@ -35,21 +39,29 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
-    with _data_root(config["data"].get("root", "data")), own_names_told(config):
+    with _said_to_clients(config["data"]), own_names_told(config):
         RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 
 @contextmanager
-def _data_root(root: str) -> Iterator[None]:
-    """Tell the clients where the data are, in this process and in those that it starts."""
-    before = os.environ.get(DATA_ROOT_VARIABLE)
-    os.environ[DATA_ROOT_VARIABLE] = root
+def _said_to_clients(data: Mapping[str, Any]) -> Iterator[None]:
+    """Tell the clients where the data are, and whether to fetch them: here, and in new processes.
+
+    In a simulation their owner is who runs it.
+    """
+    said = {
+        DATA_ROOT_VARIABLE: str(data.get("root", "data")),
+        DATA_DOWNLOAD_VARIABLE: str(data.get("download", False)).lower(),
+    }
+    before = {name: os.environ.get(name) for name in said}
+    os.environ.update(said)
     try:
         yield
     finally:
-        del os.environ[DATA_ROOT_VARIABLE]
-        if before is not None:
-            os.environ[DATA_ROOT_VARIABLE] = before
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def check_runner(runner: Mapping[str, Any]) -> None:

@@ -22,10 +22,12 @@ from fedcurv.strategies import RoundFailed, start
 from fedcurv.strategies.loop.rounds import RoundRecord
 
 _EVALUATION_BATCH_SIZE = 1024
+# times the loss of guessing; what overfits on few classes has ten times
+_ABSURD = 1000.0
 
 
 class Diverged(RoundFailed):
-    """The global model has numbers that are not finite, or no finite loss."""
+    """The global model has numbers that are not finite, or a loss that is not or is absurd."""
 
 
 class KeepsClients(Protocol):
@@ -59,8 +61,8 @@ def make_server_app(
         clients: keeps what they remember, so that the run can go on later.
         **start_options: of ``fedcurv.strategies.start``.
 
-    The ServerApp raises Diverged after the round in which the model's numbers or its loss on the
-    server's test set are not finite any more.
+    The ServerApp raises Diverged after the round in which the model's numbers are not finite any
+    more, or its loss on the server's test set is not or is 1,000 times that of guessing.
     """
     server_app = ServerApp()
 
@@ -72,7 +74,9 @@ def make_server_app(
         with seeded(config["seed"]):
             model = make_model(config, data)
         task, device = describe_task(config), _device(config)
-        evaluate = None if test_samples is None else _Evaluation(model, test_samples, device)
+        evaluate = None
+        if test_samples is not None:
+            evaluate = _Evaluation(model, test_samples, data.num_classes, device)
         if clients is not None:
             clients.restore_clients(grid)
 
@@ -119,9 +123,13 @@ class _Evaluation:
     """Evaluates the global model on the server's test set."""
 
     def __init__(
-        self, model: nn.Module, samples: tuple[Tensor, Tensor], device: torch.device
+        self,
+        model: nn.Module,
+        samples: tuple[Tensor, Tensor],
+        num_classes: int,
+        device: torch.device,
     ) -> None:
-        self._model = model.to(device)
+        self._model, self._of_guessing = model.to(device), math.log(num_classes)
         inputs, targets = samples
         self._batches = InMemoryBatches(
             inputs.to(device), targets.to(device), _EVALUATION_BATCH_SIZE
@@ -139,13 +147,16 @@ class _Evaluation:
             if value.is_floating_point() and not value.isfinite().all()
         ]
         self._fault = ""
-        if poisoned or not math.isfinite(loss):
+        if poisoned or not loss <= _ABSURD * max(self._of_guessing, 1.0):  # NaN too
             where = f", NaN or inf in {listed(poisoned)}" if poisoned else ""
-            self._fault = f"the training has diverged: loss {loss:g} on the test set{where}"
+            self._fault = (
+                f"the training has diverged: loss {loss:g} on the test set, where guessing has "
+                f"{self._of_guessing:.3g}{where}"
+            )
         return MetricRecord({"loss": loss, "accuracy": accuracy})
 
     def check(self, record: RoundRecord) -> None:
-        """Raise Diverged if the last evaluation was not finite."""
+        """Raise Diverged if the last evaluation said so."""
         if self._fault:
             raise Diverged(
                 f"round {record.server_round}: {self._fault}; lower the learning rate or the "

@@ -23,6 +23,8 @@ _LONGEST_LIST = 100_000  # classes, or noisy clients
 # random states are made of 1,000,003 times the seed
 _LARGEST_SEED = 2**40
 
+# where a node's data are and whether it fetches them, its owner says; the test set is the server's
+_NOT_OF_THE_SERVER = ("root", "download", "test")
 _SECTIONS = ("data", "partition", "model", "client")
 _NUMBERS = {"num_clients": (1, _LARGEST_NUMBER), "seed": (0, _LARGEST_SEED)}
 
@@ -35,7 +37,7 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
             ``seed`` of a resolved configuration.
     """
     task = without_own_names({key: config[key] for key in (*_SECTIONS, *_NUMBERS)})
-    task["data"] = {k: v for k, v in task["data"].items() if k not in ("root", "test")}
+    task["data"] = {k: v for k, v in task["data"].items() if k not in _NOT_OF_THE_SERVER}
     return ConfigRecord({_TASK_KEY: json.dumps(task)})
 
 

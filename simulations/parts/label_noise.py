@@ -12,6 +12,7 @@ from fedcurv.label_noise import (
     instance_dependent_noise,
     symmetric_noise,
 )
+from fedcurv.simulations.rules import is_integer, is_list_of, is_number
 
 # from inputs, labels, rate, number of classes and a generator
 _KINDS: dict[str, Callable[[Tensor, Tensor, float, int, torch.Generator], NoisyLabels]] = {
@@ -63,15 +64,15 @@ def noisy_labels(
 
 def check_noise(noise: Mapping[str, Any], num_clients: int) -> None:
     """Raise a ValueError if a description cannot be meant."""
-    if noise["kind"] not in KINDS:
+    if not isinstance(noise["kind"], str) or noise["kind"] not in KINDS:
         raise ValueError(
             f"data.noise.kind must be one of {', '.join(KINDS)}, got {noise['kind']!r}"
         )
-    if not isinstance(noise["rate"], int | float) or not 0 <= noise["rate"] <= 1:
+    if not is_number(noise["rate"]) or not 0 <= noise["rate"] <= 1:
         raise ValueError(f"data.noise.rate must be in [0, 1], got {noise['rate']!r}")
     clients = noise["clients"]
-    is_share = isinstance(clients, int | float) and 0 <= clients <= 1
-    is_list = isinstance(clients, Sequence) and all(c in range(num_clients) for c in clients)
+    is_share = is_number(clients) and 0 <= clients <= 1
+    is_list = is_list_of(clients, lambda c: is_integer(c, 0) and c < num_clients)
     if not is_share and not is_list:
         raise ValueError(
             f"data.noise.clients must be a share in [0, 1] or a list of numbers below "

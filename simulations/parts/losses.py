@@ -41,7 +41,7 @@ def make_loss(description: str | Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: for an unknown name, an unknown setting or one out of range.
     """
-    options = {"name": description} if isinstance(description, str) else dict(description)
+    options = dict(description) if isinstance(description, Mapping) else {"name": description}
     name = options.pop("name", None)
     if name == "function":
         place = options.pop("function", None)
@@ -52,7 +52,7 @@ def make_loss(description: str | Mapping[str, Any]) -> nn.Module:
                 f"targets, got {type(own).__name__}"
             )
         return own
-    if name not in LOSSES:
+    if not isinstance(name, str) or name not in LOSSES:
         names = ", ".join((*LOSSES, "function"))
         raise ValueError(f"client.loss must be one of {names}, got {name!r}")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.simulations.reports.comparison import markdown_table, mean_and_deviation
@@ -19,11 +20,12 @@ _CAPTION = (
 
 
 class SweepTable(Callback):
-    """Writes the tables when all jobs are done; named in conf/config.yaml."""
+    """Writes the tables after each job, so that none is lost; named in conf/config.yaml."""
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write sweep.csv and sweep.md into the sweep's folder."""
-        write_sweep(Path(config.hydra.sweep.dir))
+    def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
+        """Write sweep.csv and sweep.md into the sweep's folder, if there is one."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            write_sweep(Path(config.hydra.sweep.dir))
 
 
 # columns of summary.csv

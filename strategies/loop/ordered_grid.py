@@ -58,6 +58,10 @@ class OrderedGrid(Grid):
         """Return a node's stable id, as far as it is known."""
         return self._client_ids.get(node_id, f"node-{node_id}")
 
+    def known(self) -> dict[int, str]:
+        """Return the stable ids of all nodes that have been asked."""
+        return dict(self._client_ids)
+
     def get_node_ids(self) -> list[int]:
         """Return the connected nodes in the order of their client ids, one for each client.
 

@@ -8,6 +8,9 @@ from flwr.app import Message
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.wire.records import client_id_order
 
+# larger ones have no place in JSON, nor in a float
+_LARGEST_INTEGER = 2**64
+
 
 @dataclass(frozen=True)
 class ClientRecord:
@@ -134,5 +137,5 @@ def _metrics_of(message: Message) -> dict[str, float]:
         name: value
         for record in message.content.metric_records.values()
         for name, value in record.items()
-        if isinstance(value, int | float)
+        if isinstance(value, float) or (isinstance(value, int) and abs(value) <= _LARGEST_INTEGER)
     }

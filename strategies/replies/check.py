@@ -24,6 +24,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 LARGEST = 1e18
 # more than any counter, and every float has room for it
 _LARGEST_INTEGER = 2**64
+# of what a client calls its metrics, as far as it is told
+_LONGEST_NAME = 100
 # by the kind of what was sent, what may come back: apps that turn all into floats, say
 _ANSWERS = {"f": "f", "c": "fc", "i": "if", "u": "if", "b": "bif"}
 
@@ -225,10 +227,13 @@ def wrong_names(got: frozenset[str], expected: frozenset[str], what: str) -> lis
     """Return what to say of names that are not the other clients'; nothing if they are."""
     if got == expected:
         return []
-    missing, extra = sorted(expected - got), sorted(got - expected)
+    missing, extra = (
+        [name[:_LONGEST_NAME] for name in sorted(names)[:3]]
+        for names in (expected - got, got - expected)
+    )
     return [
-        f"expected {what} of the same names as the other clients', missing: {missing[:3]}, extra: "
-        f"{extra[:3]}"
+        f"expected {what} of the same names as the other clients', missing: {missing}, extra: "
+        f"{extra}"
     ]
 
 
@@ -255,13 +260,29 @@ def in_order_of_clients(received: Sequence[Message]) -> Sequence[Message]:
     return [m for _, m in sorted(zip(ids, with_content, strict=True), key=order)] + failed
 
 
-def require_one_node(client_id: str | None, node: int, nodes: dict[str, int]) -> None:
+def require_one_node(
+    client_id: str | None, node: int, nodes: dict[str, int], known: Mapping[int, str]
+) -> None:
     """Note which node replies as a client in this round.
 
+    Args:
+        client_id: that the reply tells.
+        node: that it comes from.
+        nodes: by client, as far as they have replied.
+        known: the clients that the nodes said they were when they were asked.
+
     Raises:
-        ValueError: if another one did.
+        ValueError: if another one did, or the node speaks in another client's name.
     """
-    if client_id is not None and nodes.setdefault(client_id, node) != node:
+    if client_id is None:
+        return
+    others = {one for other, one in known.items() if other != node}
+    if known.get(node, client_id) != client_id and client_id in others:
+        raise ValueError(
+            f"expected a reply of client {known[node]}, as node {node} said when it was asked, got "
+            f"one in the name of client {client_id}"
+        )
+    if nodes.setdefault(client_id, node) != node:
         raise ValueError(
             f"nodes {nodes[client_id]} and {node} both say that they are client {client_id}, and "
             "the first has replied; give each node its own client-id in its node configuration"

@@ -1,6 +1,7 @@
 """What a strategy that does not check its replies itself gets to see: those that it can stand."""
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -8,6 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
 from fedcurv.strategies.replies.check import (
+    LARGEST,
     Sent,
     check_reply,
     checked_weight,
@@ -146,9 +148,7 @@ class Screen:
         key = getattr(self._strategy, "train_loss_key", None)
         if isinstance(key, str) and content.array_records:
             (metrics,) = content.metric_records.values()
-            loss = metrics.get(key)
-            if not isinstance(loss, int | float) or not 0 <= loss <= sys.float_info.max:
-                raise ValueError(f"expected {key!r} >= 0 in the metrics, got {str(loss)[:60]}")
+            _require_loss(metrics.get(key), key, float(getattr(self._strategy, "q", 0.0)))
         return weight
 
     def _array_names(self, content: RecordDict) -> frozenset[str]:
@@ -171,6 +171,16 @@ class Screen:
         contents = [m.content for m in replies if m.has_content()]
         alike = sum(_looks_like(content, sent) for content in contents)
         return 0 < 2 * alike >= len(contents)
+
+
+def _require_loss(loss: object, key: str, power: float) -> None:
+    if not isinstance(loss, int | float) or not 0 <= loss <= sys.float_info.max:
+        raise ValueError(f"expected {key!r} >= 0 in the metrics, got {str(loss)[:60]}")
+    if power * math.log(max(loss, 1.0)) > math.log(LARGEST):
+        raise ValueError(
+            f"expected {key!r} in the metrics whose power q = {power:g} is at most {LARGEST:g}, "
+            f"got {loss:g}; does the client's training diverge?"
+        )
 
 
 Name = Callable[[Message], str]

@@ -80,6 +80,13 @@ def test_what_was_run_is_not_run_again(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment_runs, "run", never)
     run_experiment(small(), tmp_path, "the command")
     assert (tmp_path / "results.csv").read_text() == before
+    # what is damaged is named, and not taken for a result
+    name, content = runs[0], runs[0].read_text()
+    for damaged in (content[: len(content) // 2], "[]", "{}"):
+        name.write_text(damaged)
+        with pytest.raises(ValueError, match=f"{name}: expected what came of a training"):
+            run_experiment(small(), tmp_path, "the command")
+    name.write_text(content)
     # another seed is another run
     with pytest.raises(AssertionError, match="run again"):
         run_experiment(small(seeds=[1, 2, 3]), tmp_path, "the command")
@@ -139,10 +146,15 @@ def test_cells_may_hold_names(tmp_path):
         ({"seeds": ["one"]}, "experiment.seeds: expected at least one seed, integers >= 0"),
         ({"cells": []}, "experiment.cells: expected at least one table"),
         ({"target": 90}, r"experiment.target must be an accuracy in \(0, 1\], got 90"),
+        ({"seeds": [1, 2, 1]}, "experiment.seeds: expected each once, got 1 twice"),
+        ({"cells": [{"client.epochs": 1}] * 2}, "cells: expected each once, got .* twice"),
         ({"cells": [{"client.loss": "gcee"}]}, "client.loss must be one of .* got 'gcee'"),
         ({"cells": [{"client.epoch": 3}]}, "'client.epoch' of method averaging .* is no key"),
         ({"cells": [{"client.epochs": 0}]}, "epochs must be an integer >= 1, got 0"),
-        ({"cells": [{"client.device": "cuda:99"}]}, "client.device=cuda:99 cannot be used"),
+        (
+            {"cells": [{"client.device": "cuda:99"}]},
+            "client.device=cuda:99: torch has no such device",
+        ),
     ],
 )
 def test_an_experiment_that_cannot_be_is_refused_before_anything_trains(

@@ -101,6 +101,8 @@ def test_labels_name_the_settings():
         ("label_noise.losses=[hinge]", "client.loss must be one of"),
         ("label_noise.noises=[{kind:uniform,rate:0.1}]", "data.noise.kind must be one of"),
         ("label_noise.seeds=[]", "label_noise.seeds: expected at least one"),
+        ("label_noise.seeds=[2,2]", "label_noise.seeds: expected each once, got 2 twice"),
+        ("label_noise.losses=[gce,gce]", "label_noise.losses: expected each once, got 'gce'"),
         ("label_noise.seeds=[a]", "label_noise.seeds must be integers >= 0"),
         ("label_noise.noises=[{kind:none}]", "expected tables with kind and rate"),
         ("strategy=[fedavg,fedprox]", "strategy: expected one, got fedavg, fedprox"),

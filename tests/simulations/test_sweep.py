@@ -32,6 +32,15 @@ def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp
     assert {row["client.epochs"] for row in rows} == {"4"}
 
 
+@pytest.mark.usefixtures("quick_pictures")
+def test_a_mistake_in_a_later_job_keeps_the_table_over_the_earlier(tmp_path, command):
+    sweep = ["--multirun", *SMALL, "strategy=fedavg", "client.lr=0.1,-1"]
+    done = command("fedcurv-simulate", main, *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert done.code == 1
+    assert done.errors == "fedcurv-simulate: lr must be > 0 and finite, got -1\n"
+    assert [row["job"] for row in rows_of(tmp_path / "sweep.csv")] == ["0"]
+
+
 def check_table(tmp_path):
     rows = rows_of(tmp_path / "sweep.csv")
     found = {(r["seed"], r["strategy.fedcurv.strength"], r["strategy"]) for r in rows}

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+import torchvision
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedcurv.simulations.configuration import resolve
@@ -68,7 +69,7 @@ def test_an_honest_description_is_taken(task, context):
         ({"client__lr": "0.1"}, "task: client: lr must be > 0 and finite, got '0.1'"),
         ({"client__lr": 1e300}, r"task\.client\.lr: expected a number of sensible size"),
         ({"client__lr": float("nan")}, "expected finite numbers, got NaN"),
-        ({"client__epochs": True}, "task: client: epochs: expected no truth value"),
+        ({"client__epochs": True}, "task: client: epochs must be an integer >= 1, got True"),
         ({"client__workers": 10**6}, "task: client: workers must be at most"),
         ({"client__num_threads": 10**6}, "task: client: num_threads must be at most"),
         ({"client__speed": 1}, "task: client .*unexpected keyword argument 'speed'"),
@@ -110,6 +111,22 @@ def test_no_shape_that_is_only_said_makes_a_client_take_memory(task, context):
     arrays["1.weight"] = Array("float32", (10**7, 10**7), "numpy.ndarray", b"")
     with pytest.raises(ValueError, match=r"'1\.weight' is said to have the shape \(10000000"):
         make_task(asked(changed(task, model__hidden=[10**7]), arrays), context)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_no_message_makes_a_device_download_what_its_owner_has_not_allowed(
+    allowed, task, tmp_path, monkeypatch
+):
+    fetched = []
+    monkeypatch.delenv("FEDCURV_DATA_DOWNLOAD", raising=False)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", lambda data: fetched.append(data))
+    data = {"name": "mnist", "download": True, "root": str(tmp_path), "noise": {"kind": "none"}}
+    data |= {"train_samples": None, "validation_samples": 0, "evaluate_on": "test"}
+    node = {"data-root": str(tmp_path / "node"), "partition-id": 0}
+    node |= {"data-download": "true"} if allowed else {}
+    with pytest.raises(FileNotFoundError, match=r"on a node its owner does so: .*data-download=tr"):
+        make_task(asked(changed(task, data=data)), Context(1, 2, node, RecordDict(), {}))
+    assert bool(fetched) is allowed
 
 
 WRONG = [None, True, -1, 0, 1.5, 10**12, 10**400, 1e300, "", "a", "é" * 50, [], {}, [[]], [1, -1]]

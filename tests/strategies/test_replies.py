@@ -23,11 +23,11 @@ from flwr.serverapp.strategy import (
     QFedAvg,
 )
 
-from fedcurv.strategies import FedCurv, RoundFailed
+from fedcurv.strategies import FedCurv, JsonLines, RoundFailed
 from fedcurv.strategies.replies.screen import Screen
 from fedcurv.strategies.replies.weights import Weights
 from fedcurv.strategies.wire.arrays import read_array
-from fedcurv.strategies.wire.records import PRECISION, WEIGHTED
+from fedcurv.strategies.wire.records import CONFIG, PRECISION, WEIGHTED
 from tests.federation import Federation, new_model, options, same_bits
 
 SHAPE = (3, 4)
@@ -243,6 +243,42 @@ def test_flowers_own_loop_goes_on_too():
     strategy = FedCurv(strength=0.1, **options())
     federation.run(strategy, num_rounds=1, own_loop=True)
     assert len(strategy.refused) == len(SPOILT)
+
+
+def named(client_id: str):
+    def spoil(content: RecordDict) -> None:
+        content[CONFIG] = ConfigRecord({**content[CONFIG], "client-id": client_id})
+
+    return spoil
+
+
+@pytest.mark.parametrize("thief", [0, 3])
+def test_a_reply_in_another_clients_name_is_the_one_that_is_refused(thief):
+    federation = Federation(num_nodes=4, spoil={(1, thief): named("2")})
+    federation.run(FedCurv(strength=0.1, **options()), num_rounds=2)
+    assert federation.statuses(1) == {str(i): "refused" if i == thief else "ok" for i in range(4)}
+    assert "in the name of client 2" in federation.reasons(1)[str(thief)]
+    assert set(federation.statuses(2).values()) == {"ok"}
+
+
+def test_what_no_float_holds_stands_in_no_record_and_a_long_name_is_cut(tmp_path):
+    def long_name(content: RecordDict) -> None:
+        content["metrics"] = MetricRecord({**content["metrics"], "x" * 10**6: 1.0})
+
+    federation = Federation(num_nodes=4, spoil={(1, 1): metrics(loss=10**5000), (1, 2): long_name})
+    watchers = [JsonLines(tmp_path / "rounds.jsonl"), federation.rounds.append]
+    federation.run(FedAvg(**options()), num_rounds=1, on_round=watchers)
+    assert list(federation.statuses(1).values()) == ["ok", "refused", "refused", "ok"]
+    assert len(federation.reasons(1)["2"]) < 500
+    assert federation.rounds[1].clients[1].metrics == {"num-examples": 12}
+
+
+@pytest.mark.parametrize("loss", [1e300, 1e20])
+def test_a_loss_whose_power_no_float_holds_does_not_end_qfedavg(loss):
+    federation = Federation(num_nodes=4, spoil={(1, 1): metrics(loss=loss)})
+    federation.run(QFedAvg(0.1, q=5.0, train_loss_key="loss", **options()), num_rounds=2)
+    assert federation.statuses(1)["1"] == "refused"
+    assert "whose power q = 5 is at most 1e+18" in federation.reasons(1)["1"]
 
 
 # ---- how much a reply may count

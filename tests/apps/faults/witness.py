@@ -18,16 +18,17 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedcurv.clients import ClientCurvature
+from fedcurv.clients import ClientCurvature, private_errors_mod
 from fedcurv.strategies import FedCurv, JsonLines, start
 from fedcurv.strategies.loop.rounds import RoundRecord
 from fedcurv.strategies.wire.records import CLIENT_ID_ACTION, CONFIG, PRECISION, pack_client_id
 
 CLASSES = 5
 MAX_PRECISION = 1e6
+SECRET = "/wards/oncology/jane-doe.dcm"
 
 server_app = ServerApp()
-client_app = ClientApp()
+client_app = ClientApp(mods=[private_errors_mod])
 
 
 def wait_while(order: Path, seconds: float = 240.0) -> None:
@@ -107,14 +108,17 @@ def somebody_elses_stamp(content: RecordDict) -> None:
     content[CONFIG]["message-id"] = "0" * 64
 
 
+def an_exception(content: RecordDict) -> None:
+    raise FileNotFoundError(SECRET)
+
+
 SPOILS = {
     "NaN": in_record("arrays", lambda bias: bias * torch.nan),
     "a huge array": in_record("arrays", lambda bias: torch.zeros(5_000_000)),
-    "a wrong shape": in_record("arrays", lambda bias: bias[:2]),
-    "a negative precision": in_record(PRECISION, lambda bias: bias - 1.0),
     "an enormous precision": in_record(PRECISION, lambda bias: bias + 2 * MAX_PRECISION),
     "somebody else's stamp": somebody_elses_stamp,
     "a pickle": a_pickle,
+    "an exception": an_exception,
 }
 
 

@@ -176,6 +176,28 @@ def test_freezing_is_no_change_and_all_end_with_the_same_bits(change, who):
     assert (one == other).all()
 
 
+def test_what_an_optimizer_holds_frozen_stays_as_it_is():
+    """Weight decay and momentum would move it; it is in no sum."""
+
+    def work(rank, store, size):
+        model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+        nn.init.constant_(model[0].weight, 0.5)
+        nn.init.constant_(model[0].bias, 0.25)
+        model[0].requires_grad_(False)
+        options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
+        optimizer = torch.optim.SGD(model.parameters(), **options)
+        with LASGD(model, optimizer, sync_every=2, store=store, rank=rank, world_size=size):
+            for _ in range(10):
+                optimizer.zero_grad()
+                model(torch.randn(8, 4)).square().mean().backward()
+                optimizer.step()
+        return model.state_dict()
+
+    one, other = in_threads(work, 2)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (one["0.weight"] == 0.5).all() and (one["0.bias"] == 0.25).all()
+
+
 def test_training_goes_on_in_another_block_after_unfreezing():
     def work(rank, store, size):
         model = Model()
@@ -230,6 +252,10 @@ def differ(rank, store, size, make_optimizer=None, make_model=lambda rank: nn.Li
         (
             lambda r, m: (torch.optim.AdamW if r else torch.optim.Adam)(m.parameters()),
             "'class' is Adam at worker 0 and AdamW at worker 1",
+        ),
+        (
+            lambda r, m: (torch.optim.Adam if r else torch.optim.SGD)(m.parameters(), lr=0.1),
+            "'class' is SGD at worker 0 and Adam at worker 1",
         ),
         (
             lambda r, m: torch.optim.SGD(
@@ -347,7 +373,18 @@ class Endless(torch.utils.data.IterableDataset):
         (Endless(), {}, "a length and samples by index, of which each is dealt once, got Endless"),
         (iter([]), {}, "got list_iterator; give every worker a torch DataLoader of its own"),
         (range(8), {"drop_last": True}, r"takes no drop_last; leave it out"),
+        (
+            {"train": [1], "test": [2]},
+            {},
+            "samples by index, of which each is dealt once, got dict",
+        ),
         (range(8), {"sampler": [1]}, "takes no sampler; leave it out"),
+        (range(8), {"sampler": []}, "takes no sampler; leave it out"),
+        (range(8), {"batch_sampler": [[1]]}, "takes no batch_sampler; leave it out"),
+        (range(8), {"batch_size": None}, "batch_size must be an integer >= 1, got None"),
+        (range(8), {"batch_size": True}, "batch_size must be an integer >= 1, got True"),
+        (range(8), {"prefetch_factor": 2}, "prefetch_factor to torch's DataLoader: .*num_workers"),
+        (range(8), {"num_workers": -1}, "num_workers to torch's DataLoader: num_workers option s"),
         (range(8), {"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         (range(8), {"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2\.5"),
         (range(8), {"workers": 2}, "knows no workers, nor does torch's DataLoader"),
@@ -358,8 +395,8 @@ def test_loaders_that_cannot_share_are_refused_at_once(dataset, options, message
         lasgd = differ(rank, store, size)
         with pytest.raises(ValueError, match=message):
             lasgd.loader(dataset, **{"batch_size": 2, **options})
-        # one that takes away nothing is let in
-        assert len(list(lasgd.loader(range(8), 2, drop_last=False))) == 4
+        # what takes away nothing is let in
+        assert len(list(lasgd.loader(range(8), 2, drop_last=False, sampler=None))) == 4
 
     in_threads(work, 1)
 

@@ -1,4 +1,4 @@
-"""Why the losses stand noise: exact expectations over noisy labels, on a linear model."""
+"""Why the losses tolerate noise: exact expectations over noisy labels, on a linear model."""
 
 import pytest
 import torch

@@ -1,0 +1,129 @@
+"""A model that is hooked, and its forward passes."""
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import ExitStack
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fedcurv.per_sample.attention import AttentionByProjections
+from fedcurv.per_sample.findings import Findings
+from fedcurv.per_sample.graph import Graph, leaves_of
+from fedcurv.per_sample.layers import ClosedFormLayer, Pass, Phase, layers_of
+from fedcurv.per_sample.layouts import Layout, Look
+from fedcurv.per_sample.memory import keep_freed_memory
+from fedcurv.per_sample.replay import Replay
+from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.surroundings import (
+    no_memory_of_casts,
+    plain_attention,
+    requiring_gradients,
+)
+from fedcurv.per_sample.watched import Watched, one_tensor
+
+# from a computation that was not seen before, and inputs for it, to what a check of it finds out
+Check = Callable[[Hashable, Tensor], Findings]
+
+
+class TooFewOutputsError(ValueError):
+    """A model has returned fewer rows than it was given samples."""
+
+
+class HookedModel:
+    """What the sums over a model's passes are taken with.
+
+    A context manager: inside the model is hooked.
+
+    Args:
+        model: in eval mode.
+        parameters: the trainable ones, by name.
+        findings: what is known to begin with.
+        looks: whether a single sample shows where the samples lie and whether they interact.
+        check: asked about every computation that was not seen before; None: nobody is.
+
+    Attributes:
+        totals: the sums, by name.
+        findings: what is known by now.
+        last_operation: what computed the outputs of the last new computation; see ``Graph``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        findings: Findings,
+        *,
+        looks: bool = True,
+        check: Check | None = None,
+    ) -> None:
+        self._model = model
+        self._parameters = dict(parameters)
+        self.findings = findings
+        self._looks = looks
+        self._check = check
+        self._attentions = {
+            name: AttentionByProjections(module)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.MultiheadAttention) and AttentionByProjections.fits(module)
+        }
+        self._layers = layers_of(model, parameters, self._attentions, findings.by_loop)
+        self._rule_layers = [layer for layer in self._layers if isinstance(layer, ClosedFormLayer)]
+        self._whole = Replay("", model, parameters, findings.by_loop)
+        self._told: set[str] = set()
+        self._pass = Pass()
+        self._stack = ExitStack()
+        self._layouts: dict[Hashable, Layout] = {}
+        self._checked: set[Hashable] = set()
+        self._first_look: Look | None = None
+        self.last_operation = ""
+        rules = {
+            name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()
+        }
+        self.totals = {
+            name: rules.get(name, LayerRule()).new_total(p) for name, p in parameters.items()
+        }
+        for layer in self._layers:
+            layer.totals = {
+                local: self.totals[name][rows] for local, (name, rows) in layer.sources.items()
+            }
+        self._leaves = leaves_of(parameters)
+
+    def __enter__(self) -> Self:
+        """Prepare the model."""
+        keep_freed_memory()
+        with ExitStack() as stack:
+            stack.enter_context(requiring_gradients(list(self._parameters.values())))
+            stack.enter_context(plain_attention())
+            stack.enter_context(no_memory_of_casts())
+            for attention in self._attentions.values():
+                stack.enter_context(attention.in_place())
+            for layer in self._layers:
+                stack.callback(layer.hook(self._pass).remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the model as it was."""
+        self._stack.close()
+
+    def _forward(self, inputs: Tensor) -> tuple[Tensor, list[Watched], Graph]:
+        self._pass.calls, self._pass.spans, self._pass.phase = [], [], Phase.FORWARD
+        try:
+            with torch.enable_grad():
+                outputs = self._model(inputs)
+        finally:
+            self._pass.phase = Phase.NOTHING
+        outputs = one_tensor(outputs, self._model)
+        return outputs, self._pass.calls, Graph(outputs, self._leaves, self._pass.spans)
+
+
+def require_rows(outputs: Tensor, inputs: Tensor) -> None:
+    """Refuse outputs with fewer rows than there are samples: which are whose?"""
+    if not outputs.ndim or len(outputs) < len(inputs):
+        raise TooFewOutputsError(
+            f"expected outputs with a row for each of {len(inputs)} samples, got outputs "
+            f"{tuple(outputs.shape)} for inputs {tuple(inputs.shape)}; let the model return the "
+            "outputs of every sample along the first axis, and leave samples out of the batches "
+            "instead"
+        )

@@ -1,0 +1,104 @@
+"""Values that all samples of a batch share, which a comparison of a few samples can miss.
+
+A branch that the sum of a batch decides goes one way for all samples, and may go another for one
+alone. So a pass over a few samples is followed function by function: what is computed from the
+inputs must go on having as many parts as there are samples, and must not be read by Python.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fedcurv.per_sample.replay import Nest
+
+# few, and a number that seldom divides the sizes of layers
+_SAMPLES = 7
+
+_READING = frozenset(
+    (
+        *("__bool__", "__int__", "__float__", "__index__", "__complex__", "__array__"),
+        *("__contains__", "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"),
+        *("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select"),
+    )
+)
+
+
+class _Following(TorchFunctionMode):
+    """Follows what is computed from the inputs.
+
+    Attributes:
+        shares: the first function that makes of the samples something that is not by sample.
+    """
+
+    def __init__(self, inputs: Tensor) -> None:
+        super().__init__()
+        self.shares: str | None = None
+        # kept, so that no other object gets the number of one of these
+        self._followed: dict[int, object] = {id(inputs): inputs}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.shares is not None or not any(
+            id(value) in self._followed for value in _values((args, kwargs))
+        ):
+            return result
+        name = getattr(func, "__name__", "")
+        if name in _READING or (name == "__getitem__" and _by_mask(args[1])):
+            self.shares = name
+        elif not name.startswith("new_") and not name.endswith("_like"):  # of a shape alone
+            for value in _values((result, args[:1] if name == "__setitem__" else ())):
+                if isinstance(value, Tensor):
+                    self._followed[id(value)] = value
+                    if value.numel() % _SAMPLES:
+                        self.shares = name
+        return result
+
+
+def _values(nest: Nest) -> Iterator[Any]:
+    if isinstance(nest, tuple | list):
+        for item in nest:
+            yield from _values(item)
+    elif isinstance(nest, dict):
+        yield from _values(list(nest.values()))
+    else:
+        yield nest
+
+
+def _by_mask(index: Nest) -> bool:
+    return any(
+        isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)
+        for part in _values(index)
+    )
+
+
+def shared_by(model: nn.Module, inputs: Tensor) -> str | None:
+    """Return the function that makes of all samples one value, or reads values; None if none does.
+
+    What compiled and scripted modules do inside is not seen.
+
+    Args:
+        model: to be run without gradients.
+        inputs: shape (N, ...).
+    """
+    if any(getattr(module, "_compiled_call_impl", None) for module in model.modules()):
+        return None
+    if len(inputs) >= _SAMPLES:
+        few = inputs[:_SAMPLES]
+    else:
+        few = inputs[torch.arange(_SAMPLES, device=inputs.device) % len(inputs)]
+    following = _Following(few)
+    try:
+        with torch.no_grad(), following:
+            model(few)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None  # what is wrong shows in a pass of its own
+    return following.shares
