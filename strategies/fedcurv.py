@@ -36,7 +36,6 @@ from fedcurv.strategies.sums import RoundSums, saved_sums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
 from fedcurv.strategies.wire import records
 from fedcurv.strategies.wire.arrays import reason_of
-from fedcurv.strategies.wire.records import Instruction
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ class FedCurv(Strategy):
         self._session, self._sendings = uuid4().hex, itertools.count(1)
         self._saved_round: int | None = None
         self._is_resumable = False
-        self._instruction = Instruction(self._strength.to_ask_with)
+        self._instruction = records.Instruction(self._strength.to_ask_with)
         self._sent = Sent.of(ArrayRecord())
         self._known: Mapping[int, str] = {}
         self._parameter_names: frozenset[str] = frozenset()
@@ -194,10 +193,10 @@ class FedCurv(Strategy):
         require_some_success(server_round, received, refused)
         if agreed.sums is not None:
             self._strength.see(agreed.sums, statistics.fmean(agreed.contributors.values()))
-        self._instruction = Instruction(self._strength.to_ask_with)
+        self._instruction = records.Instruction(self._strength.to_ask_with)
         if agreed.sums is not None and self.strength is not None:
             self._parameter_names = agreed.parameter_names
-            self._instruction = Instruction(
+            self._instruction = records.Instruction(
                 strength=self.strength,
                 sums_round=server_round,
                 contributors=list(agreed.contributors),
@@ -282,7 +281,7 @@ class FedCurv(Strategy):
         self._federation, self._session = state["federation"], uuid4().hex
         self._saved_round = state["sums-round"]
         self._parameter_names = frozenset(state["parameter-names"])
-        self._instruction = Instruction(
+        self._instruction = records.Instruction(
             self._strength.to_ask_with,
             sums_round=state["sums-round"],
             contributors=state["contributors"],

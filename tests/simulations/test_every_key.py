@@ -33,7 +33,7 @@ COMPOSITIONS = [
             *("strategy=fedavg", "data=function", "data.function=tests.own_tables:rows"),
             *("model=function", "model.function=tests.own_tables:network"),
             *("partition=function", "partition.function=tests.own_tables:by_turns"),
-            "client.terms={none: tests.own_tables:no_term}",
+            "+client.terms.none=tests.own_tables:no_term",
         ],
     ),
     (
@@ -59,7 +59,7 @@ GOOD: dict[str, list[Any]] = {
     "data.deviation": [1.5],
     "data.label": ["a word", ""],
     "data.standardise": [True],
-    **dict.fromkeys(("data.options", "model.options", "partition.options"), [{}]),
+    **{f"{part}.options": [{}] for part in ("data", "model", "partition")},
     "client.terms": [{}, None],
     "data.test": [{}],
     **{f"data.test.{key}": ["a word", None] for key in ("folder", "csv", "function")},
