@@ -97,10 +97,18 @@ def test_links_and_pictures_exist():
 
 def test_files_and_names_in_the_tables_exist():
     import fedcurv
-    import fedcurv.clients.training as training
+    import fedcurv.clients.terms as terms
     import fedcurv.strategies as strategies
 
-    assert strategies.FedCurv and training.attach_proximal_term and fedcurv.Curvature.__sub__
-    for folder in ("fedcurv", "strategies", "clients", "simulations", "tests", "tests/oracles"):
+    assert strategies.FedCurv and terms.attach_proximal_term and fedcurv.Curvature.__sub__
+    for folder in (
+        "fedcurv",
+        "strategies",
+        "clients",
+        "simulations",
+        "examples",
+        "tests",
+        "tests/oracles",
+    ):
         assert f"`{folder}/`" in README
         assert (ROOT / folder).is_dir()
