@@ -201,8 +201,14 @@ class SitePool:
 
     def _address(self) -> dict[str, Any] | None:
         require_private(self._folder)
+        file = self._folder / ADDRESS_FILE
         try:
-            address: dict[str, Any] = json.loads((self._folder / ADDRESS_FILE).read_text())
+            if (owner := file.lstat().st_uid) != os.geteuid():
+                raise PermissionError(
+                    f"expected {file} to be of user {os.geteuid()}, got one of user {owner}, whose "
+                    "code it could run in this process; remove it, or take another folder"
+                )
+            address: dict[str, Any] = json.loads(file.read_text())
             bytes.fromhex(address["key"])
             return address if _is_alive(int(address["pid"])) else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):

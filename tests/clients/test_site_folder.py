@@ -55,6 +55,14 @@ def planted(tmp_path):
     assert not went_off.exists()
 
 
+def test_an_address_of_another_user_in_an_own_folder_is_refused(planted):
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(planted / "address.json", OTHER_USER, -1)
+    with pytest.raises(PermissionError, match=f"got one of user {OTHER_USER}.*remove it"):
+        SitePool(planted, ["cpu"])
+
+
 def test_a_folder_of_another_user_is_refused(planted):
     if os.geteuid():
         pytest.skip("only root can give a folder away")
