@@ -8,9 +8,9 @@ import sys
 import pytest
 from flwr.common.config import parse_config_args
 
+from fedcurv.simulations.commands import run as run_command
 from fedcurv.simulations.commands import trial
 from fedcurv.simulations.commands.simulate import main
-from fedcurv.simulations.deployment import flower_run
 from fedcurv.simulations.deployment.flower_run import run_config_of
 from tests.simulations.test_run import SMALL, rows_of
 
@@ -175,7 +175,7 @@ def test_overrides_reach_the_servers_app_as_they_are():
     ],
 )
 def test_fedcurv_run_refuses_before_it_runs(arguments, message, command):
-    done = command("fedcurv-run", flower_run.main, *arguments)
+    done = command("fedcurv-run", run_command.main, *arguments)
     assert done.code == 2 and message in done.errors
 
 
