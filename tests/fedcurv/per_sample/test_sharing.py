@@ -102,12 +102,17 @@ def test_probabilities_in_the_place_of_logits_are_told_once(last, likelihood, to
 
 
 def test_a_pass_is_freed_without_the_garbage_collector():
+    """What others have left in this process does not grow with the number of passes."""
     model, inputs, labels = problem(lambda m, z: m.a(z))
-    fisher_diagonal(model, [(inputs, labels)])
-    gc.collect()
-    gc.disable()
-    try:
-        fisher_diagonal(model, [(inputs, labels)] * 3)
-        assert gc.collect() == 0
-    finally:
-        gc.enable()
+
+    def garbage(passes: int) -> int:
+        gc.collect()
+        gc.disable()
+        try:
+            fisher_diagonal(model, [(inputs, labels)] * passes)
+            return gc.collect()
+        finally:
+            gc.enable()
+
+    garbage(1)
+    assert garbage(12) <= garbage(2)
