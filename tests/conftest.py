@@ -1,7 +1,11 @@
-"""What every test may rely on: the log is as at the start, whatever ran in the process before."""
+"""What every test may rely on: one thread, and the log as at the start, whatever ran before."""
 
 import logging
+import os
 from collections.abc import Iterator
+
+# threads of several processes wait for each other by spinning; torch and its children read it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
