@@ -314,8 +314,8 @@ def changed(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, a: h.pop("version"), "a checkpoint of version 1, expected 2; end that run with"),
-        (lambda h, a: h.update(version=3), "a checkpoint of version 3, expected 2"),
+        (lambda h, a: h.pop("version"), "a checkpoint of version 1, expected 3; end that run with"),
+        (lambda h, a: h.update(version=4), "a checkpoint of version 4, expected 3"),
         (lambda h, a: h.update({"server-round": -1}), "expected a round, got -1"),
         (lambda h, a: h.update({"server-round": True}), "expected a round, got True"),
         (lambda h, a: h.update(model=3), "expected a model"),
