@@ -388,6 +388,7 @@ def test_sums_without_their_second_half_are_refused_by_the_client():
         {
             CONFIG: ConfigRecord(
                 {
+                    "wire-version": 2,
                     "strength": 0.1,
                     "server-round": 2,
                     "sums-round": 1,

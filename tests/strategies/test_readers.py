@@ -180,7 +180,9 @@ def test_a_round_with_any_reply_among_good_ones_is_the_round_without_it_or_with_
             {
                 "arrays": ArrayRecord(numbers(client)),
                 "metrics": MetricRecord({"num-examples": 10, "loss": 1.0}),
-                CONFIG: ConfigRecord({"client-id": str(client), "message-id": f"m{client}"}),
+                CONFIG: ConfigRecord(
+                    {"wire-version": 2, "client-id": str(client), "message-id": f"m{client}"}
+                ),
                 PRECISION: pack_tensors(numbers(client + 50)),
                 WEIGHTED: pack_tensors(numbers(client + 70)),
             }
