@@ -113,7 +113,7 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path):
     ) as shell:
         try:
             # the processes behind keep the pipe open: what the shell printed is read to its end
-            code = shell.wait(400)
+            code = shell.wait(520)
         finally:
             os.killpg(shell.pid, signal.SIGTERM)
         printed = shell.communicate(timeout=60)[0]
