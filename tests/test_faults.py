@@ -100,7 +100,7 @@ class Site:
                 )
 
 
-def until(holds: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
+def until(holds: Callable[[], bool], what: str, seconds: float = 360.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
