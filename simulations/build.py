@@ -20,10 +20,15 @@ from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.partition import PARTITIONS, checked_parts, natural
 from fedcurv.simulations.data.samples import DataSet
-from fedcurv.simulations.own import call_own, own_function
+from fedcurv.simulations.own import call_own, in_one_line, own_function
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.rules import is_number
+
+_MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
+
+# data that are the user's own, and the key that says where they are
+_OWN_DATA = {"arrays": "file", "function": "function"}
 
 
 class DataShape(Protocol):
@@ -69,7 +74,10 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
     """Return the data set that a configuration names, or some of its training samples."""
     settings = config["data"]
     seed, number = config["seed"], settings["train_samples"]
-    data = _own_data(settings) if settings["name"] in OWN_DATA else _named_data(settings)
+    if settings["name"] in _OWN_DATA:
+        data = _own_data(settings)
+    else:
+        data = load(**{key: settings[key] for key in ("name", "root", "download")})
     if held_out := settings["validation_samples"]:
         # the same ones for every seed: what was tuned on must never be trained on
         training, validation = data.split(held_out)
@@ -82,18 +90,8 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
     return data if number is None else data.some(number, seed=seed)
 
 
-def _named_data(settings: Mapping[str, Any]) -> DataSet:
-    return load(**{key: settings[key] for key in ("name", "root", "download")})
-
-
-_MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
-
-# data that are the user's own, and the key that says where they are
-OWN_DATA = {"arrays": "file", "function": "function"}
-
-
 def _own_data(settings: Mapping[str, Any]) -> DataSet:
-    place = str(settings[OWN_DATA[settings["name"]]])
+    place = str(settings[_OWN_DATA[settings["name"]]])
     options = json.dumps(settings.get("options") or {}, sort_keys=True)
     changed = 0
     if settings["name"] == "arrays" and Path(place).is_file():
@@ -111,7 +109,7 @@ def _own_data_set(
         arrays: Any = read_arrays(Path(place))
     else:
         arrays = call_own("data.function", place, **json.loads(options))
-    source = f"data.{OWN_DATA[kind]}={place}"
+    source = f"data.{_OWN_DATA[kind]}={place}"
     return data_set_of(arrays, source, standardise=standardise, channels_last=channels_last)
 
 
@@ -194,9 +192,10 @@ def check_model(model: nn.Module, data: DataSet, name: str) -> None:
         with torch.no_grad():
             outputs = model.eval()(inputs)
     except Exception as error:  # whatever the model's code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         hint = "" if inputs.is_floating_point() else "; data.standardise=true makes floats of them"
-        raise ValueError(f"model={name} cannot take {taken} ({reason}){hint}") from error
+        raise ValueError(
+            f"model={name} cannot take {taken} ({in_one_line(error)}){hint}"
+        ) from error
     finally:
         model.train(was_training)
     wanted = (len(inputs), data.num_classes)

@@ -8,8 +8,7 @@ import copy
 import importlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 OWN_VARIABLE = "FEDCURV_OWN"
@@ -22,20 +21,17 @@ NAMES = {
     "partition.function": "partition-function",
     "client.loss.function": "loss-function",
 }
-
-
 # local terms by name: client.terms.NAME in a configuration, term-NAME in a node's
 _TERMS, _TERM = "client.terms", "term-"
+_PATHS = (*NAMES, _TERMS)
 
 
 def without_own_names(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration's copy in which no function or file of the user's is named."""
     stripped = copy.deepcopy(dict(config))
-    for path in NAMES:
+    for path in _PATHS:
         table, key = _place(stripped, path)
         table.pop(key, None)
-    table, key = _place(stripped, _TERMS)
-    table.pop(key, None)
     return stripped
 
 
@@ -51,7 +47,7 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
         ValueError: if the message names one, or the node names none where one is needed.
     """
     named = copy.deepcopy(dict(task))
-    for path in (*NAMES, _TERMS):
+    for path in _PATHS:
         if (name := _value(named, path)) is not None:
             raise ValueError(
                 f"task: {path} must be named by the node itself, not by a message, got {name!r:.80}"
@@ -66,26 +62,16 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
             )
         table, key = _place(named, path)
         table[key] = str(name)
-    own_terms = known.get(_TERMS, {}) | {
+    table, key = _place(named, _TERMS)
+    table[key] = known.get(_TERMS, {}) | {
         key.removeprefix(_TERM): name for key, name in node_config.items() if key.startswith(_TERM)
     }
-    named["client"][_TERMS.rpartition(".")[2]] = own_terms
     return named
 
 
-@contextmanager
-def own_names_told(config: Mapping[str, Any]) -> Iterator[None]:
-    """Tell the clients of a simulation the names, in this process and in those that it starts."""
-    before = os.environ.get(OWN_VARIABLE)
-    paths = (*NAMES, _TERMS)
-    names = {path: name for path in paths if (name := _value(config, path)) is not None}
-    os.environ[OWN_VARIABLE] = json.dumps(names)
-    try:
-        yield
-    finally:
-        del os.environ[OWN_VARIABLE]
-        if before is not None:
-            os.environ[OWN_VARIABLE] = before
+def own_names(config: Mapping[str, Any]) -> str:
+    """Return the names in a configuration as ``FEDCURV_OWN`` has them."""
+    return json.dumps({p: name for p in _PATHS if (name := _value(config, p)) is not None})
 
 
 def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
@@ -104,8 +90,7 @@ def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
     try:
         return function(*arguments, **options)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{path}={name} raised {reason}") from error
+        raise ValueError(f"{path}={name} raised {in_one_line(error)}") from error
 
 
 def own_function(path: str, name: str) -> Callable[..., Any]:
@@ -124,15 +109,19 @@ def own_function(path: str, name: str) -> Callable[..., Any]:
     try:
         found = getattr(importlib.import_module(module), function, None)
     except Exception as error:  # whatever its code raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"{path}={name}: {module} cannot be imported ({reason}); start where it lies, or "
-            "install it"
+            f"{path}={name}: {module} cannot be imported ({in_one_line(error)}); start where it "
+            "lies, or install it"
         ) from error
     if not callable(found):
         raise ValueError(f"{path}={name}: {module} has no function {function!r}")
     own: Callable[..., Any] = found
     return own
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return what a user's code has raised: its class and its text, without line ends."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _needed(config: Mapping[str, Any]) -> list[str]:

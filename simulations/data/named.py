@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedcurv.simulations.data.samples import DataSet, standardised
+from fedcurv.simulations.data.samples import DataSet, mean_and_deviation
 
 # torchvision's class, and the files below data.root by which its absence is explained
 _TORCHVISION = {
@@ -49,7 +49,7 @@ def _digits() -> DataSet:
     pixels = torch.from_numpy(pictures.images.astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(pictures.target.astype(np.int64))
     is_test = torch.arange(len(labels)) % 5 == 0
-    return standardised(pixels[~is_test], labels[~is_test], pixels[is_test], labels[is_test])
+    return _standardised(pixels[~is_test], labels[~is_test], pixels[is_test], labels[is_test])
 
 
 def _torchvision(name: str, root: str, download: bool) -> DataSet:
@@ -68,7 +68,7 @@ def _torchvision(name: str, root: str, download: bool) -> DataSet:
             "data=digits; on a node its owner does so: data-root and data-download=true in the "
             "node's configuration"
         ) from error
-    return standardised(*_pixels_and_labels(train), *_pixels_and_labels(test))
+    return _standardised(*_pixels_and_labels(train), *_pixels_and_labels(test))
 
 
 def _open(make: Any, root: str, is_train: bool, download: bool) -> Any:
@@ -86,3 +86,18 @@ def _pixels_and_labels(data: Any) -> tuple[Tensor, Tensor]:
     if pixels.ndim == 4:  # (N, height, width, channels), as CIFAR-10 has it
         return pixels.permute(0, 3, 1, 2).contiguous(), labels
     return pixels.unsqueeze(1), labels
+
+
+def _standardised(
+    train_inputs: Tensor, train_targets: Tensor, test_inputs: Tensor, test_targets: Tensor
+) -> DataSet:
+    mean, deviation = mean_and_deviation(train_inputs)
+    return DataSet(
+        train_inputs,
+        train_targets,
+        test_inputs,
+        test_targets,
+        num_classes=int(train_targets.max()) + 1,
+        mean=mean,
+        deviation=deviation,
+    )

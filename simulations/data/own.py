@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedcurv.simulations.data.samples import DataSet
+from fedcurv.simulations.data.samples import DataSet, mean_and_deviation
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 
@@ -78,7 +78,7 @@ def data_set_of(
         part: _targets(known[f"{part}_targets"], len(inputs[part]), highest, part, source)
         for part in ("train", "test")
     }
-    mean, deviation = _statistics(inputs["train"]) if standardise else (None, 1.0)
+    mean, deviation = mean_and_deviation(inputs["train"]) if standardise else (None, 1.0)
     return DataSet(
         inputs["train"],
         targets["train"],
@@ -162,12 +162,3 @@ def _groups(value: Any, number: int, source: str) -> NDArray[np.int64] | None:
         )
     _, numbers = np.unique(groups, return_inverse=True)
     return numbers.astype(np.int64)
-
-
-def _statistics(inputs: Tensor) -> tuple[float, float]:
-    """Return mean and standard deviation; formed in float64, part by part."""
-    parts = torch.split(inputs, 4096)
-    count = inputs.numel()
-    mean = sum(float(part.double().sum()) for part in parts) / count
-    squares = sum(float((part.double() - mean).square().sum()) for part in parts)
-    return mean, (squares / count) ** 0.5 or 1.0

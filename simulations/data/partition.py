@@ -82,8 +82,7 @@ def dirichlet(
     Raises:
         ValueError: if no draw gives every client ``min_samples``.
     """
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
+    _require_alpha(alpha)
     _require_enough(len(labels), num_clients * max(1, min_samples), "samples")
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(labels == label) for label in np.unique(labels)]
@@ -153,8 +152,7 @@ def quantity(
         alpha: α > 0; small is very uneven, large is even.
         min_samples: that every client gets beforehand, >= 1.
     """
-    if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
+    _require_alpha(alpha)
     fewest = max(1, min_samples)
     _require_enough(len(labels), num_clients * fewest, "samples")
     rng = np.random.default_rng(seed)
@@ -286,6 +284,11 @@ PARTITIONS: dict[str, Callable[..., list[Indices]]] = {
     "quantity": quantity,
     "flwr_datasets": flwr_datasets,
 }
+
+
+def _require_alpha(alpha: float) -> None:
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be > 0 and finite, got {alpha!r}")
 
 
 def _require_enough(have: int, need: int, what: str) -> None:

@@ -111,24 +111,17 @@ class DataSet:
         return inputs.float() if inputs.is_floating_point() else inputs.long()
 
 
-def standardised(
-    train_inputs: Tensor, train_targets: Tensor, test_inputs: Tensor, test_targets: Tensor
-) -> DataSet:
-    """Return a data set of integers that are standardised by all training inputs' mean.
+def mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
+    """Return mean and standard deviation of all numbers, 1 for those that are all equal.
 
-    The integers' sums are exact, whatever the number of threads.
+    Sums of integers are exact, whatever the number of threads; others are formed in float64.
     """
-    count = train_inputs.numel()
-    total = int(train_inputs.sum(dtype=torch.int64))
-    parts = torch.split(train_inputs, 4096)
-    squares = sum([int(part.long().square().sum()) for part in parts])
-    mean = total / count
-    return DataSet(
-        train_inputs,
-        train_targets,
-        test_inputs,
-        test_targets,
-        num_classes=int(train_targets.max()) + 1,
-        mean=mean,
-        deviation=(squares / count - mean**2) ** 0.5,
-    )
+    count, parts = inputs.numel(), torch.split(inputs, 4096)
+    if inputs.is_floating_point():
+        mean = sum(float(part.double().sum()) for part in parts) / count
+        variance = sum(float((part.double() - mean).square().sum()) for part in parts) / count
+    else:
+        mean = int(inputs.sum(dtype=torch.int64)) / count
+        squares = sum([int(part.long().square().sum()) for part in parts])
+        variance = max(0.0, squares / count - mean**2)
+    return mean, variance**0.5 or 1.0

@@ -14,7 +14,7 @@ from fedcurv.simulations.federation.client_app import (
     make_task,
 )
 from fedcurv.simulations.federation.client_app import app as client_app
-from fedcurv.simulations.own import own_names_told
+from fedcurv.simulations.own import OWN_VARIABLE, own_names
 from fedcurv.simulations.runners.batched.grid import BatchedGrid
 from fedcurv.simulations.runners.local import run_local, run_on
 from fedcurv.simulations.runners.ray import check_ray, run_on_ray
@@ -39,17 +39,20 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
-    with _said_to_clients(config["data"]), own_names_told(config):
+    with _said_to_clients(config):
         RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 
 @contextmanager
-def _said_to_clients(data: Mapping[str, Any]) -> Iterator[None]:
-    """Tell the clients where the data are, and whether to fetch them: here, and in new processes.
+def _said_to_clients(config: Mapping[str, Any]) -> Iterator[None]:
+    """Tell the clients what on devices their owners say: here, and in processes that are started.
 
-    In a simulation their owner is who runs it.
+    That is where the data are, whether to fetch them, and which functions are the user's own. In a
+    simulation the clients' owner is who runs it.
     """
+    data = config["data"]
     said = {
+        OWN_VARIABLE: own_names(config),
         DATA_ROOT_VARIABLE: str(data.get("root", "data")),
         DATA_DOWNLOAD_VARIABLE: str(data.get("download", False)).lower(),
     }
