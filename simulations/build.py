@@ -213,9 +213,8 @@ def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.
     name, number, seed = options.pop("name"), config["num_clients"], config["seed"]
     if name == "function":
         place, inner = options.pop("function"), options.pop("options", None) or {}
-        own = call_own(
-            "partition.function", place, data.labels, number, seed=seed, **inner, **options
-        )
+        labels = data.labels.copy()  # the data set stays as it is, whatever is done to them
+        own = call_own("partition.function", place, labels, number, seed=seed, **inner, **options)
         return checked_parts(own, len(data.labels), number, f"partition.function={place}")
     if name == "natural":
         if data.train_groups is None:
@@ -227,6 +226,20 @@ def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.
     make = _by_name(PARTITIONS, "partition.name", name, "natural", "function")
     parts: list[NDArray[np.int64]] = make(data.labels, number, seed=seed, **options)
     return parts
+
+
+def require_same_parts(
+    parts: list[NDArray[np.int64]], again: list[NDArray[np.int64]], place: str
+) -> None:
+    """Raise a ValueError if a partition, asked once more, deals out otherwise.
+
+    Clients in other processes ask for themselves; they would share samples.
+    """
+    if not all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True)):
+        raise ValueError(
+            f"partition.function={place}: expected the same parts each time, got others when it "
+            "was called again; draw from a generator made of seed"
+        )
 
 
 def _by_name(table: dict[str, Any], what: str, name: str, *others: str) -> Any:

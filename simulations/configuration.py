@@ -16,6 +16,7 @@ from fedcurv.simulations.build import (
     make_terms,
     on_devices,
     require_few_processes,
+    require_same_parts,
 )
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
@@ -71,7 +72,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
                 place = Path(settings["data"][key]).expanduser().absolute()
                 settings["data"][key] = str(place)
     data = described_data(settings)
-    parts: dict[str, Callable[[], object]] = {"model": lambda: make_model(settings, data)}
+    parts: dict[str, Callable[[], Any]] = {"model": lambda: make_model(settings, data)}
     if isinstance(data, DataSet):
         parts["partition"] = lambda: make_partition(settings, data)
     for part, make in parts.items():
@@ -79,6 +80,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             made = make()
         except TypeError as error:
             raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
+        if part == "partition" and settings["partition"]["name"] == "function":
+            require_same_parts(made, make(), settings["partition"]["function"])
         if isinstance(made, nn.Module) and isinstance(data, DataSet):
             check_model(made, data, settings["model"]["name"])
     return settings

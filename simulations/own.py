@@ -89,7 +89,7 @@ def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
     function = own_function(path, name)
     try:
         return function(*arguments, **options)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path}={name} raised {in_one_line(error)}") from error
 
 
@@ -108,7 +108,7 @@ def own_function(path: str, name: str) -> Callable[..., Any]:
         raise ValueError(f"{path} must be module:function, got {name!r}")
     try:
         found = getattr(importlib.import_module(module), function, None)
-    except Exception as error:  # whatever its code raises
+    except (Exception, SystemExit) as error:  # whatever its code raises
         raise ValueError(
             f"{path}={name}: {module} cannot be imported ({in_one_line(error)}); start where it "
             "lies, or install it"

@@ -73,6 +73,9 @@ def run_command(program: str, config_name: str, work: Work) -> None:
             remove_if_empty(folder)
             # an exit, since Hydra would add a line of its own to an error
             sys.exit(f"{program}: {explain(error)}")
+        except SystemExit as error:  # a success for the shell, with code 0
+            remove_if_empty(folder)
+            sys.exit(f"{program}: code of your own ended the process, by sys.exit({error.code!r})")
         except Interrupted:
             remove_if_empty(folder)
             raise

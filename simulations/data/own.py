@@ -1,7 +1,7 @@
 """A user's own data set, from a file of arrays or from what a function returns."""
 
-import zipfile
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from fedcurv.simulations.data.samples import DataSet, mean_and_deviation
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+_NAMES = (*_PARTS, "train_groups", "classes")
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -27,15 +28,13 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise FileNotFoundError(f"data.file={path}: there is no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files if name in (*_PARTS, *_OPTIONAL)}
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            _require_no_misspelling(file.files, f"data.file={path}")
+            return {name: file[name] for name in file.files if name in _NAMES}
+    except Exception as error:  # whatever a file that is none makes of it, or a damaged one
         raise ValueError(
             f"data.file={path}: expected arrays as numpy.savez writes them, without pickled "
             f"objects ({error})"
         ) from error
-
-
-_OPTIONAL = ("train_groups", "classes")
 
 
 def data_set_of(
@@ -58,6 +57,7 @@ def data_set_of(
     if not isinstance(arrays, Mapping):
         raise ValueError(f"{source}: expected a mapping of arrays, got {type(arrays).__name__}")
     known = {**arrays}
+    _require_no_misspelling(known, source)
     for part in ("train", "test"):
         if isinstance(known.get(part), Dataset):
             known |= _stacked(known.pop(part), part, source)
@@ -73,6 +73,8 @@ def data_set_of(
             f"training and {tuple(inputs['test'].shape)} for testing"
         )
     names = known.get("classes")
+    if names is not None and np.ndim(names) != 1:
+        raise ValueError(f"{source}: classes: expected the names of all classes, got {names!r:.80}")
     highest = None if names is None else len(names)
     targets = {
         part: _targets(known[f"{part}_targets"], len(inputs[part]), highest, part, source)
@@ -91,6 +93,14 @@ def data_set_of(
     )
 
 
+def _require_no_misspelling(names: Iterable[object], source: str) -> None:
+    """Raise a ValueError for a name that is nearly one of ours; others may stand beside them."""
+    for name in names:
+        near = difflib.get_close_matches(str(name), _NAMES, n=1, cutoff=0.9)
+        if near and str(name) != near[0]:
+            raise ValueError(f"{source}: expected {near[0]}, got {name}")
+
+
 def _stacked(data: Any, part: str, source: str) -> dict[str, Tensor]:
     try:
         pairs = [data[i] for i in range(len(data))]
@@ -106,9 +116,12 @@ def _stacked(data: Any, part: str, source: str) -> dict[str, Tensor]:
 
 def _tensor(value: Any, what: str) -> Tensor:
     try:
-        return torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
+        tensor = torch.as_tensor(np.asarray(value) if not isinstance(value, Tensor) else value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{what}: expected an array of numbers ({error})") from error
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"{what}: expected a dense array, got one of layout {tensor.layout}")
+    return tensor
 
 
 def _inputs(known: Mapping[str, Any], part: str, source: str, channels_last: bool) -> Tensor:
@@ -155,6 +168,10 @@ def _groups(value: Any, number: int, source: str) -> NDArray[np.int64] | None:
     if value is None:
         return None
     groups = np.asarray(value)
+    if groups.dtype.kind == "f" and np.isnan(groups).any():
+        raise ValueError(f"{source}: train_groups: expected a group for each sample, got NaN")
+    if groups.dtype.kind == "O":  # names beside something else
+        raise ValueError(f"{source}: train_groups: expected names or numbers, got objects of both")
     if groups.shape != (number,):
         raise ValueError(
             f"{source}: train_groups: expected a group for each of {number} training samples, got "

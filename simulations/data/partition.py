@@ -5,7 +5,7 @@ one, which may draw among the groups.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -197,10 +197,25 @@ def checked_parts(parts: Any, number: int, num_clients: int, source: str) -> lis
     Raises:
         ValueError: unless there is a part for each client, none is empty, and no sample is in two.
     """
-    try:
-        arrays = [np.sort(np.asarray(part, dtype=np.int64).reshape(-1)) for part in parts]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: expected a list of indices per client ({error})") from error
+    if not isinstance(parts, Sequence | np.ndarray) or isinstance(parts, str):
+        raise ValueError(
+            f"{source}: expected a list of indices per client, got {type(parts).__name__}"
+        )
+    arrays: list[Indices] = []
+    for client, part in enumerate(parts):
+        try:
+            indices = np.asarray(part)
+        except ValueError as error:
+            raise ValueError(
+                f"{source}: expected a list of indices per client ({error})"
+            ) from error
+        # an empty list has no type of its own
+        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{source}: expected a list of indices per client, integers of shape (n,), got "
+                f"{indices.dtype} {indices.shape} for client {client}"
+            )
+        arrays.append(np.sort(indices.astype(np.int64)))
     sizes = [len(part) for part in arrays]
     if len(arrays) != num_clients or 0 in sizes:
         raise ValueError(

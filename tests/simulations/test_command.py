@@ -209,3 +209,17 @@ def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("fedcurv-simulate: model.name must be one of")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_code_that_ends_the_process_is_no_success(tmp_path, command, monkeypatch):
+    (tmp_path / "quits.py").write_text(
+        "from flwr.serverapp.strategy import FedAvg\n"
+        "class Quits(FedAvg):\n"
+        "    def configure_train(self, *_):\n"
+        "        raise SystemExit(0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = ["strategy=[]", "+strategy.quits._target_=quits.Quits", "num_rounds=1"]
+    done = command("fedcurv-simulate", main, *own)
+    assert done.code == 1
+    assert "code of your own ended the process, by sys.exit(0)" in done.errors

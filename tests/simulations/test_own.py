@@ -59,6 +59,16 @@ def by_turns(labels, num_clients, *, seed, skip=0):
 def twice(labels, num_clients, *, seed):
     return [np.arange(3) for _ in range(num_clients)]
 
+def exits():
+    raise SystemExit(0)
+
+def spoils(labels, num_clients, *, seed):
+    labels[:] = 0
+    return by_turns(labels, num_clients, seed=seed)
+
+def by_chance(labels, num_clients, *, seed):
+    return np.array_split(np.random.permutation(len(labels)), num_clients)
+
 class Brier(nn.Module):
     def __init__(self, scale=1.0):
         super().__init__()
@@ -165,12 +175,31 @@ def test_a_natural_partition_gives_each_group_to_one_client(tmp_path):
     assert {row["num_examples"] for row in rows} == {"10"}
 
 
+def test_a_partition_that_changes_its_labels_changes_no_targets():
+    settings = resolve(
+        configuration(*SMALL, *OWN, "partition=function", "partition.function=own_things:spoils")
+    )
+    assert set(described_data(settings).labels.tolist()) == {0, 1, 2}
+
+
+def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(ValueError, match=r"data\.file=.*one\.npz: expected arrays"):
+        resolve(configuration("data=arrays", f"data.file={tmp_path / 'one.npz'}"))
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["data.function=nowhere:f"], r"data.function=nowhere:f: nowhere cannot be imported"),
         (["data.function=own_things"], "data.function must be module:function, got 'own_things'"),
         (["data.function=own_things:no"], "own_things has no function 'no'"),
+        (["data.function=own_things:exits"], "own_things:exits raised SystemExit: 0"),
+        (
+            ["partition=function", "partition.function=own_things:by_chance"],
+            "expected the same parts each time",
+        ),
         (["data.function=own_things:broken"], "own_things:broken raised KeyError: 'column'"),
         (["data.function=own_things:nothing"], "expected a mapping of arrays, got NoneType"),
         (["+data.options.nothing=1"], "raised TypeError: .*unexpected keyword argument 'nothing'"),
@@ -223,6 +252,11 @@ def arrays(**changes):
         ({"train_targets": np.array([0, -1, 1, 1])}, "expected classes from 0 on, got -1 to 1"),
         ({"classes": ["a", "b"]}, "expected classes from 0 to 1, as classes has them, got 0 to 2"),
         ({"train_groups": np.zeros(3)}, r"a group for each of 4 training samples, got shape \(3,"),
+        ({"classes": 3}, "classes: expected the names of all classes, got 3"),
+        ({"train_groups": np.array([1.0, np.nan, 2.0, 2.0])}, "a group for each sample, got NaN"),
+        ({"train_groups": np.array(["a", None, "b", "b"])}, "expected names or numbers"),
+        ({"train_group": np.zeros(4)}, "expected train_groups, got train_group"),
+        ({"train_inputs": torch.zeros(4, 3).to_sparse()}, "expected a dense array, got one of"),
         ({"train_inputs": [[1, 2], [3]]}, "train_inputs: expected an array of numbers"),
         ({"train_inputs": np.array([["a"]] * 4)}, "train_inputs: expected an array of numbers"),
     ],

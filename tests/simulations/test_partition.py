@@ -190,6 +190,10 @@ def test_a_group_is_a_client_and_some_are_drawn_where_there_are_more():
         ([[-1, 0], [1]], "got -1 to 1"),
         ([["a"], [1]], "expected a list of indices per client"),
         (None, "expected a list of indices per client"),
+        ({0: [0, 1], 1: [2]}, "expected a list of indices per client, got dict"),
+        ([[0.7, 1.7], [2.7]], "integers of shape .* got float64"),
+        ([[True, False], [False, True]], "integers of shape .* got bool"),
+        ([[[0], [1]], [[2]]], r"got int64 \(2, 1\) for client 0"),
     ],
 )
 def test_a_partition_of_ones_own_is_checked(parts, message):
