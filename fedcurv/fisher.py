@@ -31,7 +31,7 @@ from fedcurv.likelihoods import (
     cotangents,
 )
 from fedcurv.parameters import described, listed, plain, refuse_complex, trainable_parameters
-from fedcurv.per_sample import Findings, PerSampleSquares, check_of, samples_at_once, unchecked
+from fedcurv.per_sample import Findings, PerSampleSquares, SelfCheck, samples_at_once, unchecked
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def fisher_diagonal(
                             parameters,
                             Findings() if self_check else unchecked(model),
                             looks=self_check,
-                            check=check_of(model, parameters) if self_check else None,
+                            check=SelfCheck(model, parameters) if self_check else None,
                         )
                     )
                     squares.begin(inputs)

@@ -1,8 +1,8 @@
 """Squared gradients of single samples, summed over a batch, for the cost of about one pass."""
 
-from fedcurv.per_sample.check import check_of, unchecked
+from fedcurv.per_sample.check import SelfCheck, unchecked
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import samples_at_once
 from fedcurv.per_sample.squares import PerSampleSquares
 
-__all__ = ["Findings", "PerSampleSquares", "check_of", "samples_at_once", "unchecked"]
+__all__ = ["Findings", "PerSampleSquares", "SelfCheck", "samples_at_once", "unchecked"]

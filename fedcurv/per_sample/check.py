@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.hooked import Check
 from fedcurv.per_sample.memory import GraphMeter
 from fedcurv.per_sample.replay import close
 from fedcurv.per_sample.squares import PerSampleSquares
@@ -21,10 +20,10 @@ _REMEMBERED = 256
 _remembered: dict[Hashable, Findings] = {}
 
 
-def check_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Check:
-    """Return a check that compares two samples, at most once for each computation.
+class SelfCheck:
+    """Compares two samples, at most once for each computation.
 
-    What is remembered belongs to a key that tells computations apart (see ``squares.Look``), not to
+    What is remembered belongs to a key that tells computations apart (see ``layouts.Look``), not to
     a model; and every pass shows for itself which uses of parameters lie in which calls, where the
     samples lie and whether they interact. So only the rules themselves are taken on trust.
 
@@ -33,19 +32,24 @@ def check_of(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Check:
         parameters: the trainable ones, by name.
     """
 
-    def check(key: Hashable, inputs: Tensor) -> Findings:
-        if key in _remembered:
-            return _remembered[key]
+    def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._model = model
+        self._parameters = parameters
+
+    def remembered(self, key: Hashable) -> Findings | None:
+        """Return what was found out about a computation before, with any model."""
+        return _remembered.get(key)
+
+    def findings(self, key: Hashable, inputs: Tensor) -> Findings:
+        """Return what two samples show, and remember it; see ``hooked.Check``."""
         two = inputs[:2] if len(inputs) > 1 else torch.cat([inputs, inputs])
-        findings = _compare(model, parameters, two)
+        findings = _compare(self._model, self._parameters, two)
         if findings is None:  # numbers that are not finite say nothing
-            return Findings(slow=set(parameters))
+            return Findings(slow=set(self._parameters))
         while len(_remembered) >= _REMEMBERED:
             _remembered.pop(next(iter(_remembered)))
         _remembered[key] = findings
         return findings
-
-    return check
 
 
 def unchecked(model: nn.Module) -> Findings:

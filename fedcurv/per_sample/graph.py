@@ -7,7 +7,7 @@ flag, a hook, a module that was replaced.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -33,6 +33,8 @@ _PASSING = frozenset(
 
 # reentrant checkpoints: they run modules without gradients at first
 _HIDING = ("CheckpointFunctionBackward",)
+
+_UNKNOWN = object()
 
 
 class Span(NamedTuple):
@@ -90,19 +92,19 @@ class Graph:
         for node in nodes:  # grows meanwhile
             found.append(type(node))
             for child, number in node.next_functions:
-                if child not in known:  # None is
-                    known[child] = len(nodes)
+                place = known.get(child, _UNKNOWN)
+                if place is _UNKNOWN:
+                    place = known[child] = len(nodes)
                     nodes.append(child)  # type: ignore[arg-type]
-                found.append(known[child])
+                found.append(place)
                 if number:
                     found.append((number,))
         self._nodes = nodes
         for layer, tops, bottoms in spans:
             found.append((layer, len(tops)))
             for node, number in tops:
-                found += (known.get(node), number)
-            for node in bottoms:
-                found.append(known.get(node))
+                found += known.get(node), number
+            found += [known.get(node) for node in bottoms]
         self.signature = tuple(found)
 
     def tops(self, ends: Sequence[tuple[int, int]]) -> list[Edge]:
@@ -121,7 +123,14 @@ class Graph:
         return any(type(node).__name__ in _HIDING for node in self._nodes)
 
     def uses(self) -> "Uses":
-        """Return which uses of parameters lie in which calls."""
+        """Return which uses of parameters lie in which calls, as the signature tells."""
+        if (uses := _remembered.get(self.signature)) is None:
+            while len(_remembered) >= _REMEMBERED:
+                _remembered.pop(next(iter(_remembered)))
+            uses = _remembered[self.signature] = self._uses()
+        return uses
+
+    def _uses(self) -> "Uses":
         tops: dict[tuple[Node, int], list[int]] = {}
         for index, span in enumerate(self._spans):
             for edge in span.tops:
@@ -226,6 +235,11 @@ class Uses:
     def names(self) -> Set[str]:
         """The parameters that the outputs depend on."""
         return self.edges.keys()
+
+
+_REMEMBERED = 256
+
+_remembered: dict[Hashable, Uses] = {}
 
 
 def backward(outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: bool) -> None:

@@ -1,8 +1,8 @@
 """A model that is hooked, and its forward passes."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from contextlib import ExitStack
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,15 @@ from fedcurv.per_sample.surroundings import (
 )
 from fedcurv.per_sample.watched import Watched, one_tensor
 
-# from a computation that was not seen before, and inputs for it, to what a check of it finds out
-Check = Callable[[Hashable, Tensor], Findings]
+
+class Check(Protocol):
+    """A comparison with single samples, remembered by computation."""
+
+    def remembered(self, key: Hashable) -> Findings | None:
+        """Return what was found out about a computation before."""
+
+    def findings(self, key: Hashable, inputs: Tensor) -> Findings:
+        """Return what inputs for it show; the model is not hooked meanwhile."""
 
 
 class TooFewOutputsError(ValueError):

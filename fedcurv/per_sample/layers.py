@@ -159,7 +159,7 @@ class ClosedFormLayer(Layer):
                 f"the input of {self.name or type(self.module).__name__} was changed in place "
                 "after the layer had used it; use the operation that returns a new tensor"
             )
-        x, g = plain(x.detach()), plain(g)
+        x, g = plain(x), plain(g)
         if axis:
             x, g = x.transpose(0, axis), g.transpose(0, axis)
         dtype = accumulation_dtype(g)

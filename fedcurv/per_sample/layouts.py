@@ -133,7 +133,6 @@ def agree(outputs: Tensor, calls: Sequence[Watched], uses: Uses, look: Look) -> 
 def key_of(model: nn.Module, calls: Sequence[Watched], graph: Graph) -> Hashable:
     """Return what a computation on one sample has in common only with its like."""
     modules = tuple(
-        (type(call.layer.module), call.layer.module.extra_repr(), str(call.shapes()))
-        for call in calls
+        (type(call.layer.module), call.layer.module.extra_repr(), call.key()) for call in calls
     )
     return type(model), graph.signature, modules

@@ -47,11 +47,21 @@ class _Following(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.shares is not None or not any(
-            id(value) in self._followed for value in _values((args, kwargs))
-        ):
-            return result
-        name = getattr(func, "__name__", "")
+        if self.shares is None and self._has_followed((args, kwargs)):
+            self._follow(getattr(func, "__name__", ""), args, result)
+        return result
+
+    def _has_followed(self, nest: Nest) -> bool:
+        """Return whether something followed is among these."""
+        if isinstance(nest, Tensor):
+            return id(nest) in self._followed
+        if isinstance(nest, dict):
+            nest = nest.values()
+        elif not isinstance(nest, tuple | list):
+            return id(nest) in self._followed
+        return any(map(self._has_followed, nest))
+
+    def _follow(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         if name in _READING or (name == "__getitem__" and _by_mask(args[1])):
             self.shares = name
         elif not name.startswith("new_") and not name.endswith("_like"):  # of a shape alone
@@ -60,7 +70,6 @@ class _Following(TorchFunctionMode):
                     self._followed[id(value)] = value
                     if value.numel() % _SAMPLES:
                         self.shares = name
-        return result
 
 
 def _values(nest: Nest) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedcurv.global_state import random_states_kept
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.graph import Edge, Graph, backward
-from fedcurv.per_sample.hooked import HookedModel, TooFewOutputsError, require_rows
+from fedcurv.per_sample.hooked import Check, HookedModel, TooFewOutputsError, require_rows
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
 from fedcurv.per_sample.replay import Call, close
@@ -129,7 +129,8 @@ class PerSampleSquares(HookedModel):
             for layer, call in replayed:
                 if not layer.add_squares(call):
                     failed |= {name for name, _ in layer.sources.values()}
-            self._add_what_waited()
+            if layout.waits:
+                self._add_what_waited()
             if failed and not self._add_by_whole(inputs, outputs, [v], failed, state):
                 raise ValueError(
                     f"{type(self._model).__name__} computes something else when the same batch is "
@@ -138,7 +139,8 @@ class PerSampleSquares(HookedModel):
                 )
         for summing in self._rule_layers:
             summing.add_summed()
-        self._tell_of(layout, replayed)
+        if replayed or layout.whole:
+            self._tell_of(layout, replayed)
 
     def _look_at(self, inputs: Tensor) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
@@ -164,18 +166,23 @@ class PerSampleSquares(HookedModel):
         if self._check is None or key in self._checked:
             return
         self._checked.add(key)
-        self.__exit__()  # the check hooks the model itself
-        with buffers_kept(self._model), random_states_kept(inputs.device):
-            try:
-                found = self._check(key, inputs)
-            except TooFewOutputsError:
-                found = Findings()  # the batch's own pass tells of it, with its shapes
-        self.__enter__()
+        if (found := self._check.remembered(key)) is None:
+            found = self._checked_now(self._check, key, inputs)
         self.findings.slow |= found.slow
         self.findings.by_loop |= found.by_loop
         if found.alone:
             self._interact()
         self.findings.bytes_per_number = found.bytes_per_number or self.findings.bytes_per_number
+
+    def _checked_now(self, check: Check, key: Hashable, inputs: Tensor) -> Findings:
+        self.__exit__()  # the check hooks the model itself
+        try:
+            with buffers_kept(self._model), random_states_kept(inputs.device):
+                return check.findings(key, inputs)
+        except TooFewOutputsError:
+            return Findings()  # the batch's own pass tells of it, with its shapes
+        finally:
+            self.__enter__()
 
     def _layout_of(
         self, inputs: Tensor, outputs: Tensor, calls: list[Watched], graph: Graph
@@ -183,7 +190,6 @@ class PerSampleSquares(HookedModel):
         """Return how to take a pass's squares; None if its samples interact."""
         samples, uses = len(inputs), graph.uses()
         self.last_operation = graph.last_operation()
-        axes = [axes_by_size(call, samples) for call in calls]
         if self._looks and samples > 1:
             look, self._first_look = self._first_look or self._look_at(inputs), None
             if self.findings.alone:
@@ -195,8 +201,10 @@ class PerSampleSquares(HookedModel):
                 axes_by_comparison(call, alone, samples)
                 for call, alone in zip(calls, look.calls, strict=True)
             ]
-        elif self._looks and self._check is not None:
-            self._have_checked(key_of(self._model, calls, graph), inputs)
+        else:
+            axes = [axes_by_size(call, samples) for call in calls]
+            if self._looks:
+                self._have_checked(key_of(self._model, calls, graph), inputs)
         if graph.hides():
             self.findings.by_loop.add("")
             return Layout(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,6 +37,12 @@ class Watched:
     gradients: list[Tensor | None] = field(default_factory=list)
     by_rule: bool = False
 
+    def key(self) -> Hashable:
+        """Return what only calls with tensors of the same shapes have in common."""
+        if self.by_rule:
+            return self.args[0].shape, *self.sizes
+        return str(self.shapes())
+
     def shapes(self) -> Nest:
         """Return the shapes of all tensors."""
         outputs = [Shape(tuple(sizes)) for sizes in self.sizes]
@@ -54,15 +60,17 @@ def axes_by_size(call: Watched, samples: int) -> Any:
 
 
 def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -> Any:
+    if call.by_rule:
+        calls = (call, *others)
+        axis = axis_of(*(Shape(c.args[0].shape) for c in calls))
+        same = axis == axis_of(*(Shape(c.sizes[0]) for c in calls))
+        return axis if same else None
     try:
         (args, kwargs), outputs = mapped(
             axis_of, call.shapes(), *(other.shapes() for other in others)
         )
     except (ValueError, KeyError, TypeError):
         return None
-    if call.by_rule:
-        axis = args[0]
-        return axis if axis is not None and outputs == [axis] else None
     return args, kwargs, outputs
 
 

@@ -35,7 +35,7 @@ def looks(monkeypatch):
 def findings_of(model, inputs):
     parameters = dict(model.eval().named_parameters())
     with PerSampleSquares(
-        model, parameters, Findings(), check=check.check_of(model, parameters)
+        model, parameters, Findings(), check=check.SelfCheck(model, parameters)
     ) as squares:
         squares.begin(inputs)
     return squares.findings
