@@ -1,9 +1,10 @@
 """A command's configuration as plain values, checked before anything starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -25,6 +26,16 @@ from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.rules import check_strategy, check_values
 
 CONF = Path(__file__).parent / "conf"
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of ``fedcurv-simulate`` with these overrides.
+
+    Raises:
+        HydraException: for overrides that it has not.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -73,10 +73,12 @@ def opened_to_others(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_the_command_ends_with_a_code_where_flowers_own_does_not(tmp_path):
-    done = fedcurv_site("--insecure", "--folder", str(tmp_path / "site"), "client.lr=-1")
+    data = ["data=device", "data.shape=[1,8,8]", "data.classes=[0,1]", "fraction_evaluate=1"]
+    nowhere = ["--node-config", "data-folder='/nowhere'"]
+    done = fedcurv_site("--insecure", "--folder", str(tmp_path / "site"), *nowhere, *nowhere, *data)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("fedcurv-trial: ValueError: lr must")
+    assert line.startswith("fedcurv-trial: ") and "FileNotFoundError in client" in line
     assert "(the run has failed: finished:failed)" in line
     log = (tmp_path / "site" / "run.log").stat()
     assert log.st_mode & 0o077 == 0

@@ -2,18 +2,26 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fedcurv.simulations.commands import experiment
 from fedcurv.simulations.commands.simulate import simulate
 from tests.simulations.test_run import configuration, rows_of
 from tests.test_docs import blocks
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "own_things.md"
-COMMANDS = "".join(blocks(PAGE, "console")).splitlines()
+COMMANDS = [
+    command
+    for command in "".join(blocks(PAGE, "console")).splitlines()
+    if command.startswith("fedcurv-simulate")
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -21,8 +29,7 @@ def test_a_command_with_own_things_runs(command, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     exec(compile(blocks(PAGE, "python")[0], PAGE.name, "exec"), {})
-    program, *overrides = shlex.split(command)
-    assert program == "fedcurv-simulate"
+    _, *overrides = shlex.split(command)
     small = ["num_rounds=1", "client.epochs=1"]
     if not any(word.startswith("strategy=") for word in overrides):
         small.append("strategy=[fedcurv]")
@@ -30,6 +37,37 @@ def test_a_command_with_own_things_runs(command, tmp_path, monkeypatch):
     rows = rows_of(tmp_path / "out" / "metrics.csv")
     assert len(rows) == 2 * len(summaries)
     assert all(np.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_an_experiment_in_a_file_of_ones_own_runs(tmp_path, monkeypatch):
+    assert "fedcurv-experiment --config-dir . experiment=wine" in PAGE.read_text(encoding="utf-8")
+    shutil.copytree(ROOT / "examples", tmp_path, dirs_exist_ok=True)
+    monkeypatch.delitem(sys.modules, "wine", raising=False)
+    few = ["num_rounds=2", "client.epochs=1", "experiment.seeds=[1]"]
+    words = ["--config-dir", ".", "experiment=wine", *few]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["fedcurv-experiment", *words])
+    experiment.main()
+    (results,) = tmp_path.glob("outputs/experiments/wine/results.csv")
+    assert {row["method"] for row in rows_of(results)} == {"fedavg", "fedcurv-auto"}
+
+
+@pytest.mark.slow
+def test_a_trial_hands_own_things_to_its_nodes(tmp_path):
+    (words,) = re.findall(r"^fedcurv-trial (.*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    program = str(Path(sys.executable).with_name("fedcurv-trial"))
+    done = subprocess.run(
+        [program, "--folder", str(tmp_path / "trial"), *shlex.split(words)],
+        cwd=ROOT / "examples",
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = rows_of(tmp_path / "trial" / "report" / "metrics.csv")
+    assert [row["clients_ok"] for row in rows] == ["0", "2", "2"]
+    assert float(rows[-1]["accuracy"]) > 0.8
 
 
 def test_the_table_names_what_a_node_may_name():

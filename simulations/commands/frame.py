@@ -24,6 +24,15 @@ from fedcurv.strategies import RoundFailed
 # a training has diverged, or all of its clients failed; everything else was done and written
 EXIT_ENDED_EARLY = 3
 
+# what a mistake in a configuration or in data raises
+CONFIGURATION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    ValueError,
+    OSError,
+    ImportError,
+)
+
 
 @dataclass(frozen=True)
 class Done:
@@ -62,14 +71,7 @@ def run_command(program: str, config_name: str, work: Work) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
             done = work(config, folder, shlex.join([program, *sys.argv[1:]]))
-        except (
-            HydraException,
-            OmegaConfBaseException,
-            RoundFailed,
-            ValueError,
-            OSError,
-            ImportError,
-        ) as error:
+        except (RoundFailed, *CONFIGURATION_ERRORS) as error:
             remove_if_empty(folder)
             # an exit, since Hydra would add a line of its own to an error
             sys.exit(f"{program}: {explain(error)}")

@@ -7,10 +7,9 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from hydra import compose, initialize_config_dir
 
 from fedcurv.private_files import made_private, private_folder
-from fedcurv.simulations.configuration import CONF, only_strategy, resolve
+from fedcurv.simulations.configuration import composed, only_strategy, resolve
 from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.reports.comparison import summarise, write_report
@@ -41,8 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     run_config = context.run_config
     overrides = str(run_config["overrides"])
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", shlex.split(overrides))
+    config = composed(shlex.split(overrides))
     resolved = resolve(config)
     name, node = only_strategy(config)
     history, options, watchers = History(name), dict[str, Any](), [_log]

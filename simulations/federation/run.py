@@ -39,23 +39,27 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
-    with _said_to_clients(config):
+    with _environment(said_to_clients(config)):
         RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 
-@contextmanager
-def _said_to_clients(config: Mapping[str, Any]) -> Iterator[None]:
-    """Tell the clients what on devices their owners say: here, and in processes that are started.
+def said_to_clients(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variables that tell clients what on devices their owners say.
 
-    That is where the data are, whether to fetch them, and which functions are the user's own. In a
-    simulation the clients' owner is who runs it.
+    That is where the data are, whether to fetch them, and which functions are the user's own. Where
+    all clients are on this machine, their owner is who runs them.
     """
     data = config["data"]
-    said = {
+    return {
         OWN_VARIABLE: own_names(config),
         DATA_ROOT_VARIABLE: str(data.get("root", "data")),
         DATA_DOWNLOAD_VARIABLE: str(data.get("download", False)).lower(),
     }
+
+
+@contextmanager
+def _environment(said: Mapping[str, str]) -> Iterator[None]:
+    """Set variables, here and in processes that are started."""
     before = {name: os.environ.get(name) for name in said}
     os.environ.update(said)
     try:

@@ -196,6 +196,22 @@ def test_fedcurv_site_refuses_before_it_starts_anything(arguments, message, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["client.lr=-1"], "lr must be"),
+        (["client.lr_=1"], "unknown name 'client.lr_'"),
+        (["num_clients=3"], "num_clients must be the number of nodes, 2, got 3; use --nodes"),
+        (["strategy=[fedavg,fedcurv]"], "strategy: expected one, got fedavg, fedcurv"),
+        (["data=function", "data.function=missing:data"], "missing cannot be imported"),
+    ],
+)
+def test_a_trials_configuration_is_checked_before_it_starts_anything(words, message, command):
+    done = command("fedcurv-trial", trial.main, *words)
+    (line,) = done.errors.splitlines()
+    assert done.code == 1 and line.startswith("fedcurv-trial: ") and message in line
+
+
 def test_a_mistake_ends_the_process_with_an_exit_code(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "fedcurv.simulations", "model.name=vgg"],
