@@ -1,6 +1,7 @@
 """``fedcurv-experiment``: tuned methods, several seeds, one table; nothing is run twice."""
 
 import itertools
+import shlex
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,7 +10,13 @@ from fedcurv.simulations.commands.frame import Done, run_command, set_up_flower_
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.console.interruption import going_on_by_repeating
 from fedcurv.simulations.console.progress import Steps
-from fedcurv.simulations.experiments.plans import check_experiment, chosen, grids, worth
+from fedcurv.simulations.experiments.plans import (
+    check_experiment,
+    chosen,
+    grids,
+    require_effective,
+    worth,
+)
 from fedcurv.simulations.experiments.report import ended_early, in_words, view, write_report
 from fedcurv.simulations.experiments.runs import Plan, Run, check_plan, run_or_read
 
@@ -41,6 +48,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
     check_experiment(experiment)
+    require_effective(shlex.split(command), experiment)
     cells, methods = experiment["cells"], chosen(experiment["methods"], experiment.get("only"))
     for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
         for point in grid:

@@ -50,6 +50,30 @@ def check_experiment(experiment: Settings) -> None:
     check_budgets(methods)
 
 
+def require_effective(words: Sequence[str], experiment: Settings) -> None:
+    """Raise a ValueError if the command line sets what the experiment itself sets for every run.
+
+    Args:
+        words: of the command line.
+        experiment: its description, checked.
+    """
+    methods = [
+        {*(method.get("set") or {}), *method["grid"]} for method in experiment["methods"].values()
+    ]
+    places = {
+        "cells": set.intersection(*map(set, experiment["cells"])),
+        "methods": set.intersection(*methods),
+    }
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        for place, keys in places.items():
+            if key in keys:
+                raise ValueError(
+                    f"{word} would change nothing: experiment.{place} set {key} for every run; "
+                    f"change it there, as experiment.{place}=..., or in an experiment of your own"
+                )
+
+
 def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:
     """Return what is smaller for a better setting: the target reached early, and kept.
 

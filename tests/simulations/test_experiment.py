@@ -179,6 +179,14 @@ def test_methods_with_other_budgets_are_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.parametrize("word", ["client.epochs=7", "client.lr=0.2"])
+def test_a_setting_that_every_run_has_already_is_refused_on_the_command_line(word, tmp_path):
+    methods = {"averaging": {"strategy": "fedavg", "grid": {"client.lr": [0.001, 0.3]}}}
+    place = "cells" if "epochs" in word else "methods"
+    with pytest.raises(ValueError, match=rf"{word} would change nothing: experiment\.{place} set"):
+        run_experiment(small(methods=methods), tmp_path, f"fedcurv-experiment {word}")
+
+
 def test_some_methods_can_be_run_alone(tmp_path):
     table = run_experiment(small(only=["curvature"]), tmp_path, "the command").view
     assert table.row_count == 2
