@@ -11,27 +11,32 @@ gradient: the square of a batch's mean gradient is another quantity, and shrinks
 
 import logging
 import math
-import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedcurv.curvature import extremes
-from fedcurv.global_state import cudnn, random_states_kept
 from fedcurv.likelihoods import (
     LIKELIHOODS,
     LIKELIHOODS_OF_LOGITS,
     FisherKind,
     Likelihood,
+    by_sample,
     cotangents,
 )
 from fedcurv.parameters import described, listed, plain, refuse_complex, trainable_parameters
-from fedcurv.per_sample import Findings, PerSampleSquares, SelfCheck, samples_at_once, unchecked
+from fedcurv.per_sample import (
+    Findings,
+    PerSampleSquares,
+    SelfCheck,
+    samples_at_once,
+    unchecked,
+    undisturbed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +58,9 @@ def fisher_diagonal(
 
     The model is evaluated in eval mode (no dropout, batch normalisation with its running
     statistics). Nothing is disturbed: parameters, buffers, ``.grad``, every module's train/eval
-    mode and the random states of torch, NumPy and Python are afterwards as they were.
+    mode and the random states of torch, NumPy and Python are afterwards as they were; what a
+    model's own forward does to its parameters is told. Hooks on parameters' gradients are not
+    called, which is told too where they may change gradients.
 
     Args:
         model: maps inputs to what the likelihood takes.
@@ -105,11 +112,18 @@ def fisher_diagonal(
     refuse_complex(parameters.items(), "fisher_diagonal")
     device = next(iter(parameters.values())).device
 
-    losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else likelihood
+    if hooked := [name for name, p in parameters.items() if p._backward_hooks]:
+        logger.warning(
+            "Fisher diagonal of %s: hooks on the gradients of %s are not called, as the "
+            "information is that of the likelihood; mask it afterwards if they mask",
+            type(model).__name__,
+            listed(hooked),
+        )
+    losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else by_sample(likelihood)
     num_samples = 0
     probes: list[tuple[int, Tensor]] = []
     squares: PerSampleSquares | None = None
-    with _undisturbed(model, device), ExitStack() as stack:
+    with undisturbed(model, device), ExitStack() as stack:
         model.eval()
         for index, batch in enumerate(batches):
             inputs, targets = _pair(batch, index, device)
@@ -260,29 +274,3 @@ def _require_finite(totals: dict[str, Tensor], probes: list[tuple[int, Tensor]])
         f"{batch}expected finite losses and gradients, got NaN or inf{where}; has the training "
         "diverged, or do the inputs hold NaN?"
     )
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore modes and buffers of the model, and the random states, which data loaders use too."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    modes = {module: module.training for module in model.modules()}
-    python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
-    kept = random_states_kept(device)
-    try:
-        with kept, torch.inference_mode(False), _backward_in_eval(model):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for module, training in modes.items():
-            module.training = training
-        for name, buffer in model.named_buffers():
-            if name in buffers and not torch.equal(buffer, buffers[name]):
-                buffer.copy_(buffers[name])
-
-
-def _backward_in_eval(model: nn.Module) -> AbstractContextManager[None]:
-    """Leave recurrent layers to torch: cuDNN's can go backward in train mode only."""
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    return cudnn(enabled=False) if recurrent else nullcontext()

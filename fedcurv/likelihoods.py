@@ -4,6 +4,7 @@ With outputs f(x) the squared gradient of log p(y | x) is that of ⟨f(x), v⟩,
 of −log p by the outputs, held constant. Expectations over y are sums over several v.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -73,6 +74,49 @@ LIKELIHOODS: dict[str, NegativeLogLikelihood] = {
 
 # which take what comes before a sigmoid or softmax
 LIKELIHOODS_OF_LOGITS = (categorical, bernoulli)
+
+
+def by_sample(likelihood: NegativeLogLikelihood) -> NegativeLogLikelihood:
+    """Return a function of one's own that refuses values to which other samples contribute.
+
+    The first batch of several samples shows it. One that draws random numbers is taken as it is.
+    """
+    if likelihood in LIKELIHOODS.values():
+        return likelihood
+    seen = False
+
+    def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
+        nonlocal seen
+        losses = likelihood(outputs, targets)
+        if not seen and len(outputs) > 1 and losses.shape == targets.shape[:1]:
+            seen = True
+            _require_value_of_one(likelihood, outputs.detach(), targets, losses.detach())
+        return losses
+
+    return losses_of
+
+
+def _require_value_of_one(
+    likelihood: NegativeLogLikelihood, outputs: Tensor, targets: Tensor, losses: Tensor
+) -> None:
+    scale = float(losses.abs().max())
+
+    def same(got: Tensor, expected: Tensor) -> bool:
+        return torch.allclose(got, expected, rtol=1e-3, atol=1e-5 * scale)
+
+    try:
+        alone = likelihood(outputs[1:2], targets[1:2]).detach()
+    except Exception:  # it is made for several samples
+        return
+    if alone.shape != (1,) or not math.isfinite(scale) or same(alone, losses[1:2]):
+        return
+    if same(likelihood(outputs, targets).detach(), losses):
+        raise ValueError(
+            "expected a likelihood whose value for a sample is that sample's own, got "
+            f"{float(losses[1]):g} for one among {len(losses)} and {float(alone[0]):g} for the "
+            "same alone; does it divide by their number, or broadcast targets (N,) over outputs "
+            "(N, 1)?"
+        )
 
 
 def cotangents(

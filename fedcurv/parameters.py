@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,14 +143,28 @@ def only_these_require_gradients(model: nn.Module, names: Collection[str]) -> It
 
 @contextmanager
 def fresh_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Let these parameters require gradients, with ``.grad`` None at first; restore both after."""
+    """Let these parameters require gradients, with ``.grad`` None at first; restore both after.
+
+    Hooks on their gradients are not called: some change gradients, and some step an optimizer.
+    """
     before = [(p, p.grad, p.requires_grad) for p in parameters]
-    for parameter, _, _ in before:
-        parameter.grad = None
-        parameter.requires_grad_(True)
+    registries: list[Any] = [
+        registry
+        for p, _, _ in before
+        for registry in (p._backward_hooks, p._post_accumulate_grad_hooks)
+        if registry
+    ]
+    hooks = [(registry, dict(registry)) for registry in registries]
     try:
+        for registry, _ in hooks:
+            registry.clear()
+        for parameter, _, _ in before:
+            parameter.grad = None
+            parameter.requires_grad_(True)
         yield
     finally:
         for parameter, gradient, required in before:
             parameter.grad = gradient
             parameter.requires_grad_(required)
+        for registry, kept in hooks:
+            registry.update(kept)

@@ -4,5 +4,13 @@ from fedcurv.per_sample.check import SelfCheck, unchecked
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import samples_at_once
 from fedcurv.per_sample.squares import PerSampleSquares
+from fedcurv.per_sample.surroundings import undisturbed
 
-__all__ = ["Findings", "PerSampleSquares", "SelfCheck", "samples_at_once", "unchecked"]
+__all__ = [
+    "Findings",
+    "PerSampleSquares",
+    "SelfCheck",
+    "samples_at_once",
+    "unchecked",
+    "undisturbed",
+]

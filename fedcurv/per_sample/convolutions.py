@@ -29,6 +29,11 @@ _NUMBERS_AT_ONCE_ON_ACCELERATORS = 2**26
 class Convolution(LayerRule):
     """Convolutions of one, two or three dimensions, with every padding, stride and grouping."""
 
+    def fits(self, module: nn.Module, axes: int) -> bool:
+        """Return False for an input without an axis of samples."""
+        assert isinstance(module, _Convolution)
+        return axes == module.weight.ndim
+
     def new_total(self, parameter: Tensor) -> Tensor:
         """Return zeros; a weight's with its input channels innermost, as the products have them."""
         if parameter.ndim < 3:

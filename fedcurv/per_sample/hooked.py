@@ -33,8 +33,8 @@ class Check(Protocol):
         """Return what inputs for it show; the model is not hooked meanwhile."""
 
 
-class TooFewOutputsError(ValueError):
-    """A model has returned fewer rows than it was given samples."""
+class OtherRowsError(ValueError):
+    """A model has returned fewer or more rows than it was given samples."""
 
 
 class HookedModel:
@@ -83,6 +83,7 @@ class HookedModel:
         self._layouts: dict[Hashable, Layout] = {}
         self._checked: set[Hashable] = set()
         self._first_look: Look | None = None
+        self._followed = check is None  # within a check, too
         self.last_operation = ""
         rules = {
             name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()
@@ -126,11 +127,11 @@ class HookedModel:
 
 
 def require_rows(outputs: Tensor, inputs: Tensor) -> None:
-    """Refuse outputs with fewer rows than there are samples: which are whose?"""
-    if not outputs.ndim or len(outputs) < len(inputs):
-        raise TooFewOutputsError(
+    """Refuse outputs with fewer or more rows than there are samples: which are whose?"""
+    if not outputs.ndim or len(outputs) != len(inputs):
+        raise OtherRowsError(
             f"expected outputs with a row for each of {len(inputs)} samples, got outputs "
             f"{tuple(outputs.shape)} for inputs {tuple(inputs.shape)}; let the model return the "
-            "outputs of every sample along the first axis, and leave samples out of the batches "
-            "instead"
+            "outputs of every sample along the first axis, all that belongs to a sample in its "
+            "row, and leave samples out of the batches instead"
         )

@@ -19,7 +19,7 @@ from fedcurv.per_sample.catalogue import rule_for
 from fedcurv.per_sample.graph import Span, edges_of, nodes_of
 from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
 from fedcurv.per_sample.rules import LayerRule
-from fedcurv.per_sample.watched import Watched
+from fedcurv.per_sample.watched import WHOLE, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,9 @@ class ClosedFormLayer(Layer):
                 "after the layer had used it; use the operation that returns a new tensor"
             )
         x, g = plain(x), plain(g)
-        if axis:
+        if axis == WHOLE:
+            x, g = x.unsqueeze(0), g.unsqueeze(0)
+        elif axis:
             x, g = x.transpose(0, axis), g.transpose(0, axis)
         dtype = accumulation_dtype(g)
         if x.dtype != dtype and x.is_floating_point():
@@ -263,6 +265,8 @@ def layers_of(
     for name, module in model.named_modules():
         own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) in name_by_id}
         name_of = {local: name_by_id[id(p)] for local, p in own.items()}
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # which has no hooks
         if name in attentions:
             layers += _layers_of_attention(name, attentions[name], name_of)
             continue

@@ -32,7 +32,7 @@ class Look:
 
 @dataclass
 class Layout:
-    """How the squares of passes of one signature are taken.
+    """How the squares of passes of one signature and number of samples are taken.
 
     Attributes:
         axes: by call, where the samples lie.

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.rnn import PackedSequence
 
 from fedcurv.global_state import random_states_kept
 from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
+from fedcurv.per_sample.surroundings import same_buffers
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ def mapped(function: Callable[..., Any], nest: Nest, *others: Nest) -> Nest:
         nest: decides what is a value.
         others: built like ``nest``.
     """
+    if isinstance(nest, PackedSequence):  # samples are mixed in it
+        return function(nest, *others)
     if isinstance(nest, dict):
         return {k: mapped(function, v, *(o[k] for o in others)) for k, v in nest.items()}
     if isinstance(nest, tuple | list):
@@ -195,7 +199,7 @@ class Replay:
             grad(loss, has_aux=True), in_dims=(None, *call.axes), randomness="different"
         )
         # vmap would take the fused kernels sample by sample
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), same_buffers(self._module):
             gradients, outputs = per_sample(chosen, call.args, call.kwargs, call.cotangents)
         return gradients, outputs
 

@@ -22,6 +22,10 @@ class LayerRule:
 
     any_axis = False
 
+    def fits(self, module: nn.Module, axes: int) -> bool:
+        """Return whether an input of so many axes is one of samples; else it is a sample itself."""
+        return True
+
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return ∂ℓ_n/∂p of the module's own parameters, each of shape (N, *p.shape)."""
         raise NotImplementedError
@@ -145,6 +149,11 @@ class RMSNorm(LayerRule):
 class GroupNorm(LayerRule):
     """One weight a channel, statistics of the sample's groups of channels."""
 
+    def fits(self, module: nn.Module, axes: int) -> bool:
+        """Return False for what instance normalisation takes for a sample alone."""
+        kinds = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+        return all(axes == n + 3 for n, kind in enumerate(kinds) if isinstance(module, kind))
+
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return the sums over positions of g·x̂ and g."""
         groups = module.num_groups if isinstance(module, nn.GroupNorm) else x.shape[1]
@@ -167,6 +176,10 @@ class BatchNorm(LayerRule):
 
 class PReLU(LayerRule):
     """The slope multiplies negative inputs."""
+
+    def fits(self, module: nn.Module, axes: int) -> bool:
+        """Return whether there is an axis of channels beside that of the samples."""
+        return axes > 1
 
     def gradients(self, module: nn.Module, x: Tensor, g: Tensor) -> dict[str, Tensor]:
         """Return the sums over positions, and over channels where they share one slope."""

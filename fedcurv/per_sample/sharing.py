@@ -2,7 +2,8 @@
 
 A branch that the sum of a batch decides goes one way for all samples, and may go another for one
 alone. So a pass over a few samples is followed function by function: what is computed from the
-inputs must go on having as many parts as there are samples, and must not be read by Python.
+inputs must go on having as many parts as there are samples, must not be read by Python, and must
+not pick samples.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,12 +65,24 @@ class _Following(TorchFunctionMode):
     def _follow(self, name: str, args: tuple[Any, ...], result: Any) -> None:
         if name in _READING or (name == "__getitem__" and _by_mask(args[1])):
             self.shares = name
+        elif self._orders(name, args):
+            self.shares = f"{name} by an order of the samples"
         elif not name.startswith("new_") and not name.endswith("_like"):  # of a shape alone
             for value in _values((result, args[:1] if name == "__setitem__" else ())):
                 if isinstance(value, Tensor):
                     self._followed[id(value)] = value
                     if value.numel() % _SAMPLES:
                         self.shares = name
+
+    def _orders(self, name: str, args: tuple[Any, ...]) -> bool:
+        """Return whether samples are picked by numbers that were computed from them."""
+        if name == "__getitem__":
+            rows = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        elif name == "index_select" and len(args) == 3 and args[1] == 0:
+            rows = args[2]
+        else:
+            return False
+        return isinstance(rows, Tensor) and self._followed.keys() >= {id(rows), id(args[0])}
 
 
 def _values(nest: Nest) -> Iterator[Any]:

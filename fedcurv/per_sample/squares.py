@@ -17,7 +17,7 @@ from torch import Tensor
 from fedcurv.global_state import random_states_kept
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.graph import Edge, Graph, backward
-from fedcurv.per_sample.hooked import Check, HookedModel, TooFewOutputsError, require_rows
+from fedcurv.per_sample.hooked import Check, HookedModel, OtherRowsError, require_rows
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
 from fedcurv.per_sample.replay import Call, close
@@ -48,16 +48,21 @@ class PerSampleSquares(HookedModel):
             return
         self._first_look = self._look_at(inputs)
         if len(inputs) > 1:
-            with buffers_kept(self._model), random_states_kept(inputs.device):
-                shares = shared_by(self._model, inputs)
-                if shares is not None:
-                    with torch.no_grad():
-                        require_rows(one_tensor(self._model(inputs), self._model), inputs)
+            self._follow(inputs)
+
+    def _follow(self, inputs: Tensor) -> None:
+        """Follow the first batch of several samples, of which one may decide for another."""
+        self._followed = True
+        with buffers_kept(self._model), random_states_kept(inputs.device):
+            shares = shared_by(self._model, inputs)
             if shares is not None:
-                self._interact(
-                    f"the model's forward makes one value of a whole batch, or reads values "
-                    f"({shares}), by which samples may decide for one another"
-                )
+                with torch.no_grad():
+                    require_rows(one_tensor(self._model(inputs), self._model), inputs)
+        if shares is not None:
+            self._interact(
+                f"the model's forward makes one value of a whole batch, or reads values "
+                f"({shares}), by which samples may decide for one another"
+            )
 
     def add(self, inputs: Tensor, cotangents_of: CotangentsOf) -> Sequence[Tensor] | None:
         """Add the sums over a batch and return the cotangents.
@@ -81,13 +86,16 @@ class PerSampleSquares(HookedModel):
         try:
             outputs, calls, graph = self._forward(inputs)
             require_rows(outputs, inputs)
-            layout = self._layouts.get(graph.signature)
+            # what has no trace in the graph may depend on how many samples there are
+            key = graph.signature, samples
+            layout = self._layouts.get(key)
             if layout is None or (layout.ambiguous and samples > 1):
                 layout = self._layout_of(inputs, outputs, calls, graph)
+                self._first_look = None
                 if layout is None:
                     self._interact()
                     return None
-                self._layouts[graph.signature] = layout
+                self._layouts[key] = layout
             ends = graph.tops(layout.ends)
             del graph
             cotangents = cotangents_of(outputs.detach())
@@ -179,7 +187,7 @@ class PerSampleSquares(HookedModel):
         try:
             with buffers_kept(self._model), random_states_kept(inputs.device):
                 return check.findings(key, inputs)
-        except TooFewOutputsError:
+        except OtherRowsError:
             return Findings()  # the batch's own pass tells of it, with its shapes
         finally:
             self.__enter__()
@@ -191,7 +199,9 @@ class PerSampleSquares(HookedModel):
         samples, uses = len(inputs), graph.uses()
         self.last_operation = graph.last_operation()
         if self._looks and samples > 1:
-            look, self._first_look = self._first_look or self._look_at(inputs), None
+            if not self._followed:
+                self._follow(inputs)
+            look = self._first_look or self._look_at(inputs)
             if self.findings.alone:
                 return None
             if not agree(outputs, calls, uses, look):

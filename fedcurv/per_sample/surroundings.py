@@ -1,10 +1,21 @@
 """What is changed around the passes of an estimate, and put back."""
 
+import logging
+import random
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import count
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fedcurv.global_state import cudnn, random_states_kept
+from fedcurv.parameters import listed
+
+logger = logging.getLogger(__name__)
+
+_NUMBERS = count()
 
 
 @contextmanager
@@ -19,16 +30,36 @@ def requiring_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put back the values of buffers that are changed inside."""
-    before = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back buffers that are replaced, removed or made inside."""
+    registries = (m._buffers for m in model.modules() if not isinstance(m, torch.jit.ScriptModule))
+    before = [(registry, dict(registry)) for registry in registries]
     try:
         yield
     finally:
+        for now, then in before:
+            if now.keys() != then.keys() or any(now[name] is not then[name] for name in then):
+                now.clear()
+                now.update(then)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back buffers and their values."""
+    before = [(buffer, _version(buffer), buffer.clone()) for buffer in model.buffers()]
+    try:
+        with same_buffers(model):
+            yield
+    finally:
         for buffer, version, value in before:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
+            if _version(buffer) != version or buffer.shape != value.shape:
+                with torch.no_grad(), torch.inference_mode(buffer.is_inference()):
+                    buffer.resize_(value.shape).copy_(value)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return a number that grows with each change; always another if changes are not counted."""
+    return next(_NUMBERS) if tensor.is_inference() else tensor._version
 
 
 @contextmanager
@@ -52,3 +83,53 @@ def plain_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore modes and buffers of the model, and the random states, which data loaders use too.
+
+    What the model's forward does to its own parameters is told.
+    """
+    modes = {module: module.training for module in model.modules()}
+    tables = [(table, table.detach().clone()) for table in _renormalised(model)]
+    versions = {n: (p, p._version) for n, p in model.named_parameters() if not p.is_inference()}
+    python_state, numpy_state = random.getstate(), np.random.get_state(legacy=False)
+    kept = random_states_kept(device)
+    try:
+        with kept, torch.inference_mode(False), _backward_in_eval(model), buffers_kept(model):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for module, training in modes.items():
+            module.training = training
+        for table, before in tables:
+            with torch.no_grad():
+                table.copy_(before)
+        own = {id(table) for table, _ in tables}
+        changed = [
+            name
+            for name, (parameter, version) in versions.items()
+            if parameter._version != version and id(parameter) not in own
+        ]
+        if changed:
+            logger.warning(
+                "Fisher diagonal of %s: the model's forward has changed its own parameters %s, "
+                "which stay changed",
+                type(model).__name__,
+                listed(changed),
+            )
+
+
+def _renormalised(model: nn.Module) -> list[Tensor]:
+    """Return the tables whose rows a forward pass scales to a length."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    modules = (m for m in model.modules() if isinstance(m, kinds) and m.max_norm is not None)
+    return [module.weight for module in modules]
+
+
+def _backward_in_eval(model: nn.Module) -> AbstractContextManager[None]:
+    """Leave recurrent layers to torch: cuDNN's can go backward in train mode only."""
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    return cudnn(enabled=False) if recurrent else nullcontext()

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from fedcurv.parameters import plain
 from fedcurv.per_sample.replay import Nest, mapped
 
+# in the place of an axis: all of the input belongs to one sample, wherever that lies
+WHOLE = -1
+
 
 @dataclass(slots=True)
 class Watched:
@@ -22,7 +25,8 @@ class Watched:
         args: its arguments; of a closed form's layer the input alone.
         kwargs: likewise.
         sizes: of its outputs that are tensors of real numbers.
-        axes: where the samples lie: in the input, or a nest of such axes; None if that is unknown.
+        axes: where the samples lie: in the input, an axis or ``WHOLE``, or a nest of axes; None if
+            that is unknown.
         names: the parameters, by the module's own names, that this call is to show.
         gradients: of the outputs, as far as they are known.
         by_rule: whether the module has a closed form.
@@ -56,7 +60,10 @@ def axes_by_comparison(call: Watched, alone: Watched, samples: int) -> Any:
 
 def axes_by_size(call: Watched, samples: int) -> Any:
     """Return where the samples lie if nothing is known but their number."""
-    return _axes(call, partial(_fitting_axis, samples, (0, 1) if samples == 1 else (0,)))
+    if call.by_rule and samples == 1 and call.layer.any_axis:
+        return WHOLE  # an axis of length 1 may be of features
+    candidates = (0, 1) if samples == 1 and not call.by_rule else (0,)
+    return _axes(call, partial(_fitting_axis, samples, candidates))
 
 
 def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -> Any:
@@ -64,7 +71,8 @@ def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -
         calls = (call, *others)
         axis = axis_of(*(Shape(c.args[0].shape) for c in calls))
         same = axis == axis_of(*(Shape(c.sizes[0]) for c in calls))
-        return axis if same else None
+        fits = call.layer.rule.fits(call.layer.module, call.args[0].ndim)
+        return axis if same and fits else None
     try:
         (args, kwargs), outputs = mapped(
             axis_of, call.shapes(), *(other.shapes() for other in others)

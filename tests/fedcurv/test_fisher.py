@@ -316,3 +316,102 @@ def test_the_result_keeps_no_graph(kind):
     model, inputs, labels = problem("linear")
     fisher = fisher_diagonal(model, [(inputs, labels)], kind=kind)
     assert not any(tensor.requires_grad for tensor in fisher.values())
+
+
+class WithHooks(nn.Module):
+    """Multiplies by a weight itself, so that the loop over single samples is needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(torch.randn(6, 6)), nn.Linear(6, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(x @ self.weight) if float(x.detach().sum()) < 1e9 else x)
+
+
+def test_optimizers_that_step_in_the_backward_pass_do_not_step():
+    torch.manual_seed(0)
+    model = WithHooks().double()
+    inputs, labels = torch.randn(5, 6, dtype=torch.float64), torch.arange(5) % CLASSES
+    expected = oracle.empirical(model, inputs, labels)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    steps: list[torch.Tensor] = []
+    optimizers = {p: torch.optim.SGD([p], lr=1.0) for p in model.parameters()}
+
+    def step(parameter: torch.Tensor) -> None:
+        steps.append(parameter)
+        optimizers[parameter].step()
+
+    handles = [p.register_post_accumulate_grad_hook(step) for p in model.parameters()]
+    assert_same(fisher_diagonal(model, [(inputs, labels)]), expected)
+    assert not steps
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+    model(inputs).sum().backward()
+    assert len(steps) == 3
+    for handle in handles:
+        handle.remove()
+
+
+def test_hooks_that_mask_gradients_are_not_called_and_told(caplog):
+    torch.manual_seed(0)
+    model = WithHooks().double()
+    inputs, labels = torch.randn(5, 6, dtype=torch.float64), torch.arange(5) % CLASSES
+    expected = oracle.empirical(model, inputs, labels)
+    model.weight.register_hook(torch.zeros_like)
+    assert_same(fisher_diagonal(model, [(inputs, labels)]), expected)
+    assert caplog.text.count("hooks on the gradients of weight are not called") == 1
+    model(inputs).sum().backward()
+    assert not model.weight.grad.any()
+
+
+class Remembering(nn.Linear):
+    """Has buffers that a forward pass makes, lengthens, replaces and removes."""
+
+    def __init__(self) -> None:
+        super().__init__(6, CLASSES, dtype=torch.float64)
+        self.register_buffer("made", None)
+        self.register_buffer("longer", torch.zeros(0, 6))
+        self.register_buffer("resized", torch.zeros(2))
+        self.register_buffer("replaced", torch.zeros(6))
+        self.register_buffer("removed", torch.ones(6))
+        with torch.inference_mode():
+            self.register_buffer("without_version", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.made = x.detach()[0]
+        self.longer = torch.cat([self.longer, x.detach()])
+        self.resized.resize_(len(x) + 2).fill_(3)
+        self.replaced = self.replaced + 1
+        self.removed = None
+        return super().forward(x)
+
+
+def test_buffers_that_a_forward_pass_replaces_are_put_back():
+    model, buffers = Remembering(), dict(Remembering().named_buffers())
+    objects = dict(model.named_buffers())
+    inputs, labels = torch.randn(5, 6, dtype=torch.float64), torch.arange(5) % CLASSES
+    fisher_diagonal(model, [(inputs, labels)])
+    assert model.made is None
+    assert dict(model.named_buffers()).keys() == buffers.keys()
+    for name, buffer in model.named_buffers():
+        assert buffer is objects[name]
+        assert torch.equal(buffer, buffers[name])
+
+
+def test_tables_that_are_scaled_in_the_forward_pass_are_put_back():
+    model = nn.Sequential(nn.Embedding(9, 6, max_norm=0.5), nn.Flatten(), nn.Linear(12, CLASSES))
+    before = model[0].weight.detach().clone()
+    fisher_diagonal(model, [(torch.randint(9, (4, 2)), torch.arange(4) % CLASSES)])
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_forward_pass_that_changes_parameters_is_told(caplog):
+    class Clamping(nn.Linear):
+        def forward(self, x):
+            with torch.no_grad():
+                self.weight.clamp_(-0.1, 0.1)
+            return super().forward(x)
+
+    fisher_diagonal(Clamping(6, 3), [(torch.randn(4, 6), torch.arange(4) % 3)])
+    assert caplog.text.count("has changed its own parameters weight, which stay changed") == 1

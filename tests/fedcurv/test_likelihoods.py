@@ -111,3 +111,29 @@ X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
 def test_what_cannot_be_right_is_refused(model, batch, options, message):
     with pytest.raises(ValueError, match=message):
         fisher_diagonal(model, [batch], **options)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "targets"),
+    [
+        (lambda z, y: nn.functional.cross_entropy(z, y, reduction="none") / len(y), Y),
+        (lambda z, y: nn.functional.cross_entropy(z - z.mean(0), y, reduction="none"), Y),
+        (lambda z, y: (z[:, :1] - y).square().mean(1), Y.float()),
+    ],
+)
+def test_a_likelihood_to_which_other_samples_contribute_is_refused(likelihood, targets):
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=r"batch 0: .*own, got .* for one among 3 and .* alone"):
+        fisher_diagonal(nn.Linear(4, 3), [(X, targets)], likelihood=likelihood)
+
+
+@pytest.mark.parametrize(
+    "likelihood",
+    [
+        lambda z, y: (z + torch.randn_like(z)).square().sum(1),  # draws
+        lambda z, y: nn.functional.cross_entropy(z.squeeze(), y, reduction="none"),  # not for one
+    ],
+)
+def test_a_likelihood_that_cannot_be_asked_for_one_sample_is_taken(likelihood):
+    fisher = fisher_diagonal(nn.Linear(4, 3), [(X, Y)], likelihood=likelihood)
+    assert fisher["weight"].any()
