@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -60,7 +60,7 @@ class LocalRound:
     Attributes:
         message: that asks for it.
         context: of the client.
-        task: what to train.
+        task: what to train, with the settings of this round.
         model: with the server's weights, on the device where it is trained in this process, or on
             the CPU if others train it.
         samples: for training, likewise.
@@ -113,7 +113,7 @@ class LocalRound:
         if (penalty := self.curvature.penalty) is not None:
             self._penalty = float(penalty.value().detach())
             settings = self.task.settings
-            by_lr = settings.penalty_mode == "proximal" or settings.optimizer == "sgd"
+            by_lr = settings.penalty_mode == "proximal" or settings.is_sgd
             if by_lr and not penalty.found_optimizer:  # others took the steps
                 num_batches = math.ceil(len(self.samples[0]) / settings.batch_size)
                 penalty.felt(settings.lr, settings.epochs * num_batches)
@@ -138,6 +138,7 @@ class LocalRound:
                 "train-loss": self._loss,
                 # how far the local solution lies from the others' shared optimum
                 "penalty": self._penalty,
+                "lr": self.task.settings.lr,
                 "train-seconds": self._trained - self._began,
                 "fisher-seconds": time.perf_counter() - self._trained,
             }
@@ -167,6 +168,8 @@ def begin_round(
             f"client {client_id_of(context)} has no training samples; give it some, or leave it out"
         )
     config = message.content.config_records.get("config", ConfigRecord())
+    server_round = int(_number(config, "server-round"))
+    task = replace(task, settings=task.settings.at_round(server_round))
     if device is None:
         # the workers of a site take the samples to their own devices
         by_site = task.settings.trainer == "lasgd"
@@ -182,7 +185,7 @@ def begin_round(
         (inputs.to(device), targets.to(device)),
         curvature,
         _terms(task, message, context, model, curvature),
-        seed=_seed(task, context, int(_number(config, "server-round"))),
+        seed=_seed(task, context, server_round),
     )
 
 
@@ -198,6 +201,8 @@ def _terms(
     terms: list[LocalTerm] = []
     if mu := _number(config, "proximal-mu"):
         terms.append(ProximalTerm(mu))
+    if curvature.active:
+        task.settings.check_penalty()
     if curvature.penalty is not None:
         terms.append(CurvatureTerm(curvature))
     if (name := config.get(LOCAL_TERM)) is None:

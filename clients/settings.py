@@ -2,17 +2,24 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from fedcurv.clients.learning_rates import LearningRates
+from fedcurv.clients.optimizers import (
+    check_optimizer,
+    chosen_optimizer,
+    make_optimizer,
+    require_proximal,
+)
+from fedcurv.clients.torch_classes import Named
 from fedcurv.likelihoods import FisherKind
 from fedcurv.parameters import trainable_parameters
 from fedcurv.penalty import PenaltyMode
 
-OptimizerName = Literal["sgd", "adam"]
 Trainer = Literal["local", "lasgd"]
 
 # small batches only make an estimate slow; larger ones than in training would take more memory
@@ -26,10 +33,13 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the client's data, E >= 1.
         batch_size: B >= 1.
-        optimizer: ``sgd`` or ``adam``.
+        optimizer: of torch.optim, by its name (``adamw``), or a table of its name and options
+            (``{"name": "adamw", "betas": [0.9, 0.99]}``); it begins anew in every round.
         lr: learning rate > 0.
-        momentum: of SGD, in [0, 1).
-        weight_decay: >= 0.
+        schedule: of torch.optim.lr_scheduler, likewise; how ``lr`` changes from round to round, see
+            ``LearningRates``. None keeps it.
+        momentum: in [0, 1), of optimizers that have it.
+        weight_decay: >= 0, of optimizers that have it; torch's defaults do not hold.
         penalty_mode: how FedCurv's penalty is applied; see ``CurvaturePenalty.attach``.
         fisher_kind: see ``fisher_diagonal``.
         fisher_share: of its samples that a client estimates with, in (0, 1]; chosen anew in each
@@ -47,8 +57,10 @@ class TrainingSettings:
 
     epochs: int = 1
     batch_size: int = 32
-    optimizer: OptimizerName = "sgd"
+    # tables have no hash; settings that differ there alone are still unequal
+    optimizer: Named = field(default="sgd", hash=False)
     lr: float = 0.1
+    schedule: Named | None = field(default=None, hash=False)
     momentum: float = 0.0
     weight_decay: float = 0.0
     penalty_mode: PenaltyMode = "gradient"
@@ -72,17 +84,64 @@ class TrainingSettings:
             for name, (holds, wanted) in _RULES.items()
             if not _holds_without_error(holds, getattr(self, name))
         ]
+        for check in () if faults else (self._check_optimizer, self._check_schedule):
+            try:
+                check()
+            except ValueError as error:
+                faults.append(str(error))
         if faults:
             raise ValueError("; ".join(faults))
 
+    def _check_optimizer(self) -> None:
+        try:
+            check_optimizer(self.optimizer, self._shared())
+        except ValueError as error:
+            raise ValueError(f"optimizer: {error}") from error
+
+    def _check_schedule(self) -> None:
+        LearningRates(self.lr, self.schedule)
+
+    def _shared(self) -> dict[str, float]:
+        return {"momentum": self.momentum, "weight_decay": self.weight_decay}
+
+    @property
+    def is_sgd(self) -> bool:
+        """Whether the steps are SGD's, perhaps with momentum."""
+        return chosen_optimizer(self.optimizer, self._shared())[0] is torch.optim.SGD
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether a step is the learning rate times the gradient."""
+        return self.is_sgd and not any(chosen_optimizer(self.optimizer, self._shared())[1].values())
+
+    def check_model(self, model: nn.Module) -> None:
+        """Raise a ValueError if the optimizer cannot step the model."""
+        if not self.is_sgd and self.optimizer != "adam":  # they step anything
+            self.make_optimizer(model)
+
+    def check_penalty(self) -> None:
+        """Raise a ValueError if FedCurv's penalty does not fit the optimizer."""
+        if self.penalty_mode == "proximal":
+            require_proximal(self.optimizer)
+
+    def at_round(self, server_round: int) -> "TrainingSettings":
+        """Return the settings of one round, whose learning rate is the schedule's."""
+        if self.schedule is None:
+            return self
+        rates = LearningRates(self.lr, self.schedule)
+        return replace(self, lr=rates(server_round), schedule=None)
+
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return an optimizer over the model's trainable parameters."""
+        """Return an optimizer over the model's trainable parameters.
+
+        Raises:
+            ValueError: if it cannot step them.
+        """
         parameters = trainable_parameters(model).values()
-        if self.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
-        return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-        )
+        try:
+            return make_optimizer(self.optimizer, parameters, self.lr, self._shared())
+        except ValueError as error:
+            raise ValueError(f"optimizer: {error}") from error
 
     def make_device(self) -> torch.device:
         """Return the device to train on.
@@ -111,7 +170,6 @@ def _positive_integer(value: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "epochs": (_positive_integer, "an integer >= 1"),
     "batch_size": (_positive_integer, "an integer >= 1"),
-    "optimizer": (lambda v: v in get_args(OptimizerName), "sgd or adam"),
     "lr": (lambda v: 0 < v < math.inf, "> 0 and finite"),
     "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),

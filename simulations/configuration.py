@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fedcurv.clients.learning_rates import LearningRates
 from fedcurv.simulations.build import (
     check_model,
     described_data,
@@ -65,9 +66,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     for name, options in settings["strategy"].items():
         check_strategy(f"strategy.{name}", options, num_clients)
     try:
-        make_settings(settings)
+        training = make_settings(settings)
     except TypeError as error:  # an option that there is not
         raise ValueError(f"client: {error}") from error
+    LearningRates(training.lr, training.schedule).check(settings["num_rounds"])
     make_loss(settings["client"]["loss"])
     make_terms(settings)
     check_noise(settings["data"]["noise"], settings["num_clients"])
@@ -93,8 +95,10 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
         if part == "partition" and settings["partition"]["name"] == "function":
             require_same_parts(made, make(), settings["partition"]["function"])
-        if isinstance(made, nn.Module) and isinstance(data, DataSet):
-            check_model(made, data, settings["model"]["name"])
+        if isinstance(made, nn.Module):
+            training.check_model(made)
+            if isinstance(data, DataSet):
+                check_model(made, data, settings["model"]["name"])
     return settings
 
 

@@ -183,16 +183,15 @@ class FedCurv(Strategy):
         agreed = sums.agreed(self._parameter_names)
         refused |= agreed.refused
         for message_id, reason in refused.items():
+            client = clients[message_id]
             logger.warning(
-                "round %d: refused the reply of client %s: %s",
-                server_round,
-                clients[message_id],
-                reason,
+                "round %d: refused the reply of client %s: %s", server_round, client, reason
             )
         self.refused = refused
         require_some_success(server_round, received, refused)
         if agreed.sums is not None:
-            self._strength.see(agreed.sums, statistics.fmean(agreed.contributors.values()))
+            mean_samples = statistics.fmean(agreed.contributors.values())
+            self._strength.see(agreed.sums, mean_samples, server_round + 1)
         self._instruction = records.Instruction(self._strength.to_ask_with)
         if agreed.sums is not None and self.strength is not None:
             self._parameter_names = agreed.parameter_names

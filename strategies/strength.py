@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedcurv.curvature import Curvature
@@ -26,7 +27,7 @@ class AutoStrength:
     have on average, by the weights of their replies (``num-examples``).
 
     Attributes:
-        lr: the clients' learning rate, > 0.
+        lr: the clients' learning rate, > 0; or a function of the round, from 1 on, that returns it.
         epochs: over a client's samples in a round, > 0.
         batch_size: of the clients' steps, >= 1.
 
@@ -37,31 +38,41 @@ class AutoStrength:
     the λ that they give made little difference there.
     """
 
-    lr: float
+    lr: float | Callable[[int], float]
     epochs: float
     batch_size: int
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be > 0 and finite, got {self.lr!r}")
+        self._rate(1)
         if not 0 < self.epochs < math.inf:
             raise ValueError(f"epochs must be > 0 and finite, got {self.epochs!r}")
         if not 1 <= self.batch_size < math.inf:
             raise ValueError(f"batch_size must be >= 1 and finite, got {self.batch_size!r}")
 
-    def found(self, sums: Curvature, mean_samples: float) -> float | None:
+    def _rate(self, server_round: int) -> float:
+        lr = self.lr(server_round) if callable(self.lr) else self.lr
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be > 0 and finite, got {lr!r}")
+        return lr
+
+    def found(self, sums: Curvature, mean_samples: float, server_round: int = 1) -> float | None:
         """Return λ for the next round, or None if the statistics are all zero.
 
         Args:
             sums: of a round.
             mean_samples: of its contributors, > 0.
+            server_round: that λ is for.
         """
         largest = max((float(p.max()) for p in sums.precision.values() if p.numel()), default=0.0)
         if largest <= 0.0:
             return None
+        try:
+            lr = self._rate(server_round)
+        except ValueError:  # the schedule has come to its end, and the training with it
+            return None
         local_steps = self.epochs * math.ceil(mean_samples / self.batch_size)
-        strength = sound_strength(self.lr, largest, local_steps)
+        strength = sound_strength(lr, largest, local_steps)
         logger.info("strength: %g, with a largest precision of %g", strength, largest)
         return checked_strength(strength)
 
@@ -88,16 +99,17 @@ class Strength:
         """What clients are told: above 0, so that they report, until it is found."""
         return 1.0 if self.value is None else self.value
 
-    def see(self, sums: Curvature, mean_samples: float) -> None:
+    def see(self, sums: Curvature, mean_samples: float, server_round: int = 1) -> None:
         """Find the next round's λ, if it is not given; statistics that are zero leave it.
 
         Args:
             sums: of a round.
             mean_samples: of its contributors.
+            server_round: the next.
         """
         if self._rule is None:
             return
-        if (found := self._rule.found(sums, mean_samples)) is not None:
+        if (found := self._rule.found(sums, mean_samples, server_round)) is not None:
             self.value = found
 
     def resume(self, found: float | None) -> None:

@@ -7,6 +7,9 @@ from flwr.serverapp.strategy import Strategy
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from fedcurv.clients.optimizers import require_proximal
+from fedcurv.strategies import FedCurv
+
 
 def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
     """Return a strategy.
@@ -18,15 +21,29 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
 
     Raises:
         InstantiationException: for what cannot be meant.
+        ValueError: for FedCurv with an optimizer of clients that its penalty does not fit.
     """
     if node.get("strength") == "auto":
         node = node.copy()
         rule = {
             "_target_": "fedcurv.strategies.AutoStrength",
-            "lr": config["client"]["lr"],
+            "lr": _learning_rate(config["client"]),
             "epochs": config["client"]["epochs"],
             "batch_size": config["client"]["batch_size"],
         }
         OmegaConf.update(node, "strength", rule, merge=False, force_add=True)
     strategy: Strategy = instantiate(node)
+    client = config["client"]
+    proximal = client.get("penalty_mode") == "proximal"
+    if proximal and isinstance(strategy, FedCurv) and strategy.strength != 0:
+        require_proximal(client.get("optimizer", "sgd"))
     return strategy
+
+
+def _learning_rate(client: Mapping[str, Any]) -> Any:
+    """Return the learning rate, or with a schedule what makes a function of the round."""
+    if client.get("schedule") is None:
+        return client["lr"]
+    rates = "fedcurv.clients.learning_rates.LearningRates"
+    options = {"lr": client["lr"], "schedule": client["schedule"]}
+    return {"_target_": rates, "_convert_": "all", **options}

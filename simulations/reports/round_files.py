@@ -69,6 +69,8 @@ def _round_rows(history: History) -> list[dict[str, object]]:
             "bytes_down": sum(c.bytes_down for c in record.clients),
             "bytes_up": sum(c.bytes_up for c in record.clients),
             "seconds": round(record.seconds, 4),
+            # of all that trained
+            "lr": next((c.metrics["lr"] for c in record.clients if "lr" in c.metrics), ""),
         }
         for record in history.rounds
     ]
@@ -93,6 +95,7 @@ def _client_rows(history: History) -> list[dict[str, object]]:
                     "penalty",
                     "train-seconds",
                     "fisher-seconds",
+                    "lr",
                 )
             },
         }

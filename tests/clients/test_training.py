@@ -195,7 +195,7 @@ def test_no_samples_are_an_error():
     [
         ({"epochs": 0}, "epochs must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be an integer >= 1"),
-        ({"optimizer": "lion"}, "optimizer must be sgd or adam, got 'lion'"),
+        ({"optimizer": "lion"}, "optimizer: expected one of .*AdamW.*, got 'lion'"),
         ({"lr": math.nan}, "lr must be > 0 and finite"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\)"),
         ({"weight_decay": -1}, "weight_decay must be >= 0"),

@@ -20,9 +20,9 @@ from fedcurv.simulations.runners.batched import grid as batched
 from fedcurv.simulations.runners.batched.batches import StackedSamples
 from fedcurv.simulations.runners.batched.fisher import can_be_estimated, fisher_stacked
 from fedcurv.simulations.runners.batched.stacked import (
-    can_be_stacked,
     stacked_parameters,
     train_stacked,
+    why_not_stacked,
 )
 from fedcurv.strategies.wire.records import Instruction, pack_instruction
 from tests.federation import context_of, message_with
@@ -111,7 +111,7 @@ def test_a_stack_trains_each_client_as_it_would_alone(mode, mu, pulled, batch_si
     settings = TrainingSettings(epochs=3, batch_size=batch_size, lr=LR, penalty_mode=mode)
     alone, together = (rounds(settings, mu, pulled) for _ in range(2))
     expected = [trained_one_by_one(local) for local in alone]
-    assert all(can_be_stacked(local.task) for local in together)
+    assert not any(why_not_stacked(local.task) for local in together)
     losses = train_stacked(*stacked(together, [local.samples for local in together]))
     assert losses == pytest.approx(expected, rel=1e-4)
     moved = 0.0
@@ -128,20 +128,23 @@ OTHERS = {
     "momentum": TrainingSettings(momentum=0.9),
     "weight decay": TrainingSettings(weight_decay=0.1),
     "adam": TrainingSettings(optimizer="adam"),
+    "nesterov": TrainingSettings(optimizer={"name": "SGD", "momentum": 0.9, "nesterov": True}),
+    "adamw": TrainingSettings(optimizer="adamw"),
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_optimizers_are_left_to_the_clients(name):
-    assert not any(can_be_stacked(local.task) for local in rounds(OTHERS[name], 0.0, False))
+    why = "client.optimizer is not SGD without momentum and weight decay"
+    assert all(why_not_stacked(local.task) == why for local in rounds(OTHERS[name], 0.0, False))
 
 
 def test_other_losses_are_left_to_the_clients():
     for criterion in (nn.MSELoss(), nn.CrossEntropyLoss(label_smoothing=0.1)):
         stackable = rounds(TrainingSettings(), 0.0, False, criterion=criterion)
-        assert not any(can_be_stacked(local.task) for local in stackable)
+        assert all("client.loss" in why_not_stacked(local.task) for local in stackable)
     plain = rounds(TrainingSettings(), 0.0, False, criterion=nn.CrossEntropyLoss())
-    assert all(can_be_stacked(local.task) for local in plain)
+    assert not any(why_not_stacked(local.task) for local in plain)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +162,8 @@ def test_other_losses_are_left_to_the_clients():
 def test_other_models_are_left_to_the_clients(change):
     changed = change(start_model())
     task = task_of(0, TrainingSettings())
-    assert can_be_stacked(task)
-    assert not can_be_stacked(dataclasses.replace(task, model=changed))
+    assert not why_not_stacked(task)
+    assert "the model" in why_not_stacked(dataclasses.replace(task, model=changed))
 
 
 # ---- what is estimated with some of the samples
@@ -241,6 +244,7 @@ def numbers(rows: list[dict[str, str]], name: str) -> np.ndarray:
 def test_the_batched_runner_gives_the_results_of_the_local_one(mode, tmp_path):
     overrides = ["strategy=[fedavg,fedprox,fedcurv]", "fraction_train=0.6"]
     overrides += f"client.penalty_mode={mode}".split()
+    overrides += ["client.schedule={name: ExponentialLR, gamma: 0.5}"]
     local = run(tmp_path / "local", *overrides)
     together = run(tmp_path / "batched", "runner=batched", *overrides)
     for name in ("loss", "train_loss"):
@@ -274,11 +278,15 @@ def test_the_batched_runner_estimates_stacks(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_pictures")
-def test_what_cannot_be_stacked_has_the_bits_of_the_local_runner(tmp_path):
+def test_what_cannot_be_stacked_has_the_bits_of_the_local_runner(tmp_path, caplog):
     overrides = ("client=adam", "strategy=fedcurv")
     local = run(tmp_path / "local", *overrides)
     together = run(tmp_path / "batched", "runner=batched", *overrides)
     assert [row["loss"] for row in together] == [row["loss"] for row in local]
+    why = "since client.optimizer is not SGD without momentum and weight decay"
+    assert [r.message for r in caplog.records if why in r.message] == [
+        f"runner=batched: clients train one by one, {why}"
+    ]
 
 
 def test_a_client_that_fails_is_told_and_the_others_are_trained():

@@ -67,6 +67,7 @@ GOOD: dict[str, list[Any]] = {
     "partition.alpha": [1.5],
     "model.hidden": [[]],  # softmax regression
     "client.lr": [1.5],
+    "client.schedule": [None],
     "client.weight_decay": [1.5],
     "round_timeout": [None, 1.5],
     "target_accuracies": [[]],

@@ -22,7 +22,8 @@ def test_a_run_that_goes_on_writes_what_an_uninterrupted_one_does(
     runner, every, tmp_path, monkeypatch
 ):
     choices = ["num_rounds=5", "strategy=[fedavg,fedcurv,fedadam]", f"runner={runner}"]
-    choices += [FEW, f"checkpoint_every={every}"]
+    choices += [FEW, f"checkpoint_every={every}", "fraction_train=0.5"]
+    choices += ["client.schedule={name: ExponentialLR, gamma: 0.8, warm_up: 2}"]
     run(tmp_path / "whole", *choices)
     show = run_module._show
 

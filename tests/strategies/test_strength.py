@@ -54,7 +54,7 @@ def test_the_samples_are_those_of_the_clients_whose_statistics_are_in_the_sums(m
     """Client 0 has 12 samples, 1 says that it has 36, 2 is refused, 3 sends no statistics."""
     means = []
 
-    def found(rule, sums, mean_samples):
+    def found(rule, sums, mean_samples, server_round):
         means.append(mean_samples)
         return 1.0
 

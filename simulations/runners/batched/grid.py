@@ -1,6 +1,7 @@
 """A Grid that trains a round's clients together, by few large operations for many small ones."""
 
 import copy
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,13 +16,15 @@ from fedcurv.global_state import num_threads
 from fedcurv.simulations.runners.batched.batches import StackedSamples
 from fedcurv.simulations.runners.batched.fisher import OWN_KINDS, can_be_estimated, fisher_stacked
 from fedcurv.simulations.runners.batched.stacked import (
-    can_be_stacked,
     same_kind,
     stacked_parameters,
-    terms_can_be_stacked,
     train_stacked,
+    why_not_stacked,
+    why_terms_not_stacked,
 )
 from fedcurv.simulations.runners.local import LocalGrid
+
+logger = logging.getLogger(__name__)
 
 # on a CPU the weights of so many clients stay in a core's cache
 _CLIENTS_ON_CPU = 8
@@ -31,8 +34,9 @@ class BatchedGrid(LocalGrid):
     """Trains stacks of clients side by side, where the model allows it; see ``stacked``.
 
     What cannot be stacked (other models, optimizers, losses and terms) is trained as LocalGrid
-    does. On a GPU all clients of a round are one stack; on a CPU the stacks are small, and each
-    core takes one after the other. The clients' mods do not see what is stacked.
+    does, and that is told once. On a GPU all clients of a round are one stack; on a CPU the stacks
+    are small, and each core takes one after the other. The clients' mods do not see what is
+    stacked.
 
     Args:
         client_app: handles all other messages.
@@ -51,6 +55,7 @@ class BatchedGrid(LocalGrid):
     ) -> None:
         super().__init__(client_app, num_nodes, on_reply=on_reply)
         self._make_task = make_task
+        self._told: set[str] = set()
 
     def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
         """Train what can be stacked, then handle each message when its reply is asked for."""
@@ -75,15 +80,25 @@ class BatchedGrid(LocalGrid):
         context = self.contexts[message.metadata.dst_node_id]
         try:
             task = self._make_task(message, context)
-            if not can_be_stacked(task):
+            if why := why_not_stacked(task):
+                self._tell(why)
                 return None
             self._name(message)  # the client remembers which message it answers
             # stacks go to a GPU in one piece; only what a client does by itself is there before
             device = None if task.settings.fisher_kind in OWN_KINDS else torch.device("cpu")
             local = begin_round(task, copy.deepcopy(message), context, device)
-            return local if terms_can_be_stacked(local) else None
+            if why := why_terms_not_stacked(local):
+                self._tell(why)
+                return None
+            return local
         except Exception:
             return None  # the ClientApp will meet it again, and say so in its reply
+
+    def _tell(self, why: str) -> None:
+        """Say once why clients train one by one."""
+        if why not in self._told:
+            self._told.add(why)
+            logger.warning("runner=batched: clients train one by one, since %s", why)
 
     def _finish(self, local: LocalRound) -> str:
         def answer() -> Message:

@@ -39,16 +39,18 @@ class _Parameter:
     pull: Quadratic | None
 
 
-def can_be_stacked(task: LocalTask) -> bool:
-    """Return whether a client's task is of the kind that this module trains."""
+def why_not_stacked(task: LocalTask) -> str:
+    """Return what of a client's task is not of the kind that this module trains; or nothing."""
     settings = task.settings
-    return (
-        settings.optimizer == "sgd"
-        and settings.momentum == settings.weight_decay == 0.0
-        and settings.trainer == "local"
-        and (task.criterion is None or _is_plain_cross_entropy(task.criterion))
-        and _is_perceptron(task.model)
-    )
+    if not settings.is_plain_sgd:
+        return "client.optimizer is not SGD without momentum and weight decay"
+    if settings.trainer != "local":
+        return f"client.trainer={settings.trainer}"
+    if task.criterion is not None and not _is_plain_cross_entropy(task.criterion):
+        return "client.loss is not cross-entropy"
+    if not _is_perceptron(task.model):
+        return "the model is no multilayer perceptron of trainable float32 weights"
+    return ""
 
 
 def _is_plain_cross_entropy(criterion: nn.Module) -> bool:
@@ -85,9 +87,10 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
     )
 
 
-def terms_can_be_stacked(local: LocalRound) -> bool:
-    """Return whether a round's terms are FedProx's and FedCurv's, and no others."""
-    return all(type(term) in (ProximalTerm, CurvatureTerm) for term in local.terms)
+def why_terms_not_stacked(local: LocalRound) -> str:
+    """Return what says that a round has terms other than FedProx's and FedCurv's; or nothing."""
+    others = [type(t).__name__ for t in local.terms if type(t) not in (ProximalTerm, CurvatureTerm)]
+    return f"the strategy's local term is a {others[0]}" if others else ""
 
 
 def _proximal_mu(local: LocalRound) -> float:
@@ -114,7 +117,7 @@ def train_stacked(
     """Train all models in place; return each client's mean loss over the last epoch.
 
     Args:
-        rounds: of one kind, see :func:`same_kind`, each fit by :func:`can_be_stacked`.
+        rounds: of one kind, see :func:`same_kind`, each fit by :func:`why_not_stacked`.
         samples: of these rounds, on the device to train on.
         parameters: of the models, see :func:`stacked_parameters`, likewise; trained in place too.
     """
