@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.table import Table
 
 from fedcurv.simulations.configuration import CONF
+from fedcurv.simulations.console.help import register_help
 from fedcurv.simulations.console.interruption import Interrupted, interruptible
 from fedcurv.simulations.console.progress import console
 from fedcurv.strategies import RoundFailed
@@ -87,6 +88,7 @@ def run_command(program: str, config_name: str, work: Work) -> None:
         ended_early.extend(done.ended_early)
         console.print(f"written to {done.folder}")
 
+    register_help(CONF)
     # where a user's own functions are found, as by `python -m`
     sys.path.insert(0, str(Path.cwd()))
     # Hydra prints its own stack traces unless it is told to let errors through

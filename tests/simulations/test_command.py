@@ -8,8 +8,8 @@ import sys
 import pytest
 from flwr.common.config import parse_config_args
 
+from fedcurv.simulations.commands import experiment, label_noise, trial
 from fedcurv.simulations.commands import run as run_command
-from fedcurv.simulations.commands import trial
 from fedcurv.simulations.commands.simulate import main
 from fedcurv.simulations.deployment.flower_run import run_config_of
 from tests.simulations.test_run import SMALL, rows_of
@@ -27,6 +27,27 @@ def test_the_command_prints_a_table_and_says_where_the_files_are(tmp_path, comma
     assert "Command: `fedcurv-simulate num_clients=6 num_rounds=2 client.epochs=1`" in (
         summary.read_text()
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "start"),
+    [("simulate", main), ("experiment", experiment.main), ("label-noise", label_noise.main)],
+)
+def test_help_shows_the_settings_with_their_comments(program, start, command):
+    done = command(f"fedcurv-{program}", start, "model=cnn", "--help")
+    assert done.code == 0, done.errors
+    assert "padding: 2   # 2: 1.66 million parameters" in done.output
+    assert "penalty_mode: proximal   # proximal is stable" in done.output
+    assert "partition: dirichlet, flwr_datasets" in done.output
+    assert "root: ${oc.env:FEDCURV_DATA_ROOT,data}" in done.output
+    is_experiment = program == "experiment"
+    assert ("- {client.epochs: 1, num_rounds: 40}" in done.output) == is_experiment
+    assert "hydra.job" not in done.output and "defaults:" not in done.output
+
+
+def test_help_shows_the_strategies_that_are_chosen(command):
+    done = command("fedcurv-simulate", main, "strategy=[fedcurv]", "--help")
+    assert "strength: 30   # λ, or auto" in done.output and "proximal_mu" not in done.output
 
 
 def test_a_training_that_diverges_ends_there_and_the_others_go_on(tmp_path, command):
