@@ -19,7 +19,14 @@ from fedcurv.clients.settings import TrainingSettings
 from fedcurv.curvature import Curvature
 from fedcurv.parameters import gradients_of, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty
-from fedcurv.steps import Steppable, require_no_closure, require_single_gradient, scale_of
+from fedcurv.steps import (
+    Steppable,
+    once_a_step,
+    require_hooks,
+    require_no_closure,
+    require_single_gradient,
+    scale_of,
+)
 
 LOCAL_TERM = "local-term"  # the key of the messages' config under which a strategy names its term
 
@@ -139,11 +146,13 @@ def attach_proximal_term(
 
     Raises:
         ValueError: if mu is negative or not finite.
-        TypeError: for LBFGS and SparseAdam, whose steps such a gradient does not fit.
+        TypeError: for LBFGS and SparseAdam, whose steps such a gradient does not fit, and for what
+            calls no hooks.
         RuntimeError: at a step that is given a closure, whose backward pass would come after.
     """
     if not 0 <= mu < math.inf:
         raise ValueError(f"proximal-mu must be finite and >= 0, got {mu!r}; use 0 for plain FedAvg")
+    require_hooks(optimizer)
     require_single_gradient(optimizer, _TERM_IN_LOSS)
     steppable = Steppable(trainable_parameters(model))
     steppable.require_dense_steps(optimizer, "take SGD or Adagrad, or sparse=False")
@@ -161,4 +170,4 @@ def attach_proximal_term(
                 scale = 1.0
             torch._foreach_add_(gradients_of(parameters), away, alpha=scale * mu)
 
-    return optimizer.register_step_pre_hook(pull_back)
+    return optimizer.register_step_pre_hook(once_a_step(pull_back))

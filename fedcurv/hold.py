@@ -8,6 +8,7 @@ g·u, says how much the loss can fall.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,18 @@ def sound_strength(lr: float, largest_precision: float, num_steps: float) -> flo
     the λ that they give made little difference there.
     """
     return min(_STEP, _ROUND / num_steps) / (lr * largest_precision)
+
+
+def warn_of_divergence(lr: float, strength: float, largest_precision: float) -> None:
+    """Warn of a λ at which plain gradient steps on the penalty diverge, with max(P)."""
+    if lr * strength * largest_precision > 1:
+        # Python shows a warning of one text once, not for every client and round
+        warnings.warn(
+            f"strength={strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where plain "
+            "gradient steps on the penalty diverge; use mode='proximal', or a smaller strength",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 @dataclass(frozen=True)

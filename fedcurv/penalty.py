@@ -5,7 +5,6 @@ step, or as an exact proximal step after it. The Hessian is 2λP, so the first t
 lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 """
 
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
-from fedcurv.hold import Holds, checked_strength
+from fedcurv.hold import Holds, checked_strength, warn_of_divergence
 from fedcurv.parameters import (
     Chosen,
     chosen_parameters,
@@ -24,10 +23,13 @@ from fedcurv.parameters import (
     listed,
     refuse_complex,
 )
-from fedcurv.quadratic import Quadratic, beside, plain_tensors
+from fedcurv.quadratic import Quadratic, beside, mix_types, plain_tensors
 from fedcurv.steps import (
+    Attachments,
     Steppable,
+    once_a_step,
     register_for_all,
+    require_hooks,
     require_no_closure,
     require_single_gradient,
     scale_of,
@@ -84,6 +86,7 @@ class CurvaturePenalty:
         # what an optimizer of this model may hold beside them
         self._others = [p for n, p in model.named_parameters() if n not in chosen]
         self.found_optimizer = False
+        self._attachments = Attachments()
         self._checked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         with plain_tensors():
             self._quadratics = [
@@ -95,11 +98,6 @@ class CurvaturePenalty:
             ]
         self._holds = Holds(self.strength, self._parameters, self._quadratics)
         self._largest = max(float(s.first.max()) for s in self._quadratics if s.first.numel())
-        # a bfloat16 gradient could not hold Pθ before Q is taken off it
-        self._mixes_types = any(
-            s.first.dtype != p.dtype
-            for p, s in zip(self._parameters, self._quadratics, strict=True)
-        )
 
     @property
     def names(self) -> Sequence[str]:
@@ -151,7 +149,8 @@ class CurvaturePenalty:
         factor = 2.0 * self.strength
         with plain_tensors():
             gradients = gradients_of(parameters)
-            if isinstance(scale, float) and not self._mixes_types:
+            # a bfloat16 gradient could not hold Pθ before Q is taken off it
+            if isinstance(scale, float) and not mix_types(parameters, precision):
                 torch._foreach_addcmul_(gradients, precision, parameters, value=factor * scale)
                 torch._foreach_add_(gradients, weighted, alpha=-factor * scale)
                 return
@@ -197,7 +196,7 @@ class CurvaturePenalty:
         if skipped is not None:  # asked on the device: the host must not wait for an answer
             weights = list(torch._foreach_mul(weights, 1.0 - skipped))
         with plain_tensors():
-            if self._mixes_types:
+            if mix_types(parameters, optima):
                 for parameter, weight, optimum in zip(parameters, weights, optima, strict=True):
                     parameter.copy_(parameter.to(weight).lerp_(optimum, weight))
             else:
@@ -222,10 +221,11 @@ class CurvaturePenalty:
                 optimizer itself makes of it (Adadelta, Adafactor and Rprop take other steps).
 
         Raises:
-            ValueError: for an unknown mode or an optimizer without any of the model's parameters.
-            TypeError: for LBFGS, which evaluates the loss several times within a step, and in mode
-                ``gradient`` for SparseAdam; for the optimizer that is found later, at its first
-                step.
+            ValueError: for an unknown mode, an optimizer without any of the model's parameters, or
+                one that feels the penalty already.
+            TypeError: for what calls no hooks, for LBFGS, which evaluates the loss several times
+                within a step, and in mode ``gradient`` for SparseAdam; for the optimizer that is
+                found later, at its first step.
             RuntimeError: at a step that is given a closure in mode ``gradient``, whose backward
                 pass would come after the penalty's gradient; add :meth:`value` to the loss there.
         """
@@ -233,14 +233,18 @@ class CurvaturePenalty:
             raise ValueError(
                 f"mode must be one of {', '.join(get_args(PenaltyMode))}, got {mode!r}"
             )
+        self._attachments.require_new(optimizer)
         if optimizer is None:
-            return register_for_all(
-                self, partial(type(self)._felt_if_concerned, mode=mode), before=mode == "gradient"
+            felt = partial(type(self)._felt_if_concerned, mode=mode)
+            return self._attachments.note(
+                register_for_all(self, felt, before=mode == "gradient"), None
             )
         self._check(optimizer, mode)
         if mode == "gradient":
-            return optimizer.register_step_pre_hook(self._before_step)
-        return optimizer.register_step_post_hook(self._after_step)
+            handle = optimizer.register_step_pre_hook(once_a_step(self._before_step))
+        else:
+            handle = optimizer.register_step_post_hook(once_a_step(self._after_step))
+        return self._attachments.note(handle, optimizer)
 
     def _felt_if_concerned(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any, *, mode: PenaltyMode
@@ -258,6 +262,7 @@ class CurvaturePenalty:
 
     def _check(self, optimizer: torch.optim.Optimizer, mode: PenaltyMode) -> None:
         """Refuse an optimizer that cannot feel the penalty."""
+        require_hooks(optimizer)
         require_single_gradient(
             optimizer, "add penalty.value() to the loss inside its closure instead"
         )
@@ -270,20 +275,10 @@ class CurvaturePenalty:
                 )
         if mode == "gradient":
             self._steppable.require_dense_steps(optimizer, "use mode='proximal'")
-            self._warn_of_divergence(max(float(group["lr"]) for group in optimizer.param_groups))
+            lr = max(float(group["lr"]) for group in optimizer.param_groups)
+            warn_of_divergence(lr, self.strength, self._largest)
         self._checked.add(optimizer)
         self.found_optimizer = True
-
-    def _warn_of_divergence(self, lr: float) -> None:
-        if lr * self.strength * self._largest > 1:
-            # Python shows a warning of one text once, not for every client and round
-            warnings.warn(
-                f"strength={self.strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where "
-                "plain gradient steps on the penalty diverge; use mode='proximal', or a smaller "
-                "strength",
-                RuntimeWarning,
-                stacklevel=4,
-            )
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """One parameter's share of the penalty, θᵀPθ − 2θᵀQ, held in either of two forms."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -81,3 +82,8 @@ def beside(parameter: Tensor, statistic: Tensor, *, copy: bool) -> Tensor:
     if fits and not copy:
         return statistic
     return torch.empty_like(parameter, dtype=dtype).copy_(statistic)
+
+
+def mix_types(parameters: Sequence[Tensor], statistics: Sequence[Tensor]) -> bool:
+    """Return whether some are of unlike types, as after ``model.bfloat16()`` too."""
+    return any(p.dtype != s.dtype for p, s in zip(parameters, statistics, strict=True))

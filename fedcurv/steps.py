@@ -1,7 +1,8 @@
 """Parameters as an optimizer steps them, for a term that pulls beside its steps."""
 
+import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,12 @@ from fedcurv.parameters import listed
 Part = tuple[dict[str, Any], list[int]]
 
 Owner = TypeVar("Owner")
+
+# of an optimizer, and the arguments of its step
+Hook = Callable[[torch.optim.Optimizer, Any, Any], None]
+
+# of what torch puts around every class's ``step``, and that calls the hooks
+_STEP = torch.optim.Optimizer.profile_hook_step(lambda _: None).__code__
 
 
 class Steppable:
@@ -64,6 +71,85 @@ class Steppable:
             )
 
 
+def require_hooks(optimizer: object) -> None:
+    """Refuse what calls no hooks at its steps.
+
+    Raises:
+        TypeError: for anything but an optimizer of torch's that was made in torch's way.
+    """
+    # which torch's own constructor makes
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise TypeError(
+            "expected a torch.optim.Optimizer, whose steps call hooks, got "
+            f"{type(optimizer).__name__}; give the optimizer that it wraps, or let it call "
+            "super().__init__"
+        )
+
+
+def once_a_step(hook: Hook) -> Hook:
+    """Return a hook that is called once in a step that is made of steps of the same optimizer.
+
+    torch calls hooks for the ``step`` of a class and once more for that of its parent, where the
+    one calls the other.
+    """
+
+    def outermost(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # a compiled step has no frames of its own to be read
+        if torch.compiler.is_compiling() or all(one is not optimizer for one in _steps_around()):
+            hook(optimizer, args, kwargs)
+
+    return outermost
+
+
+def _steps_around() -> Iterator[torch.optim.Optimizer]:
+    """Yield the optimizers whose steps are under way around the one that calls a hook.
+
+    They are read off the stack: what is noted at one hook would stay if the step raised.
+    """
+    frame, is_present = sys._getframe(), True
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        if frame.f_code is _STEP:
+            if not is_present:
+                yield frame.f_locals["self"]
+            is_present = False
+
+
+class Attachments:
+    """What a term is attached to, so that no step feels it twice."""
+
+    def __init__(self) -> None:
+        self._live: list[tuple[RemovableHandle, weakref.ref[torch.optim.Optimizer] | None]] = []
+
+    def require_new(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Refuse to attach the term once more.
+
+        Args:
+            optimizer: None for all.
+
+        Raises:
+            ValueError: if this optimizer, or all, feel it already.
+        """
+        self._live = [one for one in self._live if _is_live(one[0])]
+        if any(other is None or optimizer in (None, other()) for _, other in self._live):
+            raise ValueError(
+                "expected a term that no step feels yet, got one that is attached already, of "
+                "which each step would feel twice as much; remove() its handle first, or leave "
+                "out mode= or attach()"
+            )
+
+    def note(
+        self, handle: RemovableHandle, optimizer: torch.optim.Optimizer | None
+    ) -> RemovableHandle:
+        """Remember a handle, and return it."""
+        self._live.append((handle, None if optimizer is None else weakref.ref(optimizer)))
+        return handle
+
+
+def _is_live(handle: RemovableHandle) -> bool:
+    hooks = handle.hooks_dict_ref()
+    return hooks is not None and handle.id in hooks
+
+
 def require_single_gradient(optimizer: torch.optim.Optimizer, remedy: str) -> None:
     """Refuse an optimizer that evaluates the loss several times within a step.
 
@@ -103,12 +189,13 @@ def register_for_all(
 ) -> RemovableHandle:
     """Call ``felt(owner, optimizer, args, kwargs)`` before or after every optimizer's steps.
 
-    It ends with the owner, which hooks of all optimizers would outlive and must not keep alive.
+    It ends with the owner, which hooks of all optimizers would outlive and must not keep alive. A
+    step within that of another optimizer of the same parameters, which wraps it, is no step.
     """
     this = weakref.ref(owner)
 
     def hook(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if (alive := this()) is not None:
+        if (alive := this()) is not None and not _is_wrapped(optimizer):
             felt(alive, optimizer, args, kwargs)
 
     if before:
@@ -117,3 +204,12 @@ def register_for_all(
         handle = register_optimizer_step_post_hook(hook)
     weakref.finalize(owner, handle.remove)
     return handle
+
+
+def _is_wrapped(optimizer: torch.optim.Optimizer) -> bool:
+    def held(one: torch.optim.Optimizer) -> set[int]:
+        return {id(p) for group in one.param_groups for p in group["params"]}
+
+    if torch.compiler.is_compiling():
+        return False
+    return any(not held(optimizer).isdisjoint(held(around)) for around in _steps_around())

@@ -21,6 +21,7 @@ from fedcurv.lasgd.shared import Shared
 from fedcurv.lasgd.stats import Stats, stats_of
 from fedcurv.lasgd.watch import Watch, WorkersDiffer
 from fedcurv.lasgd.weights import Weights
+from fedcurv.steps import once_a_step
 
 
 class LASGD:
@@ -140,8 +141,8 @@ class LASGD:
         """Begin to take part."""
         optimizer = self._optimizer
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_step_pre_hook(once_a_step(self._before_step)),
+            optimizer.register_step_post_hook(once_a_step(self._after_step)),
         ]
         self._shared.counters.began = time.monotonic()
         self._rounds.start()
@@ -279,7 +280,7 @@ class LASGD:
             self._end_if(shared.watch.of_tensors())
         # hooks that others have added since may change the weights: this one must come last
         self._hooks[1].remove()
-        self._hooks[1] = optimizer.register_step_post_hook(self._after_step)
+        self._hooks[1] = optimizer.register_step_post_hook(once_a_step(self._after_step))
         with self._shared.changed:
             self._shared.stepping = True
         self._shared.replica.streams.before_training_writes()

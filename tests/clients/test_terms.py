@@ -7,7 +7,7 @@ from torch import nn
 
 from fedcurv.clients import LocalTask, LocalTerm, TrainingSettings
 from fedcurv.clients.local_round import begin_round
-from fedcurv.clients.terms import CurvatureTerm, ProximalTerm, PullTerm
+from fedcurv.clients.terms import CurvatureTerm, ProximalTerm, PullTerm, attach_proximal_term
 from fedcurv.curvature import Curvature
 from fedcurv.strategies.wire.records import Instruction
 from tests.federation import message_with
@@ -94,3 +94,22 @@ def test_the_pull_alone_travels_to_workers():
     (term,) = begun(None, PULLED).terms
     assert isinstance(term.for_workers(), PullTerm)
     assert term.for_workers().strength == 0.5
+
+
+class Subclass(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_fedproxs_term_is_felt_once_by_an_optimizer_that_steps_by_its_parent():
+    moved = []
+    for kind in (torch.optim.SGD, Subclass):
+        trained = model()
+        optimizer = kind(trained.parameters(), lr=0.1)
+        attach_proximal_term(optimizer, trained, 0.5)
+        for _ in range(3):
+            for p in trained.parameters():
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        moved.append(trained.weight.detach())
+    assert torch.equal(moved[0], moved[1])

@@ -815,3 +815,115 @@ def test_chosen_parameters_need_statistics():
         CurvaturePenalty(
             model, statistics.only(["weight"]), strength=0.5, parameters=["weight", "bias"]
         )
+
+
+class Subclass(torch.optim.SGD):
+    """Clips, and leaves the step to its parent, whose hooks torch calls once more."""
+
+    def step(self, closure=None):
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, 100.0)
+        return super().step(closure)
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Steps by another optimizer of the same parameters."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner = inner
+        super().__init__(inner.param_groups, {})
+
+    def step(self, closure=None):
+        return self.inner.step(closure)
+
+
+NESTED = {
+    "plain": lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    "subclass": lambda parameters: Subclass(parameters, lr=0.1),
+    "wrapper": lambda parameters: Wrapper(torch.optim.SGD(parameters, lr=0.1)),
+    "wrapped subclass": lambda parameters: Wrapper(Subclass(parameters, lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+@pytest.mark.parametrize("name", NESTED)
+def test_steps_within_a_step_pull_once(name, mode, is_named):
+    start, parts, _ = nodes(3, 5)
+    model, p, q = Vector(start), parts[0].precision["theta"], parts[0].weighted_parameters["theta"]
+    optimizer = NESTED[name]([model.theta])
+    penalty = CurvaturePenalty(model, parts[0], strength=0.5)
+    penalty.attach(optimizer if is_named else None, mode=mode)
+    expected = start.clone()
+    for number in range(3):
+        model.theta.grad = torch.cos(model.theta.detach())
+        if mode == "gradient":
+            expected -= 0.1 * (expected.cos() + 2 * 0.5 * (p * expected - q))
+        else:
+            expected -= 0.1 * expected.cos()
+            expected = (expected + 2 * 0.1 * 0.5 * q) / (1 + 2 * 0.1 * 0.5 * p)
+        if number == 1:  # a step that raises leaves nothing behind
+            good, optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"], [None]
+            with pytest.raises((AttributeError, TypeError)):
+                optimizer.step()
+            optimizer.param_groups[0]["params"] = good
+        optimizer.step()
+    torch.testing.assert_close(model.theta.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("named", "named"), ("all", "named"), ("named", "all"), ("all", "all")]
+)
+def test_a_penalty_is_felt_once_or_refused(first, second):
+    start, parts, _ = nodes(3, 5)
+    model = Vector(start)
+    optimizer = torch.optim.SGD([model.theta], lr=0.1)
+    penalty = CurvaturePenalty(model, parts[0], strength=0.5)
+    handle = penalty.attach(optimizer if first == "named" else None)
+    with pytest.raises(ValueError, match=r"attached already.*remove\(\) its handle first"):
+        penalty.attach(optimizer if second == "named" else None, mode="proximal")
+    handle.remove()
+    penalty.attach(optimizer if second == "named" else None)
+    penalty_of_another_model = CurvaturePenalty(Vector(start), parts[0], strength=0.5)
+    penalty_of_another_model.attach()
+
+
+class Duck:
+    """Has parameters and a step, and calls no hooks."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+
+class WithoutConstructor(torch.optim.Optimizer):
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+@pytest.mark.parametrize("kind", [Duck, WithoutConstructor])
+def test_what_calls_no_hooks_is_refused(kind, mode):
+    start, parts, _ = nodes(3, 5)
+    model = Vector(start)
+    penalty = CurvaturePenalty(model, parts[0], strength=0.5)
+    inner = torch.optim.SGD([model.theta], lr=0.1)
+    with pytest.raises(TypeError, match=f"got {kind.__name__}; give the optimizer that it wraps"):
+        penalty.attach(kind(inner), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["gradient", "proximal"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_model_may_change_its_type_after_the_penalty_was_made(dtype, mode):
+    start, parts, _ = nodes(3, 5)
+    moved = []
+    for first in (True, False):
+        model = Vector(start if first else start.to(dtype))
+        penalty = CurvaturePenalty(model, parts[0], strength=0.5)
+        model.to(dtype)
+        optimizer = torch.optim.SGD([model.theta], lr=0.1)
+        penalty.attach(optimizer, mode=mode)
+        model.theta.grad = torch.zeros_like(model.theta)
+        optimizer.step()
+        moved.append(model.theta.detach())
+    assert not torch.equal(moved[0], start.to(dtype))
+    torch.testing.assert_close(moved[0], moved[1])

@@ -59,6 +59,24 @@ def train(rank, store, size, epochs=3, pause_s=0.0, make_optimizer=sgd, **option
     return values(model), lasgd.stats, seen
 
 
+class Subclass(torch.optim.SGD):
+    """Leaves the step to its parent, whose hooks torch calls once more."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_an_optimizer_that_steps_by_its_parent_takes_one_step():
+    def subclass(model):
+        return Subclass(model.parameters(), lr=0.05)
+
+    sgd(make_model())  # from when on the parent's steps call hooks
+    results = in_threads(lambda *a: train(*a, epochs=1, make_optimizer=subclass), 2)
+    models, stats, _ = zip(*results, strict=True)
+    assert torch.equal(*models)
+    assert sum(s.steps for s in stats) == 15
+
+
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_all_end_with_the_same_bits_and_no_step_is_lost_or_counted_twice(number, overlap):
