@@ -1,15 +1,20 @@
 """Squared gradients of single samples, summed over a batch, for the cost of about one pass."""
 
+from fedcurv.per_sample import rules
 from fedcurv.per_sample.check import SelfCheck, unchecked
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import samples_at_once
+from fedcurv.per_sample.rules.registry import LayerRule, register_rule
 from fedcurv.per_sample.squares import PerSampleSquares
 from fedcurv.per_sample.surroundings import undisturbed
 
 __all__ = [
     "Findings",
+    "LayerRule",
     "PerSampleSquares",
     "SelfCheck",
+    "register_rule",
+    "rules",
     "samples_at_once",
     "unchecked",
     "undisturbed",

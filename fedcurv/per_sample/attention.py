@@ -11,6 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from fedcurv.per_sample.rules.linear import Linear
+from fedcurv.per_sample.rules.registry import register_rule
+
 # the name of another module's parameter, and which of its rows
 Source = tuple[str, slice]
 
@@ -38,6 +41,9 @@ class Projection(nn.Module):
         name, rows = self.sources[local]
         parameter = getattr(self._owner[0], name)
         return None if parameter is None else parameter[rows]
+
+
+register_rule(Projection)(Linear)
 
 
 class AttentionByProjections:

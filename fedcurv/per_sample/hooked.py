@@ -14,7 +14,7 @@ from fedcurv.per_sample.layers import ClosedFormLayer, Pass, Phase, layers_of
 from fedcurv.per_sample.layouts import Layout, Look
 from fedcurv.per_sample.memory import keep_freed_memory
 from fedcurv.per_sample.replay import Replay
-from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.rules.registry import LayerRule
 from fedcurv.per_sample.surroundings import (
     no_memory_of_casts,
     plain_attention,

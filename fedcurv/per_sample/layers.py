@@ -15,16 +15,12 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.parameters import accumulation_dtype, plain
 from fedcurv.per_sample.attention import AttentionByProjections, Source
-from fedcurv.per_sample.catalogue import rule_for
 from fedcurv.per_sample.graph import Span, edges_of, nodes_of
 from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
-from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.rules.registry import LayerRule, rule_for
 from fedcurv.per_sample.watched import WHOLE, Watched
 
 logger = logging.getLogger(__name__)
-
-# the names under which modules with a closed form have what it shows
-_SHOWN = ("weight", "bias")
 
 
 class Phase(Enum):
@@ -154,7 +150,7 @@ class ClosedFormLayer(Layer):
         (x,), axis = call.args, call.axes
         if under_way.last:  # what is done with goes back to the allocator before the next layer
             call.args = ()
-        if x._version != version and "weight" in call.names:
+        if x._version != version and not call.names <= self.rule.without_input:
             raise RuntimeError(
                 f"the input of {self.name or type(self.module).__name__} was changed in place "
                 "after the layer had used it; use the operation that returns a new tensor"
@@ -274,7 +270,7 @@ def layers_of(
         rule = rule_for(module)
         if sources and rule is not None:
             # what other parameters do, those of parametrizing hooks say, no closed form knows
-            shown = {local: source for local, source in sources.items() if local in _SHOWN}
+            shown = {local: source for local, source in sources.items() if local in rule.parameters}
             layers.append(ClosedFormLayer(name, module, shown, rule))
         elif sources and module is not model:
             layers.append(ReplayedLayer(name, module, sources, own, by_loop))

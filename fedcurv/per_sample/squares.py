@@ -1,7 +1,7 @@
 """Sums over samples of squared per-sample gradients of a whole model.
 
 One batched forward pass, and one backward pass for each cotangent of the outputs, in which hooks
-apply the closed forms of ``catalogue``; gradients of single samples are not kept. Parameters of
+apply the closed forms of ``rules``; gradients of single samples are not kept. Parameters of
 other modules go by ``torch.func.vmap`` over that module, and what no module shows rightly
 (functional use, parameters of the model itself) by vmap over the whole model; where vmap fails, one
 sample is taken at a time.

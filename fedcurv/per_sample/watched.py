@@ -42,9 +42,9 @@ class Watched:
     by_rule: bool = False
 
     def key(self) -> Hashable:
-        """Return what only calls with tensors of the same shapes have in common."""
+        """Return what only calls with the same rule and shapes have in common."""
         if self.by_rule:
-            return self.args[0].shape, *self.sizes
+            return type(self.layer.rule), self.args[0].shape, *self.sizes
         return str(self.shapes())
 
     def shapes(self) -> Nest:
@@ -71,7 +71,7 @@ def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -
         calls = (call, *others)
         axis = axis_of(*(Shape(c.args[0].shape) for c in calls))
         same = axis == axis_of(*(Shape(c.sizes[0]) for c in calls))
-        fits = call.layer.rule.fits(call.layer.module, call.args[0].ndim)
+        fits = call.layer.rule.takes_samples(call.layer.module, call.args[0].ndim)
         return axis if same and fits else None
     try:
         (args, kwargs), outputs = mapped(

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedcurv import fisher_diagonal
-from fedcurv.per_sample.rules import Linear
+from fedcurv.per_sample.rules.linear import Linear
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, ZOO, inputs_for
 

@@ -6,8 +6,7 @@ from torch import nn
 
 from fedcurv import fisher_diagonal
 from fedcurv.per_sample import Findings, PerSampleSquares, check
-from fedcurv.per_sample.catalogue import RULES
-from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.rules.registry import RULES, LayerRule
 from tests.fedcurv.per_sample.test_squares import AlsoUsedOutside, BatchStatistics
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, FLAT, ZOO, resnet18

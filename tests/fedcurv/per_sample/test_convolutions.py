@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedcurv.per_sample import convolutions
-from fedcurv.per_sample.convolutions import Convolution
+from fedcurv.per_sample.rules import convolution as convolutions
+from fedcurv.per_sample.rules.convolution import Convolution
 
 SETTINGS = [
     (dims, mode, padding, dilation, stride, groups)

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from fedcurv import onednn
-from fedcurv.per_sample import products
-from fedcurv.per_sample.products import add_squared_products
+from fedcurv.per_sample.rules import products
+from fedcurv.per_sample.rules.products import add_squared_products
 
 
 def expected(total, left, right):

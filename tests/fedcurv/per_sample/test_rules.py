@@ -2,8 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from fedcurv.per_sample.catalogue import rule_for
-from fedcurv.per_sample.rules import channel_sums_by_definition, channel_sums_in_one_pass
+from fedcurv.per_sample.rules.normalisation import (
+    channel_sums_by_definition,
+    channel_sums_in_one_pass,
+)
+from fedcurv.per_sample.rules.registry import rule_for
 
 
 def batch_norm(make, **options):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.parameters import accumulation_dtype
-from fedcurv.per_sample.products import add_squared_products
-from fedcurv.per_sample.rules import LayerRule
+from fedcurv.per_sample.rules.products import add_squared_products
+from fedcurv.per_sample.rules.registry import LayerRule, register_rule
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # adds the squares of the weight's gradients, from (module, x, g), to a total
@@ -26,10 +26,11 @@ _NUMBERS_AT_ONCE = 2**19
 _NUMBERS_AT_ONCE_ON_ACCELERATORS = 2**26
 
 
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 class Convolution(LayerRule):
     """Convolutions of one, two or three dimensions, with every padding, stride and grouping."""
 
-    def fits(self, module: nn.Module, axes: int) -> bool:
+    def takes_samples(self, module: nn.Module, axes: int) -> bool:
         """Return False for an input without an axis of samples."""
         assert isinstance(module, _Convolution)
         return axes == module.weight.ndim
