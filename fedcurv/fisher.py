@@ -65,16 +65,18 @@ def fisher_diagonal(
     Args:
         model: maps inputs to what the likelihood takes.
         batches: pairs (inputs, targets) of shapes (N, ...); moved to the model's device.
-        kind: ``empirical`` takes the given labels, ``exact`` the expectation over the model's own
-            class probabilities (C − 1 backward passes), ``sampled`` one label drawn per sample.
+        kind: ``empirical`` takes the given targets, ``exact`` the expectation over the model's own
+            distribution (C − 1 backward passes for C classes; one for each output of the other
+            likelihoods), ``sampled`` a target per sample that is drawn from it.
         likelihood: ``categorical`` takes logits (N, C) and targets as
             ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), or (N, d1, ..., C) with
             labels where no other reading fits; a sample's log-likelihood is the sum over its
             positions. ``bernoulli`` takes one logit, (N,) or (N, 1), before any sigmoid, and
-            targets in [0, 1] of either shape; ``gaussian`` is regression with unit variance,
+            targets in [0, 1] of either shape; ``multilabel`` a logit for each of several labels
+            and targets in [0, 1], of one shape; ``gaussian`` is regression with unit variance,
             outputs and targets of one shape. Or a function of outputs and targets that returns one
             negative log-likelihood per sample, shape (N,). The kinds ``exact`` and ``sampled``
-            exist for logits (N, C) of categories and for ``bernoulli`` only.
+            exist for logits (N, C) of categories and the other likelihoods with names.
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
         chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
@@ -102,9 +104,10 @@ def fisher_diagonal(
         raise ValueError(
             f"likelihood must be one of {', '.join(LIKELIHOODS)}, or a function, got {likelihood!r}"
         )
-    if kind != "empirical" and likelihood not in ("categorical", "bernoulli"):
+    if kind != "empirical" and not isinstance(likelihood, str):
         raise ValueError(
-            f"kind={kind!r} needs likelihood='categorical' or 'bernoulli'; use kind='empirical'"
+            f"kind={kind!r} needs one of the likelihoods {', '.join(LIKELIHOODS)}, of which the "
+            "expectation is known, got a function; use kind='empirical'"
         )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")

@@ -19,7 +19,7 @@ NegativeLogLikelihood = Callable[[Tensor, Tensor], Tensor]
 _IGNORED = -100
 
 FisherKind = Literal["empirical", "exact", "sampled"]
-Likelihood = Literal["categorical", "bernoulli", "gaussian"] | NegativeLogLikelihood
+Likelihood = Literal["categorical", "bernoulli", "multilabel", "gaussian"] | NegativeLogLikelihood
 
 
 def categorical(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def categorical(outputs: Tensor, targets: Tensor) -> Tensor:
         _require_probabilities(outputs, targets)
         losses = nn.functional.cross_entropy(outputs, targets.to(outputs.dtype), reduction="none")
     else:
-        outputs = _with_classes_second(outputs, targets)
+        outputs = with_classes_second(outputs, targets)
         labels = targets.long()
         _require_in_range(labels, outputs.shape[1])
         losses = nn.functional.cross_entropy(outputs, labels, reduction="none")
@@ -54,13 +54,22 @@ def bernoulli(outputs: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
+def multilabel(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return each sample's binary cross-entropies, summed over its labels, each with one logit."""
+    _require_shape_of(outputs, targets)
+    targets = targets.to(outputs.dtype)
+    if not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise ValueError(
+            "expected targets in [0, 1] for likelihood='multilabel', got values from "
+            f"{float(targets.min()):g} to {float(targets.max()):g}"
+        )
+    losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+
+
 def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return ½‖y − f(x)‖² of each sample: regression with unit variance, less a constant."""
-    if outputs.shape != targets.shape:
-        raise ValueError(
-            f"expected targets in the shape of the outputs, {tuple(outputs.shape)}, got "
-            f"{tuple(targets.shape)}"
-        )
+    _require_shape_of(outputs, targets)
     squares = 0.5 * (outputs - targets).square()
     return squares.flatten(1).sum(1) if squares.ndim > 1 else squares
 
@@ -68,12 +77,13 @@ def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
 LIKELIHOODS: dict[str, NegativeLogLikelihood] = {
     "categorical": categorical,
     "bernoulli": bernoulli,
+    "multilabel": multilabel,
     "gaussian": gaussian,
 }
 
 
 # which take what comes before a sigmoid or softmax
-LIKELIHOODS_OF_LOGITS = (categorical, bernoulli)
+LIKELIHOODS_OF_LOGITS = (categorical, bernoulli, multilabel)
 
 
 def by_sample(likelihood: NegativeLogLikelihood) -> NegativeLogLikelihood:
@@ -131,9 +141,10 @@ def cotangents(
 
     Args:
         kind: see ``fedcurv.fisher_diagonal``.
-        likelihood: ``categorical`` or ``bernoulli`` unless the kind is ``empirical``.
+        likelihood: one of ``LIKELIHOODS`` unless the kind is ``empirical``.
         outputs: shape (N, ...).
-        targets: shape (N, ...), of no account unless the kind is ``empirical``.
+        targets: shape (N, ...), of no account unless the kind is ``empirical`` but for the shape
+            of those that have the outputs'.
         generator: draws the labels of ``sampled``.
 
     Raises:
@@ -143,13 +154,20 @@ def cotangents(
     outputs = outputs.to(accumulation_dtype(outputs))
     if kind == "empirical":
         return [_gradient(likelihood, outputs, targets)]
-    if likelihood is bernoulli:
-        logits = _one_logit(outputs)
+    if likelihood in (gaussian, multilabel):
+        _require_shape_of(outputs, targets)
+    if likelihood is gaussian:  # E[(f - y)(f - y)ᵀ] is the identity
+        if kind == "exact":
+            return _one_by_one(torch.ones_like(outputs))
+        return [torch.empty_like(outputs).normal_(generator=generator)]
+    if likelihood in (bernoulli, multilabel):
+        if likelihood is bernoulli:
+            _one_logit(outputs)
         if kind == "exact":  # E[(p - y)²] = p (1 - p), in which neither factor may be a difference
-            variance = nn.functional.logsigmoid(logits) + nn.functional.logsigmoid(-logits)
-            return [(0.5 * variance).exp().view_as(outputs)]
-        drawn = torch.bernoulli(logits.sigmoid(), generator=generator)
-        return [_gradient(bernoulli, outputs, drawn)]
+            variance = nn.functional.logsigmoid(outputs) + nn.functional.logsigmoid(-outputs)
+            return _one_by_one((0.5 * variance).exp())
+        drawn = torch.bernoulli(outputs.sigmoid(), generator=generator)
+        return [_gradient(likelihood, outputs, drawn)]
     _require_classes(outputs)
     if outputs.ndim != 2:
         raise ValueError(
@@ -183,6 +201,17 @@ def _gradient(likelihood: NegativeLogLikelihood, outputs: Tensor, targets: Tenso
         )
     (gradient,) = torch.autograd.grad(losses.sum(), outputs)
     return gradient
+
+
+def _one_by_one(deviations: Tensor) -> list[Tensor]:
+    """Return a cotangent for each of a sample's outputs, zero at all others."""
+    rows = deviations.reshape(len(deviations), -1)
+    cotangents = []
+    for index in range(rows.shape[1]):
+        one = torch.zeros_like(rows)
+        one[:, index] = rows[:, index]
+        cotangents.append(one.view_as(deviations))
+    return cotangents
 
 
 def _softmax_less_labels(logits: Tensor, labels: Tensor) -> Tensor:
@@ -224,6 +253,14 @@ def _factors_of_exact(log_p: Tensor) -> list[Tensor]:
         # a class of probability zero leaves no choice, and 0/0 after it
         factors.append(torch.where(size > 0, size * factor, 0))
     return factors
+
+
+def _require_shape_of(outputs: Tensor, targets: Tensor) -> None:
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"expected targets in the shape of the outputs, {tuple(outputs.shape)}, got "
+            f"{tuple(targets.shape)}"
+        )
 
 
 def _require_classes(outputs: Tensor) -> None:
@@ -272,8 +309,12 @@ def _require_probabilities(outputs: Tensor, targets: Tensor) -> None:
         )
 
 
-def _with_classes_second(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the logits as (N, C, ...), also if they came as (N, ..., C); never by a guess."""
+def with_classes_second(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits as (N, C, ...), also if they came as (N, ..., C); never by a guess.
+
+    Raises:
+        ValueError: for labels (N, ...) that do not fit, or if both readings do.
+    """
     _require_labels(labels)
     of_positions = labels.shape[1:]
     second = outputs.shape[2:] == of_positions and len(labels) == len(outputs)

@@ -260,7 +260,7 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
             nn.Linear(6, 3),
             [GOOD],
             {"likelihood": "poisson"},
-            "categorical, bernoulli, gaussian, or a function",
+            "categorical, bernoulli, multilabel, gaussian, or a function",
         ),
         (
             nn.Linear(6, 3),
@@ -278,7 +278,13 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
             nn.Linear(6, 3),
             [GOOD],
             {"likelihood": "gaussian", "kind": "exact"},
-            "kind='exact' needs likelihood='categorical' or 'bernoulli'",
+            r"shape of the outputs, \(3, 3\), got",
+        ),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"likelihood": lambda outputs, targets: outputs.sum(1), "kind": "exact"},
+            "kind='exact' needs one of the likelihoods categorical, .* got a function",
         ),
         (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
         (nn.LSTM(6, 3), [GOOD], {}, "returns one tensor, got tuple from LSTM; wrap it"),

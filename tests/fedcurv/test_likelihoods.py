@@ -23,6 +23,55 @@ def test_bernoulli_is_the_squared_error_of_the_probability_times_the_logits_grad
     torch.testing.assert_close(got["0.weight"][0], (squares[:, None] * x**2).mean(0))
 
 
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "multilabel"])
+def test_several_outputs_that_are_independent_have_the_sum_of_their_fisher_informations(
+    likelihood, kind
+):
+    """By hand: the variance of each output's error, or the square of all errors' gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(5, 4).double(), torch.rand(5, 3).double()
+    generator = torch.Generator().manual_seed(1)
+    got = fisher_diagonal(model, [(x, y)], likelihood=likelihood, kind=kind, generator=generator)
+    again, outputs = torch.Generator().manual_seed(1), model(x)
+    p = outputs.detach().sigmoid()
+    if likelihood == "gaussian":
+        noise = torch.empty_like(p).normal_(generator=again)
+        errors = {"empirical": outputs.detach() - y, "sampled": noise}
+        variance = torch.ones_like(p)
+    else:
+        drawn = torch.bernoulli(p, generator=again)
+        errors = {"empirical": p - y, "sampled": p - drawn}
+        variance = p * (1 - p)
+    for name, parameter in model.named_parameters():
+        expected = torch.zeros_like(parameter)
+        for n in range(5):
+            of_each = [
+                torch.autograd.grad(output, parameter, retain_graph=True)[0]
+                for output in outputs[n]
+            ]
+            if kind == "exact":
+                squares = [v * g**2 for v, g in zip(variance[n], of_each, strict=True)]
+                expected += sum(squares) / 5
+            else:
+                expected += (
+                    sum(e * g for e, g in zip(errors[kind][n], of_each, strict=True)) ** 2 / 5
+                )
+        torch.testing.assert_close(got[name], expected)
+
+
+def test_a_number_for_each_sample_may_be_a_row_or_a_column():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(4, 1), torch.randn(5, 4)
+    row = nn.Sequential(linear, nn.Flatten(0))
+    exact = {"likelihood": "gaussian", "kind": "exact"}
+    got = fisher_diagonal(row, [(x, torch.zeros(5))], **exact)
+    torch.testing.assert_close(got["0.weight"][0], x.square().mean(0))
+    column = fisher_diagonal(linear, [(x, torch.zeros(5, 1))], **exact)
+    torch.testing.assert_close(column["weight"], got["0.weight"])
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
 def test_labels_of_every_integer_type_are_taken(dtype):
     model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.tensor([0, 1, 2, 1, 0])
@@ -106,6 +155,18 @@ X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
         (nn.LazyLinear(3), (X, Y), {}, "run the model on a batch once"),
         (nn.Linear(4, 3), (X, Y), {"likelihood": "bernoulli"}, "one logit per sample"),
         (nn.Linear(4, 1), (X, Y), {"likelihood": "bernoulli"}, r"targets in \[0, 1\].*0 to 2"),
+        (
+            nn.Linear(4, 1),
+            (X, 2 * torch.ones(len(X), 1)),
+            {"likelihood": "multilabel"},
+            r"targets in \[0, 1\].*2 to 2",
+        ),
+        (
+            nn.Linear(4, 1),
+            (X, torch.ones(len(X))),
+            {"likelihood": "multilabel", "kind": "exact"},
+            r"in the shape of the outputs, \(\d, 1\), got \(\d,\)",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused(model, batch, options, message):
