@@ -64,7 +64,8 @@ def _train_on_site(local: LocalRound) -> None:
     model.load_state_dict(done.weights)
     local.trained(done.loss_sum / done.num_samples)
     if local.curvature.active:
-        share = dataclasses.replace(share, terms=(), samples=local.fisher_samples())
+        samples, likelihood = local.fisher_samples(), task.likelihood
+        share = dataclasses.replace(share, terms=(), samples=samples, likelihood=likelihood)
         local.fisher = fisher_on_site(pool, share)
 
 

@@ -17,6 +17,7 @@ from fedcurv.clients.terms import LOCAL_TERM, CurvatureTerm, LocalTerm, MakeTerm
 from fedcurv.clients.training import InMemoryBatches
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.global_state import cudnn, num_threads, seeded
+from fedcurv.likelihoods import Likelihood
 from fedcurv.parameters import listed
 from fedcurv.strategies.wire.records import client_id_of, unpack_tensors
 
@@ -32,8 +33,9 @@ class LocalTask:
         train_samples: inputs (N, ...) and targets (N, ...) of this client.
         test_samples: for evaluation on the client; None where it has none.
         settings: how to train.
-        criterion: mean loss over a batch, of outputs and targets; None for cross-entropy, of which
-            the Fisher information is in any case.
+        criterion: mean loss over a batch, of outputs and targets; None for cross-entropy.
+        likelihood: that the Fisher information is of, whatever the criterion; see
+            ``fedcurv.fisher_diagonal``.
         seed: with the client's id and the round it decides the order of batches and all random
             numbers, whatever ran before in the process.
         metrics: numbers that every training reply carries beside its own, by other names.
@@ -45,6 +47,7 @@ class LocalTask:
     test_samples: Samples | None = None
     settings: TrainingSettings = field(default_factory=TrainingSettings)
     criterion: nn.Module | None = None
+    likelihood: Likelihood = "categorical"
     seed: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     terms: Mapping[str, MakeTerm] = field(default_factory=dict)
@@ -125,7 +128,8 @@ class LocalRound:
             return
         settings = self.task.settings
         batches = InMemoryBatches(*self.fisher_samples(), settings.fisher_batch_size)
-        self.curvature.report(content, self.model, batches, kind=settings.fisher_kind)
+        kind, likelihood = settings.fisher_kind, self.task.likelihood
+        self.curvature.report(content, self.model, batches, kind=kind, likelihood=likelihood)
 
     def reply(self) -> Message:
         """Return the reply."""

@@ -1,10 +1,13 @@
 """The local training loop: E epochs over batches in memory, and evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
+# of a batch: the sum of its losses, how many predictions are right, and how many there are
+Sums = tuple[Tensor, Tensor, int]
 
 
 @dataclass
@@ -89,11 +92,25 @@ def train_epoch(
     return float(total), num_samples
 
 
+def sums_of_classes(logits: Tensor, targets: Tensor) -> Sums:
+    """Return the sum of cross-entropies, how many classes are right, and how many there are."""
+    loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    return loss, (logits.argmax(dim=1) == targets).sum(), len(targets)
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    sums: Callable[[Tensor, Tensor], Sums] = sums_of_classes,
 ) -> tuple[float, float, int]:
-    """Return mean cross-entropy, accuracy in [0, 1] and the number of samples, in eval mode.
+    """Return mean loss, share of right predictions and their number, in eval mode.
+
+    Args:
+        model: to evaluate; left in the mode that it was in.
+        batches: inputs and targets.
+        sums: of a batch's outputs and targets; by default those of cross-entropy and accuracy, with
+            a prediction for each sample.
 
     Raises:
         ValueError: if there are no samples.
@@ -102,14 +119,13 @@ def evaluate(
     was_training = model.training
     model.eval()
     loss = correct = torch.zeros((), device=device)
-    num_samples = 0
+    number = 0
     for inputs, targets in batches:
         inputs, targets = inputs.to(device), targets.to(device)
-        logits = model(inputs)
-        loss = loss + nn.functional.cross_entropy(logits, targets, reduction="sum")
-        correct = correct + (logits.argmax(dim=1) == targets).sum()
-        num_samples += len(targets)
+        loss_of_batch, correct_of_batch, number_of_batch = sums(model(inputs), targets)
+        loss, correct = loss + loss_of_batch, correct + correct_of_batch
+        number += number_of_batch
     model.train(was_training)
-    if num_samples == 0:
+    if number == 0:
         raise ValueError("expected samples to evaluate on, got none")
-    return float(loss) / num_samples, float(correct) / num_samples, num_samples
+    return float(loss) / number, float(correct) / number, number

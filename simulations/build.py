@@ -18,11 +18,12 @@ from fedcurv.clients.terms import LocalTerm, MakeTerm
 from fedcurv.simulations.data.named import load
 from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
-from fedcurv.simulations.data.partition import PARTITIONS, checked_parts, natural
+from fedcurv.simulations.data.partition import BY_CLASS, PARTITIONS, checked_parts, natural
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.own import call_own, in_one_line, own_function
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
+from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_named
 from fedcurv.simulations.rules import is_number
 
 _MOST_PROCESSES = 64  # workers or threads of a device with fewer cores
@@ -40,8 +41,13 @@ class DataShape(Protocol):
         ...
 
     @property
-    def num_classes(self) -> int:
-        """How many classes there are."""
+    def num_outputs(self) -> int:
+        """How many numbers a model gives for an input, or for each of its positions."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What is to be learned."""
         ...
 
 
@@ -67,7 +73,10 @@ def described_data(config: Mapping[str, Any]) -> DataSet | DeviceData:
         ValueError: if it cannot be meant.
         FileNotFoundError: if the data are missing.
     """
-    return device_data(config) if on_devices(config) else load_data(config)
+    if not on_devices(config):
+        return load_data(config)
+    _require_classification(config)
+    return device_data(config)
 
 
 def load_data(config: Mapping[str, Any]) -> DataSet:
@@ -75,8 +84,9 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
     settings = config["data"]
     seed, number = config["seed"], settings["train_samples"]
     if settings["name"] in _OWN_DATA:
-        data = _own_data(settings)
+        data = _own_data(settings, config.get("task", AUTO))
     else:
+        _require_classification(config)
         data = load(**{key: settings[key] for key in ("name", "root", "download")})
     if held_out := settings["validation_samples"]:
         # the same ones for every seed: what was tuned on must never be trained on
@@ -90,19 +100,36 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
     return data if number is None else data.some(number, seed=seed)
 
 
-def _own_data(settings: Mapping[str, Any]) -> DataSet:
+def _require_classification(config: Mapping[str, Any]) -> None:
+    if config.get("task", AUTO) not in (AUTO, CLASSIFICATION.name):
+        task_named(config["task"])
+        raise ValueError(
+            f"task={config['task']}: data={config['data']['name']} has classes; give targets of "
+            "your own by data=function or data=arrays"
+        )
+
+
+def _own_data(settings: Mapping[str, Any], task: str) -> DataSet:
     place = str(settings[_OWN_DATA[settings["name"]]])
     options = json.dumps(settings.get("options") or {}, sort_keys=True)
     changed = 0
     if settings["name"] == "arrays" and Path(place).is_file():
         changed = Path(place).stat().st_mtime_ns
     flags = [bool(settings.get(key)) for key in ("standardise", "channels_last")]
-    return _own_data_set(settings["name"], place, options, *flags, changed)
+    if task != AUTO:
+        task_named(task)
+    return _own_data_set(settings["name"], place, options, *flags, task, changed)
 
 
 @lru_cache(maxsize=1)
 def _own_data_set(
-    kind: str, place: str, options: str, standardise: bool, channels_last: bool, changed: int
+    kind: str,
+    place: str,
+    options: str,
+    standardise: bool,
+    channels_last: bool,
+    task: str,
+    changed: int,
 ) -> DataSet:
     """Return the last one that was asked for from memory, unless its file has changed."""
     if kind == "arrays":
@@ -110,7 +137,9 @@ def _own_data_set(
     else:
         arrays = call_own("data.function", place, **json.loads(options))
     source = f"data.{_OWN_DATA[kind]}={place}"
-    return data_set_of(arrays, source, standardise=standardise, channels_last=channels_last)
+    return data_set_of(
+        arrays, source, standardise=standardise, channels_last=channels_last, task=task
+    )
 
 
 def make_settings(config: Mapping[str, Any], client: int | None = None) -> TrainingSettings:
@@ -172,20 +201,20 @@ def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:
     name = options.pop("name")
     if name == "function":
         place, inner = options.pop("function"), options.pop("options", None) or {}
-        own = call_own("model.function", place, data.shape, data.num_classes, **inner, **options)
+        own = call_own("model.function", place, data.shape, data.num_outputs, **inner, **options)
         if not isinstance(own, nn.Module):
             raise ValueError(
                 f"model.function={place}: expected a torch.nn.Module, got {type(own).__name__}"
             )
         return own
     make = _by_name(MODELS, "model.name", name, "function")
-    model: nn.Module = make(data.shape, data.num_classes, **options)
+    model: nn.Module = make(data.shape, data.num_outputs, **options)
     return model
 
 
 def check_model(model: nn.Module, data: DataSet, name: str) -> None:
-    """Raise a ValueError unless a model turns inputs of these data into a logit for each class."""
-    inputs, _ = data.train_samples(np.arange(min(2, len(data.train_targets))))
+    """Raise a ValueError unless a model turns inputs of these data into what their task needs."""
+    inputs, targets = data.train_samples(np.arange(min(2, len(data.train_targets))))
     taken = f"{str(inputs.dtype).removeprefix('torch.')} inputs of shape {tuple(inputs.shape)}"
     was_training = model.training
     try:
@@ -198,12 +227,18 @@ def check_model(model: nn.Module, data: DataSet, name: str) -> None:
         ) from error
     finally:
         model.train(was_training)
-    wanted = (len(inputs), data.num_classes)
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != wanted:
-        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    wanted = data.task.shapes(len(inputs), data.num_outputs, tuple(targets.shape[1:]))
+    if got not in wanted:
+        shapes = " or ".join(map(str, wanted))
         raise ValueError(
-            f"model={name}: expected logits of shape {wanted}, one for each class, from {taken}, "
-            f"got {got}"
+            f"model={name}: expected {data.task.outputs.format(shapes)}, from {taken}, got {got}"
+        )
+    if not data.task.like_outputs and targets.ndim > 1 and got[1:-1] == got[2:]:
+        raise ValueError(
+            f"model={name}: cannot tell which axis of the outputs {got} has the classes, for "
+            f"targets {tuple(targets.shape)}; name more classes in the data, or take another "
+            "number of positions"
         )
 
 
@@ -224,6 +259,11 @@ def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.
             )
         return natural(data.train_groups, number, seed=seed, **options)
     make = _by_name(PARTITIONS, "partition.name", name, "natural", "function")
+    if name in BY_CLASS and not data.task.has_labels:
+        raise ValueError(
+            f"partition={name} deals by class, which samples of task={data.task.name} have not; "
+            "use iid, quantity, natural or function"
+        )
     parts: list[NDArray[np.int64]] = make(data.labels, number, seed=seed, **options)
     return parts
 

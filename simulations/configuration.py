@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fedcurv.clients import TrainingSettings
 from fedcurv.clients.learning_rates import LearningRates
 from fedcurv.simulations.build import (
     check_model,
@@ -20,10 +21,14 @@ from fedcurv.simulations.build import (
     require_few_processes,
     require_same_parts,
 )
+from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
+from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
+from fedcurv.simulations.parts.strategies import estimates_fisher
+from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
 from fedcurv.simulations.rules import check_strategy, check_values
 
 CONF = Path(__file__).parent / "conf"
@@ -70,9 +75,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     except TypeError as error:  # an option that there is not
         raise ValueError(f"client: {error}") from error
     LearningRates(training.lr, training.schedule).check(settings["num_rounds"])
-    make_loss(settings["client"]["loss"])
     make_terms(settings)
-    check_noise(settings["data"]["noise"], settings["num_clients"])
+    metric_function(settings.get("metric"))
     if settings["data"]["evaluate_on"] not in ("test", "validation"):
         raise ValueError(
             f"data.evaluate_on must be test or validation, got {settings['data']['evaluate_on']!r}"
@@ -85,6 +89,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
                 place = Path(settings["data"][key]).expanduser().absolute()
                 settings["data"][key] = str(place)
     data = described_data(settings)
+    _settle_task(settings, data)
     parts: dict[str, Callable[[], Any]] = {"model": lambda: make_model(settings, data)}
     if isinstance(data, DataSet):
         parts["partition"] = lambda: make_partition(settings, data)
@@ -100,6 +105,34 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             if isinstance(data, DataSet):
                 check_model(made, data, settings["model"]["name"])
     return settings
+
+
+def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
+    """Put the data's task into a configuration, and its loss; refuse what does not go with it."""
+    task = data.task
+    settings["task"] = task.name
+    make_loss(settings["client"]["loss"], task)
+    if settings["client"]["loss"] == AUTO:
+        settings["client"]["loss"] = task.loss
+    check_noise(settings["data"]["noise"], settings["num_clients"], task)
+    check_metric(settings.get("metric"), metric_of(settings))
+    kind = settings["client"].get("fisher_kind", TrainingSettings.fisher_kind)
+    wants = [name for name, options in settings["strategy"].items() if estimates_fisher(options)]
+    if wants and kind not in task.fisher_kinds:
+        raise ValueError(
+            f"client.fisher_kind={kind}: strategy {wants[0]} needs the Fisher information of "
+            f"task={task.name}, which there is by {', '.join(task.fisher_kinds)} only; use "
+            f"client.fisher_kind={task.fisher_kinds[0]}"
+        )
+    if (
+        isinstance(data, DataSet)
+        and metric_of(settings) is R2
+        and spread_of(data.test_targets) == 0
+    ):
+        raise ValueError(
+            f"task={task.name}: expected test targets that differ, got equal ones, for which R² is "
+            "not defined; give others, or name a metric of your own by metric.function"
+        )
 
 
 def _check_evaluation(settings: Mapping[str, Any]) -> None:

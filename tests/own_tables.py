@@ -1,7 +1,7 @@
 """Functions that a configuration names in the place of the project's own things."""
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 
 def rows() -> dict[str, np.ndarray]:
@@ -37,3 +37,75 @@ def by_turns(labels: np.ndarray, num_clients: int, *, seed: int) -> list[np.ndar
 
 def no_term(message: object, context: object, model: nn.Module) -> None:
     """Return no local term."""
+
+
+def numbers(columns: int = 2, scale: float = 1.0) -> dict[str, np.ndarray]:
+    """Return rows of five numbers, and numbers that follow from them, nearly in a straight line."""
+    rng = np.random.default_rng(0)
+    slopes = rng.normal(size=(5, columns))
+    made = {}
+    for part, number in (("train", 60), ("test", 30)):
+        inputs = rng.normal(size=(number, 5))
+        targets = inputs @ slopes + 0.1 * rng.normal(size=(number, columns))
+        made |= {f"{part}_inputs": inputs, f"{part}_targets": scale * targets}
+    return made
+
+
+def signs(columns: int = 1) -> dict[str, np.ndarray]:
+    """Return rows of five numbers, and for each column whether its number is above 0."""
+    made = numbers(max(1, columns))
+    for part in ("train", "test"):
+        made[f"{part}_targets"] = made[f"{part}_targets"] > 0
+    if columns == 1:
+        made |= {name: made[name][:, 0] for name in ("train_targets", "test_targets")}
+    return made
+
+
+def positions() -> dict[str, np.ndarray]:
+    """Return rows of seven tokens of four, and for each the same token, but for some unknown."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for part, number in (("train", 60), ("test", 30)):
+        tokens = rng.integers(0, 4, (number, 7))
+        targets = np.where(rng.random(tokens.shape) < 0.3, -100, tokens)
+        made |= {f"{part}_inputs": tokens, f"{part}_targets": targets}
+    return made
+
+
+class Tagger(nn.Module):
+    """Gives logits for every position of a row of tokens, the classes second or last."""
+
+    def __init__(self, classes: int, *, last: bool) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(4, 6), nn.Linear(6, classes)
+        self.last = last
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits (N, T, C), or (N, C, T)."""
+        logits = self.output(self.embedding(tokens))
+        return logits if self.last else logits.movedim(-1, 1)
+
+
+def tagger(shape: tuple[int, ...], classes: int, last: bool = True) -> nn.Module:
+    """Return a model that classifies each token by itself."""
+    return Tagger(classes, last=last)
+
+
+def mean_error(outputs: Tensor, targets: Tensor) -> float:
+    """Return the mean absolute error."""
+    return float((outputs - targets).abs().mean())
+
+
+def not_defined(outputs: Tensor, targets: Tensor) -> float:
+    """Return no number."""
+    return float("nan")
+
+
+def no_number(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return several numbers."""
+    return outputs
+
+
+def loss(outputs: Tensor, targets: Tensor) -> float:
+    """Return a number under a name that is taken."""
+    return 0.0

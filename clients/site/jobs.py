@@ -17,6 +17,7 @@ from fedcurv.clients.terms import LocalTerm
 from fedcurv.clients.training import InMemoryBatches, train_epoch
 from fedcurv.fisher import fisher_diagonal
 from fedcurv.lasgd import LASGD, Stats
+from fedcurv.likelihoods import Likelihood
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Share:
         criterion: mean loss over a batch; None for cross-entropy.
         terms: of the objective beside the loss.
         seed: of the order of samples and of all random numbers.
+        likelihood: that the Fisher information is of.
     """
 
     model: nn.Module
@@ -42,6 +44,7 @@ class Share:
     criterion: nn.Module | None
     terms: Sequence[LocalTerm]
     seed: int
+    likelihood: Likelihood = "categorical"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def _fisher_sum(share: Share, rank: int, size: int, device: torch.device) -> dic
         return {}
     batches = InMemoryBatches(inputs, targets, share.settings.fisher_batch_size)
     model = share.model.to(device)
-    fisher = fisher_diagonal(model, batches, kind=share.settings.fisher_kind)
+    kind, likelihood = share.settings.fisher_kind, share.likelihood
+    fisher = fisher_diagonal(model, batches, kind=kind, likelihood=likelihood)
     return {name: (value * len(inputs)).cpu() for name, value in fisher.items()}
 
 

@@ -19,6 +19,7 @@ from fedcurv.simulations.experiments.plans import (
 )
 from fedcurv.simulations.experiments.report import ended_early, in_words, view, write_report
 from fedcurv.simulations.experiments.runs import Plan, Run, check_plan, run_or_read
+from fedcurv.simulations.parts.tasks import metric_of
 
 
 def main() -> None:
@@ -47,7 +48,8 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     check_simulation(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
-    check_experiment(experiment)
+    metric = metric_of(resolved)
+    check_experiment(experiment, metric)
     require_effective(shlex.split(command), experiment)
     cells, methods = experiment["cells"], chosen(experiment["methods"], experiment.get("only"))
     for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
@@ -82,7 +84,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
             for seed in experiment["seeds"]:
                 tuned.append(done(Plan(cell, name, best[0].plan.settings, seed, "test")))
             rows = write_report(folder, tuned, trials, resolved, command)
-    return Done(view(rows), folder, ended_early(tuned))
+    return Done(view(rows, metric), folder, ended_early(tuned))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,13 @@ from fedcurv.simulations.experiments.report import in_words
 from fedcurv.simulations.experiments.runs import run_to_its_end
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
+from fedcurv.simulations.parts.metrics import ACCURACY
 from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.parts.tasks import CLASSIFICATION, metric_of
 from fedcurv.simulations.reports.comparison import (
-    accuracies,
     mean_and_deviation,
     reason,
+    scores,
     write_summary,
 )
 from fedcurv.simulations.reports.round_files import write_csv
@@ -84,6 +86,11 @@ def compare_losses(config: DictConfig, folder: Path, command: str) -> Done:
     resolved = resolve(config)
     check_simulation(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
+    if resolved["task"] != CLASSIFICATION.name or metric_of(resolved) is not ACCURACY:
+        raise ValueError(
+            "fedcurv-label-noise compares accuracies of task=classification, got "
+            f"task={resolved['task']} and {metric_of(resolved).label}"
+        )
     plan = resolved["label_noise"]
     for key in ("losses", "noises", "seeds"):
         values = plan.get(key)
@@ -147,7 +154,7 @@ def _outcomes(
                 "data": {**resolved["data"], "noise": {**resolved["data"]["noise"], **noise}},
             }
             history = run_to_its_end(one, strategy, "", show)
-            accuracy = [0.0] if history.failure else list(accuracies(history).values())
+            accuracy = [0.0] if history.failure else list(scores(history, ACCURACY).values())
             name = "none" if noise["kind"] == "none" else f"{noise['kind']} {noise['rate']:g}"
             rate = float(str(history.rounds[-1].train_metrics.get("label-noise", math.nan)))
             failure = reason(history.failure) if history.failure else ""

@@ -16,7 +16,9 @@ from fedcurv.simulations.console.progress import Steps
 from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.saved import SavedStrategy, folder_of_progress, forget
 from fedcurv.simulations.federation.server_app import make_server_app
+from fedcurv.simulations.parts.metrics import Metric
 from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import (
     Summary,
     ended_early,
@@ -147,6 +149,7 @@ def _run_strategy(
 ) -> None:
     """Run one strategy from where it stands; its history is the last of ``histories``."""
     history, num_rounds = histories[-1], resolved["num_rounds"]
+    metric = metric_of(resolved)
     # what clients remember is out of reach on Ray
     keeps_state = resolved["runner"]["name"] != "ray" or not isinstance(strategy, FedCurv)
     options: dict[str, Any] = {}
@@ -163,7 +166,7 @@ def _run_strategy(
         watchers: list[Callable[[RoundRecord], object]] = [
             saved.note,
             lambda record: files.add(history),
-            lambda record: _show(steps, record),
+            lambda record: _show(steps, record, metric),
         ]
         server_app = make_server_app(
             resolved,
@@ -180,10 +183,10 @@ def _run_strategy(
     saved.end(history.failure)
 
 
-def _show(steps: Steps, record: RoundRecord) -> None:
-    accuracy = 100 * float(str(evaluation(record)["accuracy"]))
+def _show(steps: Steps, record: RoundRecord, metric: Metric) -> None:
+    value = float(str(evaluation(record)[metric.name]))
     if record.server_round > 0:
-        steps.done(record.server_round, f"{accuracy:.2f} %")
+        steps.done(record.server_round, metric.note(value))
 
 
 def _counted(steps: Steps) -> Callable[[Message], None]:

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedcurv.simulations.data.samples import DataSet, mean_and_deviation
+from fedcurv.simulations.data.targets import read_targets
+from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_named
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _NAMES = (*_PARTS, "train_groups", "classes")
@@ -38,18 +40,25 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def data_set_of(
-    arrays: Any, source: str, *, standardise: bool = False, channels_last: bool = False
+    arrays: Any,
+    source: str,
+    *,
+    standardise: bool = False,
+    channels_last: bool = False,
+    task: str = AUTO,
 ) -> DataSet:
     """Return a data set of arrays.
 
     Args:
         arrays: a mapping of ``train_inputs``, ``train_targets``, ``test_inputs`` and
             ``test_targets``, arrays or tensors; or of ``train`` and ``test``, torch Datasets of
-            pairs. Targets are classes from 0 on, shape (N,). Optionally ``train_groups``, shape
-            (N,), who each training sample is of, and ``classes``, the names of all classes.
+            pairs. Targets are what the task has; see ``read_targets``. Optionally
+            ``train_groups``, shape (N,), who each training sample is of, and ``classes``, the names
+            of all classes.
         source: what it came from, for messages.
         standardise: turn inputs into float32 less their mean, over their standard deviation.
         channels_last: inputs are pictures with the channels as their last axis.
+        task: its name; ``auto`` for classification, if targets are classes.
 
     Raises:
         ValueError: naming what was expected and what came.
@@ -60,7 +69,7 @@ def data_set_of(
     _require_no_misspelling(known, source)
     for part in ("train", "test"):
         if isinstance(known.get(part), Dataset):
-            known |= _stacked(known.pop(part), part, source)
+            known |= _stacked(known.pop(part), part, source, task)
     if missing := [name for name in _PARTS if name not in known]:
         raise ValueError(
             f"{source}: expected {', '.join(_PARTS)}, without {', '.join(missing)} in "
@@ -76,21 +85,35 @@ def data_set_of(
     if names is not None and np.ndim(names) != 1:
         raise ValueError(f"{source}: classes: expected the names of all classes, got {names!r:.80}")
     highest = None if names is None else len(names)
-    targets = {
-        part: _targets(known[f"{part}_targets"], len(inputs[part]), highest, part, source)
-        for part in ("train", "test")
-    }
+    targets = {}
+    for part in ("train", "test"):
+        what = f"{source}: {part}_targets"
+        given = _tensor(known[f"{part}_targets"], what)
+        targets[part] = read_targets(given, len(inputs[part]), task, highest, what)
+    if targets["train"].shape[1:] != targets["test"].shape[1:]:
+        raise ValueError(
+            f"{source}: expected targets of one shape, got {tuple(targets['train'].shape)} for "
+            f"training and {tuple(targets['test'].shape)} for testing"
+        )
+    learned = CLASSIFICATION if task == AUTO else task_named(task)
     mean, deviation = mean_and_deviation(inputs["train"]) if standardise else (None, 1.0)
     return DataSet(
         inputs["train"],
         targets["train"],
         inputs["test"],
         targets["test"],
-        num_classes=highest or 1 + max(int(one.max()) for one in targets.values()),
+        num_classes=_num_classes(learned, targets.values(), highest),
         mean=mean,
         deviation=deviation,
         train_groups=_groups(known.get("train_groups"), len(inputs["train"]), source),
+        task=learned,
     )
+
+
+def _num_classes(task: Task, targets: Iterable[Tensor], highest: int | None) -> int:
+    if task.like_outputs:
+        return 2 if task.has_labels else 0
+    return highest or 1 + max(int(one.max()) for one in targets)
 
 
 def _require_no_misspelling(names: Iterable[object], source: str) -> None:
@@ -101,15 +124,17 @@ def _require_no_misspelling(names: Iterable[object], source: str) -> None:
             raise ValueError(f"{source}: expected {near[0]}, got {name}")
 
 
-def _stacked(data: Any, part: str, source: str) -> dict[str, Tensor]:
+def _stacked(data: Any, part: str, source: str, task: str) -> dict[str, Tensor]:
     try:
         pairs = [data[i] for i in range(len(data))]
         inputs = torch.stack([torch.as_tensor(one) for one, _ in pairs])
-        targets = torch.as_tensor([int(target) for _, target in pairs])
+        targets = torch.stack([torch.as_tensor(target) for _, target in pairs])
+        if task in (AUTO, CLASSIFICATION.name) and targets.shape == (len(pairs), 1):
+            targets = targets.squeeze(1)  # a class in an array of its own
     except Exception as error:  # whatever the data set's code raises
         raise ValueError(
-            f"{source}: {part} must be a data set of pairs, an input and a class, with inputs of "
-            f"one shape ({type(error).__name__}: {error})"
+            f"{source}: {part} must be a data set of pairs, an input and a target, such as a "
+            f"class, each of one shape ({type(error).__name__}: {error})"
         ) from error
     return {f"{part}_inputs": inputs, f"{part}_targets": targets}
 
@@ -143,25 +168,6 @@ def _inputs(known: Mapping[str, Any], part: str, source: str, channels_last: boo
             )
         inputs = inputs.permute(0, 3, 1, 2).contiguous()
     return inputs
-
-
-def _targets(value: Any, number: int, highest: int | None, part: str, source: str) -> Tensor:
-    what = f"{source}: {part}_targets"
-    targets = _tensor(value, what)
-    if targets.shape != (number,):
-        raise ValueError(
-            f"{what}: expected a class for each of {number} samples, shape ({number},), got "
-            f"{tuple(targets.shape)}"
-        )
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise ValueError(f"{what}: expected integer classes from 0 on, got {targets.dtype}")
-    targets = targets.long()
-    limit = "from 0 on" if highest is None else f"from 0 to {highest - 1}, as classes has them"
-    if int(targets.min()) < 0 or (highest is not None and int(targets.max()) >= highest):
-        raise ValueError(
-            f"{what}: expected classes {limit}, got {int(targets.min())} to {int(targets.max())}"
-        )
-    return targets
 
 
 def _groups(value: Any, number: int, source: str) -> NDArray[np.int64] | None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedcurv.simulations.data.pictures import read_pictures
 from fedcurv.simulations.data.rows import read_rows
+from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 
 Samples = tuple[Tensor, Tensor]
 
@@ -84,6 +85,16 @@ class DeviceData:
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.classes)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model gives for an input: a logit for each class."""
+        return self.num_classes
+
+    @property
+    def task(self) -> Task:
+        """What is to be learned."""
+        return CLASSIFICATION
 
     def standardised(self, numbers: Tensor) -> Tensor:
         """Return numbers less the mean, over the deviation.

@@ -291,6 +291,9 @@ def flwr_datasets(
     return from_partitioner(make(**{**taken, **options}), labels, num_clients)
 
 
+# which look at the labels
+BY_CLASS = ("shards", "dirichlet", "pathological", "flwr_datasets")
+
 PARTITIONS: dict[str, Callable[..., list[Indices]]] = {
     "iid": iid,
     "shards": shards,

@@ -1,11 +1,14 @@
 """A data set in memory: what partitions deal out, clients train on and servers evaluate on."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 
 # decides which samples are held out for validation
 _SPLIT_SEED = 20_240_229
@@ -17,14 +20,16 @@ class DataSet:
 
     Attributes:
         train_inputs: shape (N, ...), of any real type.
-        train_targets: shape (N,), the classes 0..num_classes-1.
+        train_targets: as the task has them; classes 0..num_classes-1 of shape (N,), if it is
+            classification.
         test_inputs: as ``train_inputs``.
         test_targets: as ``train_targets``.
-        num_classes: number of classes.
+        num_classes: number of classes; 0 where targets are no classes.
         mean: of the training inputs, which are standardised with it; None leaves inputs as they
             are: floating-point numbers as float32, integers (such as tokens) as int64.
         deviation: standard deviation of the training inputs.
         train_groups: shape (N,), who each training sample is of; None where nobody says.
+        task: what is to be learned.
     """
 
     train_inputs: Tensor
@@ -35,6 +40,7 @@ class DataSet:
     mean: float | None = None
     deviation: float = 1.0
     train_groups: NDArray[np.int64] | None = None
+    task: Task = CLASSIFICATION
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,9 +48,17 @@ class DataSet:
         return tuple(self.train_inputs.shape[1:])
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """The training labels, for partitions."""
-        labels: NDArray[np.int64] = self.train_targets.numpy()
+    def num_outputs(self) -> int:
+        """How many numbers a model gives for an input, or for each of its positions."""
+        return self.train_targets.shape[1] if self.task.like_outputs else self.num_classes
+
+    @property
+    def labels(self) -> NDArray[Any]:
+        """The training labels, for partitions; the targets as they are where there are none."""
+        targets = self.train_targets
+        if self.task.has_labels and targets.ndim == 2:  # zeros and ones
+            targets = targets[:, 0].long()
+        labels: NDArray[Any] = targets.numpy()
         return labels
 
     def some(self, number: int, *, seed: int) -> "DataSet":

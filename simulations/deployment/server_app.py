@@ -2,6 +2,8 @@
 
 import logging
 import shlex
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from fedcurv.private_files import made_private, private_folder
 from fedcurv.simulations.configuration import composed, only_strategy, resolve
 from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import summarise, write_report
 from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.reports.round_files import evaluation
@@ -43,7 +46,9 @@ def main(grid: Grid, context: Context) -> None:
     config = composed(shlex.split(overrides))
     resolved = resolve(config)
     name, node = only_strategy(config)
-    history, options, watchers = History(name), dict[str, Any](), [_log]
+    metric = metric_of(resolved)
+    history, options = History(name), dict[str, Any]()
+    watchers: list[Callable[[RoundRecord], object]] = [partial(_log, metric.name)]
     output = Path(str(run_config["output"])) if run_config.get("output") else None
     if output is not None:
         private_folder(output)
@@ -55,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
             "checkpoint": output,
             "checkpoint_every": int(run_config["checkpoint-every"]),
             "resume": bool(run_config["resume"]),
-            "best_model": BestModel(output / BEST_MODEL_FILE),
+            "best_model": BestModel(output / BEST_MODEL_FILE, metric.name, metric.mode),
         }
     elif run_config["resume"]:
         raise ValueError("resume needs output: the folder of the run that is to go on")
@@ -64,16 +69,17 @@ def main(grid: Grid, context: Context) -> None:
     if output is not None:
         with made_private():
             write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")
-    summary = summarise(history, resolved["target_accuracies"])
-    logger.info("final accuracy %.4f, best %.4f", summary.final, summary.best)
+    summary = summarise(history, (), metric)
+    logger.info("final %s %.4f, best %.4f", metric.name, summary.final, summary.best)
 
 
-def _log(record: RoundRecord) -> None:
+def _log(metric: str, record: RoundRecord) -> None:
     lost = [c for c in record.clients if c.status != "ok"]
     logger.info(
-        "round %d: accuracy %s, %d clients, %d lost",
+        "round %d: %s %s, %d clients, %d lost",
         record.server_round,
-        evaluation(record).get("accuracy", "unknown"),
+        metric,
+        evaluation(record).get(metric, "unknown"),
         len(record.clients),
         len(lost),
     )

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcurv.simulations.experiments.runs import Run, Settings
+from fedcurv.simulations.parts.metrics import ACCURACY, Metric
 from fedcurv.simulations.rules import is_integer, is_list_of, is_number, require_distinct
 
 
-def check_experiment(experiment: Settings) -> None:
+def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
     """Raise a ValueError that names what an experiment's description lacks or cannot mean."""
     for key in ("seeds", "tuning_seeds"):
         seeds = experiment.get(key)
@@ -19,8 +20,9 @@ def check_experiment(experiment: Settings) -> None:
             )
         require_distinct(f"experiment.{key}", seeds)
     target: Any = experiment.get("target")
-    if not is_number(target) or not 0 < target <= 1:
-        raise ValueError(f"experiment.target must be an accuracy in (0, 1], got {target!r}")
+    if not is_number(target) or (metric.is_share and not 0 < target <= 1):
+        wanted = "an accuracy in (0, 1]" if metric.is_share else f"a number, a {metric.label}"
+        raise ValueError(f"experiment.target must be {wanted}, got {target!r}")
     cells, methods = experiment.get("cells"), experiment.get("methods")
     if not is_list_of(cells, lambda cell: isinstance(cell, Mapping)) or not cells:
         raise ValueError(
@@ -79,12 +81,13 @@ def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:
 
     Args:
         tried: one setting with each of the tuning seeds.
-        target: accuracy in [0, 1].
+        target: of the runs' metric.
     """
-    rounds = [run.rounds_to(target) if run.final >= target else None for run in tried]
+    metric = tried[0].metric
+    rounds = [run.rounds_to(target) if metric.reaches(run.final, target) else None for run in tried]
     reached = [number for number in rounds if number is not None]
     mean = sum(reached) / len(reached) if len(reached) == len(tried) else math.inf
-    return mean, -sum(run.final for run in tried) / len(tried)
+    return mean, -metric.sign * sum(run.final for run in tried) / len(tried)
 
 
 def grids(methods: Settings) -> dict[str, list[Settings]]:

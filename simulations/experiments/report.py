@@ -12,16 +12,23 @@ from rich import box
 from rich.table import Table
 
 from fedcurv.simulations.experiments.runs import Run, Settings
+from fedcurv.simulations.parts.metrics import Metric, targets_of
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import mean_and_deviation, write_summary
 from fedcurv.simulations.reports.round_files import write_csv
 
-_CAPTION = (
-    "Test accuracy in %, mean ± standard deviation over seeds; final is the mean of the last five "
-    "rounds. Rounds to a target: if not all seeds reached it, how many did. MB: what all clients "
-    "receive and send until the target that was tuned for. A training that diverged counts as 0."
-)
 
-# the plot leaves out what lies below all accuracies after one in so many rounds: the first climb
+def _caption(metric: Metric) -> str:
+    diverged = "counts as 0" if metric.is_share else "makes the mean unknown (-)"
+    return (
+        f"Test {metric.label}{metric.in_percent}, mean ± standard deviation over seeds; final is "
+        "the mean of the last five rounds. Rounds to a target: if not all seeds reached it, how "
+        "many did. MB: what all clients receive and send until the target that was tuned for. A "
+        f"training that diverged {diverged}."
+    )
+
+
+# the plot leaves out what lies beside all values after one in so many rounds: the first climb
 _STEEP = 4
 
 
@@ -32,7 +39,7 @@ def write_report(
     config: dict[str, Any],
     command: str,
 ) -> list[list[str]]:
-    """Write summary.md, config.yaml, results.csv, trials.csv and accuracy.png; return the table.
+    """Write summary.md, config.yaml, results.csv, trials.csv and the plot; return the table.
 
     Args:
         folder: existing.
@@ -41,26 +48,28 @@ def write_report(
         config: resolved.
         command: by which the experiment was started.
     """
-    targets, target = config["target_accuracies"], config["experiment"]["target"]
+    metric, target = metric_of(config), config["experiment"]["target"]
+    targets = targets_of(metric, config)
     rows = summary(runs, targets, target)
-    write_summary(folder, rows, _CAPTION, config, command)
+    write_summary(folder, rows, _caption(metric), config, command)
     write_csv(folder / "results.csv", [_line(run, targets) for run in runs])
     write_csv(folder / "trials.csv", [_line(run, targets) for run in trials])
-    accuracy_figure(runs).savefig(folder / "accuracy.png", dpi=120)
+    metric_figure(runs, metric).savefig(folder / f"{metric.name}.png", dpi=120)
     return rows
 
 
 def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> list[list[str]]:
     """Return a header and a row for each method in each cell."""
+    metric = runs[0].metric
     rows = [
         [
             "cell",
             "method",
             "tuned",
-            *(f"rounds to {100 * t:g} %" for t in targets),
+            *(f"rounds to {metric.target(t)}" for t in targets),
             "best",
             "final",
-            f"MB to {100 * target:g} %",
+            f"MB to {metric.target(target)}",
         ]
     ]
     for cell, method in dict.fromkeys((in_words(r.plan.cell), r.plan.method) for r in runs):
@@ -71,8 +80,8 @@ def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> lis
                 method,
                 in_words(own[0].plan.settings),
                 *(_rounds(own, t) for t in targets),
-                _percent([r.best for r in own]),
-                _percent([r.final for r in own]),
+                _mean([r.best for r in own], metric),
+                _mean([r.final for r in own], metric),
                 _megabytes(own, target),
             ]
         )
@@ -95,7 +104,7 @@ def ended_early(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return a line for each run that did not come to its end."""
     return tuple(
         f"{run.plan.method} ({in_words(run.plan.cell)}) with seed {run.plan.seed} ended after "
-        f"{max(0, len(run.accuracy) - 1)} rounds: {run.failure}"
+        f"{max(0, len(run.scores) - 1)} rounds: {run.failure}"
         for run in runs
         if run.failure
     )
@@ -116,8 +125,8 @@ def _megabytes(runs: Sequence[Run], target: float) -> str:
     return mean_and_deviation([run.megabytes * (run.rounds_to(target) or 0) for run in runs])
 
 
-def _percent(values: Sequence[float]) -> str:
-    return mean_and_deviation([100 * value for value in values])
+def _mean(values: Sequence[float], metric: Metric) -> str:
+    return mean_and_deviation([metric.scale * value for value in values], metric.form)
 
 
 def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
@@ -138,8 +147,8 @@ def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
     }
 
 
-def accuracy_figure(runs: Sequence[Run]) -> Figure:
-    """Return every cell's accuracy over rounds: the seeds' mean, and their range as a band."""
+def metric_figure(runs: Sequence[Run], metric: Metric) -> Figure:
+    """Return every cell's metric over rounds: the seeds' mean, and their range as a band."""
     cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
     methods = list(dict.fromkeys(run.plan.method for run in runs))
     columns = min(2, len(cells))
@@ -149,7 +158,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
     for place in axes.flat[len(cells) :]:
         place.set_visible(False)
     for cell, place in zip(cells, axes.flat, strict=False):
-        _draw(place, [run for run in runs if in_words(run.plan.cell) == cell], methods)
+        _draw(place, [run for run in runs if in_words(run.plan.cell) == cell], methods, metric)
         place.set_title(cell)
     lines_by_method = {line.get_label(): line for place in axes.flat for line in place.lines}
     if lines_by_method:
@@ -162,11 +171,11 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str]) -> None:
+def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str], metric: Metric) -> None:
     later: list[float] = []
     for index, method in enumerate(methods):
-        own = [run.accuracy for run in runs if run.plan.method == method and not run.failure]
-        by_round = [[100 * a for a in of_round] for of_round in zip(*own, strict=True)]
+        own = [run.scores for run in runs if run.plan.method == method and not run.failure]
+        by_round = [[metric.scale * s for s in of_round] for of_round in zip(*own, strict=True)]
         if not by_round:
             continue
         means = [statistics.mean(a) for a in by_round]
@@ -176,15 +185,22 @@ def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str]) -> None:
         place.fill_between(rounds, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
         later += means[len(means) // _STEEP :]
     if later:
-        place.set_ylim(max(0.0, min(later) - 5), min(100.5, max(later) + 2))
-    place.set(xlabel="round", ylabel="test accuracy (%)")
+        place.set_ylim(*_limits(min(later), max(later), metric))
+    place.set(xlabel="round", ylabel=metric.axis)
     place.xaxis.set_major_locator(MaxNLocator(integer=True))
     place.grid(alpha=0.3)
 
 
-def view(rows: Sequence[Sequence[str]]) -> Table:
+def _limits(low: float, high: float, metric: Metric) -> tuple[float, float]:
+    if metric.is_share:
+        return max(0.0, low - 5), min(100.5, high + 2)
+    beside = 0.1 * (high - low) or 1.0
+    return low - beside, high + beside
+
+
+def view(rows: Sequence[Sequence[str]], metric: Metric) -> Table:
     """Return the table for the terminal."""
-    table = Table(caption=_CAPTION, box=box.SIMPLE, pad_edge=False, caption_justify="left")
+    table = Table(caption=_caption(metric), box=box.SIMPLE, pad_edge=False, caption_justify="left")
     for name in rows[0][:3]:
         table.add_column(name)
     for name in rows[0][3:]:

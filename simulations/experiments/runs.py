@@ -14,8 +14,10 @@ from fedcurv.private_files import replaced
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.server_app import make_server_app
+from fedcurv.simulations.parts.metrics import ACCURACY, Metric
 from fedcurv.simulations.parts.strategies import make_strategy
-from fedcurv.simulations.reports.comparison import accuracies, summarise
+from fedcurv.simulations.parts.tasks import CLASSIFICATION, metric_of
+from fedcurv.simulations.reports.comparison import scores, summarise
 from fedcurv.simulations.reports.history import History
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
@@ -23,7 +25,7 @@ from fedcurv.strategies.loop.rounds import RoundRecord
 Settings = Mapping[str, Any]
 
 _OF_STRATEGY = "strategy."
-# rounds over which the final accuracy is averaged: one round's is noisy
+# rounds over which the final score is averaged: one round's is noisy
 _LAST = 5
 
 
@@ -52,35 +54,39 @@ class Run:
 
     Attributes:
         plan: what was run.
-        accuracy: by round, 0 before training.
+        scores: the metric on the test set by round, 0 before training.
         megabytes: that travelled in a round, both ways, all clients, mean over rounds.
         seconds: that all rounds took.
         failure: why it did not come to its end, as when the training diverges; else empty. Such a
             run counts as one that reached nothing.
+        metric: that it is judged by.
     """
 
     plan: Plan
-    accuracy: list[float]
+    scores: list[float]
     megabytes: float
     seconds: float
     failure: str = ""
+    metric: Metric = ACCURACY
 
     def rounds_to(self, target: float) -> int | None:
-        """Return the first round that reached an accuracy, or None."""
+        """Return the first round that reached a target, or None."""
         if self.failure:
             return None
-        return next((r for r, a in enumerate(self.accuracy) if a >= target), None)
+        reaches = self.metric.reaches
+        return next((r for r, s in enumerate(self.scores) if reaches(s, target)), None)
 
     @property
     def final(self) -> float:
-        """Mean accuracy of the last five rounds."""
-        last = [0.0] if self.failure else self.accuracy[-_LAST:]
+        """Mean score of the last five rounds."""
+        last = [self.metric.worst] if self.failure else self.scores[-_LAST:]
         return sum(last) / len(last)
 
     @property
     def best(self) -> float:
-        """Highest accuracy of all rounds."""
-        return 0.0 if self.failure else max(self.accuracy)
+        """Best score of all rounds."""
+        worst = self.metric.worst
+        return worst if self.failure else self.metric.best(self.scores, default=worst)
 
 
 def check_plan(config: DictConfig, plan: Plan) -> None:
@@ -112,22 +118,27 @@ def run_or_read(
     resolved = resolve(configured)
     no_matter = ("experiment", "strategy", "verbose", "checkpoint_every", "resume")
     of_run = {k: v for k, v in resolved.items() if k not in no_matter}
+    # only what is said beside the defaults: earlier versions' runs had no other tasks
+    if metric_of(resolved) is ACCURACY and resolved["task"] == CLASSIFICATION.name:
+        of_run = {k: v for k, v in of_run.items() if k not in ("task", "metric")}
     of_run["data"] = {k: v for k, v in of_run["data"].items() if k not in ("root", "download")}
     described = json.dumps([of_run, OmegaConf.to_container(strategy, resolve=True)], sort_keys=True)
     file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:20]}.json"
     if file.exists():
-        return _read(file, plan)
+        return _read(file, plan, metric_of(resolved))
     result = _run(plan, resolved, strategy, show)
     with replaced(file) as out:
-        out.write(json.dumps({**asdict(result), "configuration": described}, indent=1).encode())
+        written = {**asdict(result), "metric": result.metric.name, "configuration": described}
+        out.write(json.dumps(written, indent=1).encode())
     return result
 
 
-def _read(file: Path, plan: Plan) -> Run:
+def _read(file: Path, plan: Plan, metric: Metric) -> Run:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
-        figures = table["accuracy"], table["megabytes"], table["seconds"]
-        return Run(plan, *figures, table.get("failure", ""))
+        scored = table["scores"] if "scores" in table else table["accuracy"]  # of earlier versions
+        figures = scored, table["megabytes"], table["seconds"]
+        return Run(plan, *figures, table.get("failure", ""), metric)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file}: expected what came of a training ({type(error).__name__}: {error}); remove "
@@ -140,13 +151,14 @@ def _run(
 ) -> Run:
     history = run_to_its_end(resolved, strategy, plan.method, show)
     failure = history.failure.strip().splitlines()[-1] if history.failure else ""
-    taken = summarise(history, ())
+    taken, metric = summarise(history, ()), metric_of(resolved)
     return Run(
         plan,
-        accuracy=list(accuracies(history).values()),
+        scores=list(scores(history, metric).values()),
         megabytes=(taken.bytes_down + taken.bytes_up) / 1e6,
         seconds=taken.seconds,
         failure=failure,
+        metric=metric,
     )
 
 

@@ -25,7 +25,7 @@ from fedcurv.clients.owner import owner_allows
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.simulations.build import (
     DataShape,
-    device_data,
+    described_data,
     load_data,
     make_model,
     make_partition,
@@ -34,11 +34,11 @@ from fedcurv.simulations.build import (
     on_devices,
     require_few_processes,
 )
-from fedcurv.simulations.data.owner import load_device
+from fedcurv.simulations.data.owner import DeviceData, load_device
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.task_description import TaskDescription, read_task, task_text
 from fedcurv.simulations.own import with_own_names
-from fedcurv.simulations.parts.label_noise import noisy_labels
+from fedcurv.simulations.parts.label_noise import check_noise, noisy_labels
 from fedcurv.simulations.parts.losses import make_loss
 
 DATA_ROOT_VARIABLE = "FEDCURV_DATA_ROOT"
@@ -99,9 +99,10 @@ def make_task(message: Message, context: Context) -> LocalTask:
 
 def _task_on_own_data(config: TaskDescription, message: Message, context: Context) -> LocalTask:
     with _section("data"):
-        data = device_data(config)
+        data = described_data(config)
+        assert isinstance(data, DeviceData)  # as ``on_devices`` said
     with _section("client"):
-        settings, criterion = make_settings(config), make_loss(config["client"]["loss"])
+        settings, criterion = make_settings(config), make_loss(config["client"]["loss"], data.task)
         require_few_processes(settings)
     model = _model(config, data, message)
     train_samples, test_samples = load_device(context.node_config, data)
@@ -131,13 +132,15 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
             f"for num_clients={len(parts)}"
         )
     with _section("client"):
-        settings, criterion = make_settings(config, client), make_loss(config["client"]["loss"])
+        settings = make_settings(config, client)
+        criterion = make_loss(config["client"]["loss"], data.task)
         require_few_processes(settings)
-    inputs, labels = data.train_samples(parts[client])
+    inputs, targets = data.train_samples(parts[client])
     with _section("data.noise"):
+        check_noise(config["data"]["noise"], config["num_clients"], data.task)
         noisy = noisy_labels(
             inputs,
-            labels,
+            targets,
             data.num_classes,
             config["data"]["noise"],
             client=client,
@@ -149,6 +152,7 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
         train_samples=(inputs, noisy.labels),
         settings=settings,
         criterion=criterion,
+        likelihood=data.task.likelihood,
         seed=config["seed"],
         metrics={"label-noise": noisy.rate},
         terms=make_terms(config),

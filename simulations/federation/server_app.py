@@ -1,6 +1,5 @@
 """The experiments' ServerApp: one strategy, evaluated on the test set after each round."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -8,26 +7,19 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedcurv.clients.training import InMemoryBatches, evaluate
 from fedcurv.global_state import seeded
-from fedcurv.parameters import listed
 from fedcurv.simulations.build import described_data, make_model
 from fedcurv.simulations.data.owner import DeviceData, load_test_set
 from fedcurv.simulations.data.samples import DataSet
+from fedcurv.simulations.federation.evaluation import Evaluation
 from fedcurv.simulations.federation.task_description import describe_task
+from fedcurv.simulations.parts.metrics import metric_function
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.history import History
-from fedcurv.strategies import RoundFailed, start
+from fedcurv.strategies import start
 from fedcurv.strategies.loop.rounds import RoundRecord
-
-_EVALUATION_BATCH_SIZE = 1024
-# times the loss of guessing; what overfits on few classes has ten times
-_ABSURD = 1000.0
-
-
-class Diverged(RoundFailed):
-    """The global model has numbers that are not finite, or a loss that is not or is absurd."""
 
 
 class KeepsClients(Protocol):
@@ -76,7 +68,16 @@ def make_server_app(
         task, device = describe_task(config), _device(config)
         evaluate = None
         if test_samples is not None:
-            evaluate = _Evaluation(model, test_samples, data.num_classes, device)
+            metric, function = metric_of(config), metric_function(config.get("metric"))
+            evaluate = Evaluation(
+                model,
+                test_samples,
+                data.task,
+                num_outputs=data.num_outputs,
+                metric=metric,
+                function=function,
+                device=device,
+            )
         if clients is not None:
             clients.restore_clients(grid)
 
@@ -117,48 +118,3 @@ def _device(config: Mapping[str, Any]) -> torch.device:
     """Return the server's own GPU if it has one, unless the clients are told to use none."""
     usable = config["client"]["device"] != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if usable else "cpu")
-
-
-class _Evaluation:
-    """Evaluates the global model on the server's test set."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        samples: tuple[Tensor, Tensor],
-        num_classes: int,
-        device: torch.device,
-    ) -> None:
-        self._model, self._of_guessing = model.to(device), math.log(num_classes)
-        inputs, targets = samples
-        self._batches = InMemoryBatches(
-            inputs.to(device), targets.to(device), _EVALUATION_BATCH_SIZE
-        )
-        self._fault = ""
-
-    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Return loss and accuracy."""
-        state = arrays.to_torch_state_dict()
-        self._model.load_state_dict(state)
-        loss, accuracy, _ = evaluate(self._model, self._batches)
-        poisoned = [
-            name
-            for name, value in state.items()
-            if value.is_floating_point() and not value.isfinite().all()
-        ]
-        self._fault = ""
-        if poisoned or not loss <= _ABSURD * max(self._of_guessing, 1.0):  # NaN too
-            where = f", NaN or inf in {listed(poisoned)}" if poisoned else ""
-            self._fault = (
-                f"the training has diverged: loss {loss:g} on the test set, where guessing has "
-                f"{self._of_guessing:.3g}{where}"
-            )
-        return MetricRecord({"loss": loss, "accuracy": accuracy})
-
-    def check(self, record: RoundRecord) -> None:
-        """Raise Diverged if the last evaluation said so."""
-        if self._fault:
-            raise Diverged(
-                f"round {record.server_round}: {self._fault}; lower the learning rate or the "
-                "strategy's strength"
-            )

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from flwr.app import ConfigRecord, RecordDict
 
 from fedcurv.simulations.own import without_own_names
+from fedcurv.simulations.parts.tasks import CLASSIFICATION, TASKS
 
 TaskDescription = Mapping[str, Any]
 
@@ -26,6 +27,7 @@ _LARGEST_SEED = 2**40
 # where a node's data are and whether it fetches them, its owner says; the test set is the server's
 _NOT_OF_THE_SERVER = ("root", "download", "test")
 _SECTIONS = ("data", "partition", "model", "client")
+_TASK = "task"
 _NUMBERS = {"num_clients": (1, _LARGEST_NUMBER), "seed": (0, _LARGEST_SEED)}
 
 
@@ -33,10 +35,12 @@ def describe_task(config: TaskDescription) -> ConfigRecord:
     """Return the training configuration that tells clients their task.
 
     Args:
-        config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients`` and
-            ``seed`` of a resolved configuration.
+        config: the keys ``data``, ``partition``, ``model``, ``client``, ``num_clients``, ``seed``
+            and ``task`` of a resolved configuration.
     """
     task = without_own_names({key: config[key] for key in (*_SECTIONS, *_NUMBERS)})
+    if config[_TASK] != CLASSIFICATION.name:
+        task[_TASK] = config[_TASK]
     task["data"] = {k: v for k, v in task["data"].items() if k not in _NOT_OF_THE_SERVER}
     return ConfigRecord({_TASK_KEY: json.dumps(task)})
 
@@ -76,11 +80,12 @@ def read_task(text: str) -> dict[str, Any]:
     if not isinstance(task, dict):
         raise ValueError(f"task: expected a table, got {_short(task)}")
     wanted = {*_SECTIONS, *_NUMBERS}
-    if task.keys() != wanted:
+    found = task.keys() - {_TASK}
+    if found != wanted:
         raise ValueError(
             f"task: expected the keys {', '.join(sorted(wanted))}; missing: "
-            f"{_listed(wanted - task.keys())}; unknown: {_listed(task.keys() - wanted)}; do server "
-            "and device run the same version?"
+            f"{_listed(wanted - found)}; unknown: {_listed(found - wanted)}; do server and device "
+            "run the same version?"
         )
     for key in _SECTIONS:
         if not isinstance(task[key], dict):
@@ -90,6 +95,9 @@ def read_task(text: str) -> dict[str, Any]:
             raise ValueError(
                 f"task: {key} must be an integer from {low} to {high}, got {_short(task[key])}"
             )
+    name = task.setdefault(_TASK, CLASSIFICATION.name)
+    if not isinstance(name, str) or name not in TASKS:
+        raise ValueError(f"task: task must be one of {', '.join(TASKS)}, got {_short(name)}")
     _require_plain(task, "task", 0)
     return task
 

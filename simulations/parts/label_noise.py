@@ -12,6 +12,7 @@ from fedcurv.label_noise import (
     instance_dependent_noise,
     symmetric_noise,
 )
+from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 from fedcurv.simulations.rules import is_integer, is_list_of, is_number
 
 # from inputs, labels, rate, number of classes and a generator
@@ -62,11 +63,16 @@ def noisy_labels(
     return _KINDS[noise["kind"]](inputs, labels, noise["rate"], num_classes, generator)
 
 
-def check_noise(noise: Mapping[str, Any], num_clients: int) -> None:
-    """Raise a ValueError if a description cannot be meant."""
+def check_noise(noise: Mapping[str, Any], num_clients: int, task: Task = CLASSIFICATION) -> None:
+    """Raise a ValueError if a description cannot be meant, or there are no labels to be wrong."""
     if not isinstance(noise["kind"], str) or noise["kind"] not in KINDS:
         raise ValueError(
             f"data.noise.kind must be one of {', '.join(KINDS)}, got {noise['kind']!r}"
+        )
+    if noise["kind"] != "none" and task is not CLASSIFICATION:
+        raise ValueError(
+            f"data.noise.kind={noise['kind']}: there are wrong labels for task=classification "
+            f"only, got task={task.name}; use none"
         )
     if not is_number(noise["rate"]) or not 0 <= noise["rate"] <= 1:
         raise ValueError(f"data.noise.rate must be in [0, 1], got {noise['rate']!r}")

@@ -4,11 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.clients.optimizers import require_proximal
 from fedcurv.strategies import FedCurv
+
+
+def estimates_fisher(options: Mapping[str, Any]) -> bool:
+    """Return whether a strategy is FedCurv or derived from it, or wraps one that is."""
+    try:
+        found: Any = get_object(str(options.get("_target_")))
+    except (Exception, SystemExit):  # whatever code of the user's does; making it will say so
+        return False
+    if isinstance(found, type) and issubclass(found, FedCurv):
+        return True
+    inner = options.get("strategy")
+    return isinstance(inner, Mapping) and estimates_fisher(inner)
 
 
 def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:

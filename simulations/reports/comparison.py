@@ -14,13 +14,19 @@ from rich import box
 from rich.table import Table
 
 from fedcurv.private_files import replaced
+from fedcurv.simulations.parts.metrics import ACCURACY, Metric, targets_of
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.reports.provenance import circumstances
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation, write_csv
 
-_CAPTION = (
-    "Test accuracy in %; rounds until it first reached a target; all clients' payload per round."
-)
+
+def _caption(metric: Metric) -> str:
+    return (
+        f"Test {metric.label}{metric.in_percent}; rounds until it first reached a target; all "
+        "clients' payload per round."
+    )
+
 
 # of a run that nobody has evaluated yet
 _UNKNOWN = float("nan")
@@ -32,9 +38,9 @@ class Summary:
 
     Attributes:
         strategy: its name in the configuration.
-        best: highest test accuracy over the rounds, in [0, 1].
-        final: test accuracy after the last round.
-        rounds_to: by target accuracy, the first round that reached it, or None.
+        best: the metric's best value on the test set over the rounds, an accuracy in [0, 1].
+        final: its value after the last round.
+        rounds_to: by target, the first round that reached it, or None.
         bytes_down: payload sent to clients per round, mean over rounds.
         bytes_up: payload received from clients per round, mean over rounds.
         seconds: wall-clock time of all rounds.
@@ -42,6 +48,7 @@ class Summary:
         rounds: that were run.
         failure: why there were not more, as when the training diverged; then ``best`` and
             ``final`` are NaN and no target was reached.
+        metric: that it is judged by.
     """
 
     strategy: str
@@ -54,28 +61,29 @@ class Summary:
     failures: int
     rounds: int = 0
     failure: str = ""
+    metric: Metric = ACCURACY
 
 
-def accuracies(history: History) -> dict[int, float]:
-    """Return the test accuracy by round; 0 is before training."""
+def scores(history: History, metric: Metric) -> dict[int, float]:
+    """Return a metric's value on the test set by round; 0 is before training."""
     return {
-        record.server_round: float(str(evaluation(record)["accuracy"]))
+        record.server_round: float(str(evaluation(record)[metric.name]))
         for record in history.rounds
-        if "accuracy" in evaluation(record)
+        if metric.name in evaluation(record)
     }
 
 
-def summarise(history: History, targets: Sequence[float]) -> Summary:
+def summarise(history: History, targets: Sequence[float], metric: Metric = ACCURACY) -> Summary:
     """Return the line of one strategy."""
-    accuracy = {} if history.failure else accuracies(history)
+    values = {} if history.failure else scores(history, metric)
     clients = [client for record in history.rounds for client in record.clients]
     num_rounds = max(1, sum(record.server_round > 0 for record in history.rounds))
     return Summary(
         strategy=history.strategy,
-        best=max(accuracy.values(), default=_UNKNOWN),
-        final=accuracy[max(accuracy)] if accuracy else _UNKNOWN,
+        best=metric.best(values.values(), default=_UNKNOWN),
+        final=values[max(values)] if values else _UNKNOWN,
         rounds_to={
-            target: next((r for r, a in accuracy.items() if a >= target), None)
+            target: next((r for r, v in values.items() if metric.reaches(v, target)), None)
             for target in targets
         },
         bytes_down=sum(client.bytes_down for client in clients) / num_rounds,
@@ -84,6 +92,7 @@ def summarise(history: History, targets: Sequence[float]) -> Summary:
         failures=sum(client.status != "ok" for client in clients),
         rounds=max((record.server_round for record in history.rounds), default=0),
         failure=history.failure,
+        metric=metric,
     )
 
 
@@ -113,8 +122,8 @@ def write_report(
 ) -> list[Summary]:
     """Write all files into an existing folder and return the summaries.
 
-    They are summary.md and its table as summary.csv, accuracy.png, config.yaml, and what
-    RoundFiles writes.
+    They are summary.md and its table as summary.csv, a plot by the metric's name (accuracy.png),
+    config.yaml, and what RoundFiles writes.
 
     Args:
         folder: existing.
@@ -122,23 +131,26 @@ def write_report(
         config: resolved.
         command: by which the run was started.
         overrides: of a sweep's job, by key.
-        picture: also draw accuracy.png, which takes a second.
+        picture: also draw the plot, which takes a second.
     """
-    summaries = [summarise(history, config["target_accuracies"]) for history in histories]
-    caption = "\n\n".join((_CAPTION, *ended_early(summaries, config["num_rounds"])))
+    metric = metric_of(config)
+    targets = targets_of(metric, config)
+    summaries = [summarise(history, targets, metric) for history in histories]
+    caption = "\n\n".join((_caption(metric), *ended_early(summaries, config["num_rounds"])))
     write_summary(folder, _cells(summaries), caption, config, command)
     files = RoundFiles(folder, config, overrides or {})
     write_csv(folder / "summary.csv", [files.row(summary_row(s)) for s in summaries])
     files.write(histories)
     if picture:
-        accuracy_figure(histories).savefig(folder / "accuracy.png", dpi=150)
+        figure = metric_figure(histories, metric)
+        figure.savefig(folder / f"{metric.name}.png", dpi=150)
     return summaries
 
 
 def table(summaries: Sequence[Summary]) -> Table:
     """Return the comparison for the terminal."""
     view = Table(
-        caption=_CAPTION,
+        caption=_caption(summaries[0].metric),
         box=box.SIMPLE,
         pad_edge=False,
         collapse_padding=True,
@@ -153,22 +165,20 @@ def table(summaries: Sequence[Summary]) -> Table:
     return view
 
 
-def accuracy_figure(histories: Sequence[History]) -> Figure:
-    """Return test accuracy over rounds and over the bytes that travelled."""
+def metric_figure(histories: Sequence[History], metric: Metric) -> Figure:
+    """Return a metric on the test set over rounds and over the bytes that travelled."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
     for history in histories:
-        accuracy = {r: 100 * a for r, a in accuracies(history).items()}
+        values = {r: metric.scale * value for r, value in scores(history, metric).items()}
         totals = accumulate(
             sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6
             for record in history.rounds
         )
         traffic = dict(zip((r.server_round for r in history.rounds), totals, strict=True))
-        over_rounds.plot(list(accuracy), list(accuracy.values()), label=history.strategy)
-        over_bytes.plot(
-            [traffic[r] for r in accuracy], list(accuracy.values()), label=history.strategy
-        )
-    over_rounds.set(xlabel="round", ylabel="test accuracy (%)")
+        over_rounds.plot(list(values), list(values.values()), label=history.strategy)
+        over_bytes.plot([traffic[r] for r in values], list(values.values()), label=history.strategy)
+    over_rounds.set(xlabel="round", ylabel=metric.axis)
     over_bytes.set(xlabel="sent and received by all clients (MB)")
     over_rounds.legend()
     for axes in (over_rounds, over_bytes):
@@ -199,14 +209,10 @@ def _or_empty(value: float) -> float | str:
     return "" if math.isnan(value) else round(value, 6)
 
 
-def _percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.2f}"
-
-
 def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
-    targets = list(summaries[0].rounds_to)
+    targets, metric = list(summaries[0].rounds_to), summaries[0].metric
     header = ["strategy", "best", "final"]
-    header += [f"to {100 * target:g} %" for target in targets]
+    header += [f"to {metric.target(target)}" for target in targets]
     header += ["MB down", "MB up", "s", "lost"]
     some_ended_early = any(s.failure for s in summaries)
     header += ["ended"] if some_ended_early else []
@@ -216,8 +222,8 @@ def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
         rows.append(
             [
                 s.strategy,
-                _percent(s.best),
-                _percent(s.final),
+                metric.text(s.best),
+                metric.text(s.final),
                 *reached,
                 f"{s.bytes_down / 1e6:.2f}",
                 f"{s.bytes_up / 1e6:.2f}",
@@ -265,7 +271,9 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *others)]
 
 
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """Return mean ± standard deviation for a table, or the only value."""
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
+def mean_and_deviation(values: Sequence[float], form: str = ".1f") -> str:
+    """Return mean ± standard deviation for a table, or the only value; - where one is unknown."""
+    if not all(map(math.isfinite, values)):
+        return "-"
+    mean = f"{statistics.mean(values):{form}}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):{form}}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.history import History
 from fedcurv.strategies.loop.rounds import RoundRecord
 
@@ -23,20 +24,22 @@ class RoundFiles:
 
     Args:
         folder: existing.
-        config: resolved; its seed is in every line.
+        config: resolved; its seed is in every line, and its metric is a column of metrics.csv.
         overrides: of a sweep's job, by key; they are in every line, too.
     """
 
     def __init__(
         self, folder: Path, config: Mapping[str, Any], overrides: Mapping[str, str]
     ) -> None:
-        self._folder = folder
+        self._folder, self._metric = folder, metric_of(config).name
         self._more = {"seed": config["seed"], **overrides}
 
     def write(self, histories: Sequence[History]) -> None:
         """Write the files anew."""
         for name, rows_of in _ROWS.items():
-            rows = [self.row(row) for history in histories for row in rows_of(history)]
+            rows = [
+                self.row(row) for history in histories for row in rows_of(history, self._metric)
+            ]
             if rows:
                 write_csv(self._folder / name, rows)
 
@@ -44,7 +47,7 @@ class RoundFiles:
         """Add a history's last round."""
         last = replace(history, rounds=history.rounds[-1:])
         for name, rows_of in _ROWS.items():
-            rows = [self.row(row) for row in rows_of(last)]
+            rows = [self.row(row) for row in rows_of(last, self._metric)]
             path = self._folder / name
             if rows and not path.exists():
                 write_csv(path, rows)
@@ -56,12 +59,12 @@ class RoundFiles:
         return {**row, **{key: value for key, value in self._more.items() if key not in row}}
 
 
-def _round_rows(history: History) -> list[dict[str, object]]:
+def _round_rows(history: History, metric: str) -> list[dict[str, object]]:
     return [
         {
             "strategy": history.strategy,
             "round": record.server_round,
-            "accuracy": evaluation(record).get("accuracy", ""),
+            metric: evaluation(record).get(metric, ""),
             "loss": evaluation(record).get("loss", ""),
             "train_loss": record.train_metrics.get("train-loss", ""),
             "clients_ok": sum(c.status == "ok" for c in record.clients),
@@ -76,7 +79,7 @@ def _round_rows(history: History) -> list[dict[str, object]]:
     ]
 
 
-def _client_rows(history: History) -> list[dict[str, object]]:
+def _client_rows(history: History, metric: str) -> list[dict[str, object]]:
     return [
         {
             "strategy": history.strategy,
@@ -104,7 +107,7 @@ def _client_rows(history: History) -> list[dict[str, object]]:
     ]
 
 
-def _traffic_rows(history: History) -> list[dict[str, object]]:
+def _traffic_rows(history: History, metric: str) -> list[dict[str, object]]:
     return [
         {
             "strategy": history.strategy,
@@ -119,7 +122,7 @@ def _traffic_rows(history: History) -> list[dict[str, object]]:
 
 
 # by file
-_ROWS: dict[str, Callable[[History], list[dict[str, object]]]] = {
+_ROWS: dict[str, Callable[[History, str], list[dict[str, object]]]] = {
     "metrics.csv": _round_rows,
     "clients.csv": _client_rows,
     "traffic.csv": _traffic_rows,

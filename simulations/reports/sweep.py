@@ -1,7 +1,7 @@
 """Tables over the jobs of a sweep (``fedcurv-simulate --multirun``): sweep.csv and sweep.md."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,18 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fedcurv.simulations.parts.metrics import Metric
+from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import markdown_table, mean_and_deviation
 from fedcurv.simulations.reports.round_files import write_csv
 
-_CAPTION = (
-    "Test accuracy in %, and rounds until it first reached a target (- where a seed never did): "
-    "mean ± standard deviation over the seeds."
-)
+
+def _caption(metrics: Iterable[Metric]) -> str:
+    what = " or ".join(dict.fromkeys(f"{m.label}{m.in_percent}" for m in metrics))
+    return (
+        f"Test {what}, and rounds until it first reached a target (- where a seed never did): mean "
+        "± standard deviation over the seeds."
+    )
 
 
 class SweepTable(Callback):
@@ -40,11 +45,13 @@ class _Job:
         name: of its folder.
         settings: what its configuration sets, by dotted key.
         lines: of its summary.csv, one for each strategy.
+        metric: that they are judged by.
     """
 
     name: str
     settings: Mapping[str, Any]
     lines: Sequence[Mapping[str, str]]
+    metric: Metric
 
 
 def write_sweep(folder: Path) -> None:
@@ -62,7 +69,8 @@ def write_sweep(folder: Path) -> None:
     rows = [row for job in jobs for row in _rows(job, _varied_keys(jobs))]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(folder / "sweep.csv", [{name: row.get(name, "") for name in columns} for row in rows])
-    lines = [*markdown_table(_over_seeds(rows)), "", _CAPTION, ""]
+    metrics = {job.name: job.metric for job in jobs}
+    lines = [*markdown_table(_over_seeds(rows, metrics)), "", _caption(metrics.values()), ""]
     (folder / "sweep.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -76,7 +84,8 @@ def _read_job(folder: Path) -> _Job:
         lines = list(csv.DictReader(file))
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, dict)
-    return _Job(folder.name, dict(_flat(config)), lines)
+    settings = {str(key): value for key, value in config.items()}
+    return _Job(folder.name, dict(_flat(settings)), lines, metric_of(settings))
 
 
 def _flat(config: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -115,8 +124,15 @@ def _is_a_result(column: str) -> bool:
     return column in _RESULTS or column.startswith("rounds_to_")
 
 
-def _over_seeds(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
-    """Return a header, and a row for each strategy and setting but the seed."""
+def _over_seeds(
+    rows: Sequence[Mapping[str, object]], metrics: Mapping[str, Metric]
+) -> list[list[str]]:
+    """Return a header, and a row for each strategy and setting but the seed.
+
+    Args:
+        rows: of sweep.csv.
+        metrics: by job.
+    """
     names = list(rows[0])
     keys = [name for name in names[1 : names.index("strategy") + 1] if name != "seed"]
     targets = [name for name in names if name.startswith("rounds_to_")]
@@ -126,17 +142,26 @@ def _over_seeds(rows: Sequence[Mapping[str, object]]) -> list[list[str]]:
         # a strategy that a varied key does not concern runs again with the same seed in each job
         of_setting.setdefault(row.get("seed"), row)
     header = [*keys, "seeds", "best", "final"]
-    table = [[*header, *(f"to {100 * float(t.rpartition('_')[2]):g} %" for t in targets)]]
+    table = [[*header, *(f"to {_target(t, metrics.values())}" for t in targets)]]
     for setting, by_seed in groups.items():
         members = list(by_seed.values())
-        shares = [_mean(members, name, 100.0) for name in ("best", "final")]
-        rounds = [_mean(members, target, 1.0) for target in targets]
-        table.append([*setting, str(len(members)), *shares, *rounds])
+        metric = metrics[str(members[0]["job"])]
+        of_metric = [_mean(members, n, metric.scale, metric.form) for n in ("best", "final")]
+        rounds = [_mean(members, target) for target in targets]
+        table.append([*setting, str(len(members)), *of_metric, *rounds])
     return table
 
 
-def _mean(rows: Sequence[Mapping[str, object]], name: str, scale: float) -> str:
+def _target(column: str, metrics: Iterable[Metric]) -> str:
+    value = float(column.rpartition("_")[2])
+    (written, *others) = dict.fromkeys(metric.target(value) for metric in metrics)
+    return f"{value:g}" if others else written
+
+
+def _mean(
+    rows: Sequence[Mapping[str, object]], name: str, scale: float = 1.0, form: str = ".1f"
+) -> str:
     values = [row.get(name, "") for row in rows]
     if "" in values:
         return "-"
-    return mean_and_deviation([scale * float(str(value)) for value in values])
+    return mean_and_deviation([scale * float(str(value)) for value in values], form)

@@ -46,6 +46,8 @@ def why_not_stacked(task: LocalTask) -> str:
         return "client.optimizer is not SGD without momentum and weight decay"
     if settings.trainer != "local":
         return f"client.trainer={settings.trainer}"
+    if task.likelihood != "categorical":
+        return "the task is not classification"
     if task.criterion is not None and not _is_plain_cross_entropy(task.criterion):
         return "client.loss is not cross-entropy"
     if not _is_perceptron(task.model):
