@@ -19,6 +19,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from fedcurv.cotangents import cotangents
 from fedcurv.curvature import extremes
 from fedcurv.likelihoods import (
     LIKELIHOODS,
@@ -26,7 +27,6 @@ from fedcurv.likelihoods import (
     FisherKind,
     Likelihood,
     by_sample,
-    cotangents,
 )
 from fedcurv.parameters import described, listed, plain, refuse_complex, trainable_parameters
 from fedcurv.per_sample import (

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, IGNORED, TASKS
+from fedcurv.likelihoods import IGNORED
+from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, TASKS
 
 _OTHERS = ", ".join(f"task={name}" for name in TASKS if name != CLASSIFICATION.name)
 

@@ -8,12 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedcurv.clients.training import Sums, sums_of_classes
-from fedcurv.likelihoods import FisherKind, Likelihood, with_classes_second
+from fedcurv.likelihoods import IGNORED, FisherKind, Likelihood, with_classes_second
 from fedcurv.simulations.parts.metrics import ACCURACY, R2, Metric, own_metric
 
 AUTO = "auto"
-# the label of a position that does not count, as in cross-entropy
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fedcurv.clients.local_round import LocalRound
-from fedcurv.likelihoods import FisherKind, categorical, cotangents
+from fedcurv.cotangents import cotangents
+from fedcurv.likelihoods import FisherKind, categorical
 from fedcurv.simulations.runners.batched.batches import StackedBatches, StackedSamples, Step
 from fedcurv.simulations.runners.batched.products import back_through, by_client, forward, step_
 
