@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -20,6 +21,13 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         else:
             torch.manual_seed(seed)
         yield
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of the random numbers that are drawn on a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_rng_state(device)
+    return torch.get_rng_state()
 
 
 def random_states_kept(device: torch.device | None = None) -> AbstractContextManager[None]:

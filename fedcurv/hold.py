@@ -24,6 +24,9 @@ _STEP, _ROUND = 2.0, 50.0
 # below both, a round's training is next to none: of its steps' drift, and in steps
 _LEAST_SHARE, _LEAST_STEPS = 0.02, 1.0
 
+# the share that a sound λ leaves at least
+_SOUND_SHARE = 0.1
+
 # x is counted in classes of a width of √2, from 2^-32 to 2^32
 _CLASSES = 128
 
@@ -92,11 +95,8 @@ class TrainingLeft:
         """Whether the round was worth less than one step without a pull."""
         return self.share < _LEAST_SHARE and self.share * self.num_steps < _LEAST_STEPS
 
-    def complaint(self, strength: float, largest_precision: float) -> str:
-        """Return what to say of this λ, with a sound one; nothing if enough is left."""
-        if not self.is_next_to_none:
-            return ""
-        sound = sound_strength(self.lr, largest_precision, self.num_steps)
+    def complaint(self, strength: float, sound: float) -> str:
+        """Return what to say of this λ, with a sound one."""
         return (
             f"strength={strength:g} leaves next to no training: at lr={self.lr:g}, "
             f"{self.num_steps} steps take about {self.share:.1g} off the loss of what they would "
@@ -154,20 +154,20 @@ class Hold:
             more = torch.bincount(classes, weight[counted], minlength=_CLASSES).tolist()
             self.weights = [sum(two) for two in zip(self.weights, more, strict=True)]
 
-    def left(self) -> tuple[float, float]:
-        """Return the weights as they are held, and as they would be without a pull."""
+    def left(self, factor: float = 1.0) -> tuple[float, float]:
+        """Return the weights as they are held at ``factor`` times λ, and without a pull."""
         mean_lr = float(self.rates) / self.num_steps
         x = 2 ** ((torch.arange(_CLASSES, dtype=torch.float64) - 63.5) / 2)
-        x *= mean_lr / self.first_lr
+        x *= factor * mean_lr / self.first_lr
         shares = -(-self.num_steps * x.log1p()).expm1() / (self.num_steps * x)
         weights = torch.tensor(self.weights, dtype=torch.float64)
         return float((shares * weights).sum()), float(weights.sum())
 
 
-def training_left(holds: Sequence[Hold]) -> TrainingLeft | None:
-    """Return what is left over all parameters, or None if nothing was measured."""
+def training_left(holds: Sequence[Hold], factor: float = 1.0) -> TrainingLeft | None:
+    """Return what ``factor`` times λ leaves over all parameters, or None if none was measured."""
     seen = [hold for hold in holds if hold.first_lr > 0 and hold.num_steps]
-    ends = [hold.left() for hold in seen]
+    ends = [hold.left(factor) for hold in seen]
     held, free = sum(end[0] for end in ends), sum(end[1] for end in ends)
     if not free:
         return None
@@ -227,5 +227,14 @@ class Holds:
 
     def complaint(self, largest_precision: float) -> str:
         """Return what to say of a pull that left next to no training; nothing if it left some."""
-        left = training_left(list(self._holds.values()))
-        return "" if left is None else left.complaint(self._strength, largest_precision)
+        holds = list(self._holds.values())
+        left = training_left(holds)
+        if left is None or not left.is_next_to_none:
+            return ""
+        sound = min(sound_strength(left.lr, largest_precision, left.num_steps), self._strength)
+        # which is for the proximal form, and as stiff as the stiffest parameter others may be
+        while (less := training_left(holds, sound / self._strength)) and sound > 0:
+            if less.share >= _SOUND_SHARE:
+                break
+            sound /= 2
+        return left.complaint(self._strength, sound)

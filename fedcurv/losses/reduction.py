@@ -48,7 +48,8 @@ def loss(
         reduction: see ``LossOptions``.
 
     Raises:
-        ValueError: for shapes that do not fit, or an unknown reduction.
+        ValueError: for shapes that do not fit, complex logits, labels out of range (on a CPU), or
+            an unknown reduction.
     """
     if reduction not in get_args(Reduction):
         raise ValueError(f"reduction must be none, mean or sum, got {reduction!r}")
@@ -66,6 +67,8 @@ def loss(
             reduction=reduction,
         )
         return one.squeeze(0) if reduction == "none" else one
+    if logits.is_complex():
+        raise ValueError(f"expected logits that are real numbers, got {logits.dtype}")
     classes = logits.shape[1]
     if weight is not None and weight.shape != (classes,):
         raise ValueError(
@@ -105,7 +108,17 @@ def _selected(
 ) -> Tensor:
     counts = targets != ignore_index
     labels = torch.where(counts, targets, 0)
-    losses = of_labels.gather(1, labels.unsqueeze(1)).squeeze(1)
+    try:
+        losses = of_labels.gather(1, labels.unsqueeze(1)).squeeze(1)
+    except RuntimeError as error:
+        classes = of_labels.shape[1]
+        if (wrong := labels[(labels < 0) | (labels >= classes)]).numel():
+            raise ValueError(
+                f"expected labels from 0 to {classes - 1} for {classes} classes (or "
+                f"{ignore_index}, which is ignored), got {int(wrong[0])}; count classes from 0, or "
+                "give the model as many outputs as there are classes"
+            ) from error
+        raise
     weights = counts.to(losses.dtype) if weight is None else weight[labels] * counts
     losses = torch.where(weights != 0, losses, 0) * weights
     if reduction == "none":

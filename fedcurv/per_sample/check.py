@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fedcurv.global_state import random_states_kept
 from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
@@ -62,7 +63,8 @@ def _compare(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor
 ) -> Findings | None:
     with PerSampleSquares(model, parameters, Findings(), looks=len(inputs) > 1) as squares:
-        done = squares.add(inputs, lambda outputs: [_cotangent(outputs)])
+        with random_states_kept(inputs.device):  # both draw the same numbers, if any
+            done = squares.add(inputs, lambda outputs: [_cotangent(outputs)])
         alone = _one_by_one(model, parameters, inputs)
     if not all(bool(square.isfinite().all()) for square in alone.squares.values()):
         return None

@@ -84,6 +84,7 @@ class HookedModel:
         self._checked: set[Hashable] = set()
         self._first_look: Look | None = None
         self._followed = check is None  # within a check, too
+        self._draws = False  # random numbers
         self.last_operation = ""
         rules = {
             name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from fedcurv.global_state import random_states_kept
+from fedcurv.global_state import random_state, random_states_kept
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.graph import Edge, Graph, backward
 from fedcurv.per_sample.hooked import Check, HookedModel, OtherRowsError, require_rows
@@ -154,7 +154,9 @@ class PerSampleSquares(HookedModel):
         """Run one sample, the second: of samples that are summed up so far the first is right."""
         one = inputs[1:2] if len(inputs) > 1 else inputs
         with buffers_kept(self._model), random_states_kept(one.device):
+            before = random_state(one.device)
             outputs, calls, graph = self._forward(one)
+            self._draws = self._draws or not torch.equal(before, random_state(one.device))
         look = Look(key_of(self._model, calls, graph), outputs.detach(), calls, graph.uses())
         self._have_checked(look.key, inputs)
         return look
@@ -241,6 +243,8 @@ class PerSampleSquares(HookedModel):
         return True
 
     def _interact(self, why: str = "outputs depend on what else is in a batch") -> None:
+        if self._draws:
+            why = "the forward pass draws random numbers, and the information is that of one draw"
         if self.findings.alone:
             return
         self.findings.alone = True

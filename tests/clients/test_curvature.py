@@ -1,9 +1,10 @@
+import re
 import warnings
 from collections.abc import Mapping
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -578,7 +579,7 @@ def test_a_wrapper_at_the_report_is_refused_in_the_first_round():
 def test_a_pull_that_leaves_next_to_no_training_is_told_once(optimizer, mode, caplog):
     inputs, targets = samples(0)
 
-    def said(strength: float, server_round: int) -> list[str]:
+    def said(strength: float, server_round: int, context: Context) -> list[str]:
         caplog.clear()
         model = new_model()
         stiff = {n: torch.full_like(p, 5.0) for n, p in model.named_parameters()}
@@ -597,10 +598,12 @@ def test_a_pull_that_leaves_next_to_no_training_is_told_once(optimizer, mode, ca
         return [record.getMessage() for record in caplog.records]
 
     context = context_of(0)
-    assert said(0.1, 2) == []
+    assert said(0.1, 2, context) == []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of gradient steps that diverge
-        (text,) = said(1e5, 3)
-        assert said(1e5, 4) == []
-    assert "strength=100000 leaves next to no training: at lr=0.01, 20 steps" in text
-    assert "try strength=40" in text  # lr·λ·max(P) = 2
+        (text,) = said(1e5, 3, context)
+        assert said(1e5, 4, context) == []
+        assert "strength=100000 leaves next to no training: at lr=0.01, 20 steps" in text
+        found = re.search(r"try strength=(\S+),", text)
+        assert found and 0.01 < float(found[1]) <= 40  # lr·λ·max(P) = 2
+        assert said(float(found[1]), 2, context_of(1)) == []

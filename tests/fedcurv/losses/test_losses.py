@@ -491,6 +491,15 @@ def test_presets_hold_the_published_settings():
             r"labels \(integers\) of shape \(2, 3\) or probabilities of shape \(2, 5, 3\)",
         ),
         (lambda: CrossEntropy()(logits(2, CLASSES), torch.ones(2)), "got torch.float32 of shape"),
+        (
+            lambda: CrossEntropy()(logits(2, 3), torch.tensor([0, 3])),
+            "labels from 0 to 2 .* got 3;",
+        ),
+        (lambda: CrossEntropy()(logits(2, 3, 1), torch.full((2, 1), -1)), "ignored.*got -1; count"),
+        (
+            lambda: CrossEntropy()(torch.ones(2, 3, dtype=torch.cfloat), torch.tensor([0, 1])),
+            "real numbers, got torch.complex64",
+        ),
     ],
 )
 def test_bad_input(make, message):

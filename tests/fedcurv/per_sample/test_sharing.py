@@ -116,3 +116,34 @@ def test_a_pass_is_freed_without_the_garbage_collector():
 
     garbage(1)
     assert garbage(12) <= garbage(2)
+
+
+class Drawing(nn.Module):
+    """Draws random numbers in its forward pass, as a variational encoder does."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        super().__init__()
+        self.a, self.h, self.at_once = nn.Linear(6, 4), nn.Linear(2, 3), at_once
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, log_scale = torch.tanh(self.a(x)).chunk(2, dim=1)
+        drawn = torch.randn_like(mean) * log_scale.exp()
+        return self.h(mean + drawn if self.at_once else mean + drawn * self.scale)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_model_that_draws_random_numbers_is_estimated_at_one_draw_and_that_is_told(
+    at_once, caplog
+):
+    torch.manual_seed(0)
+    model, draws = Drawing(at_once=at_once).double(), 200
+    inputs, labels = torch.randn(3, 6, dtype=torch.float64), torch.arange(3)
+    many = inputs.repeat(draws, 1), labels.repeat(draws)
+    with caplog.at_level("INFO"):
+        got = fisher_diagonal(model, [many])
+    expected = oracle.empirical(model, *many)  # at other draws
+    for name, tensor in got.items():
+        assert not expected[name].any() or abs(tensor.sum() / expected[name].sum() - 1) < 0.1
+    assert caplog.text.count("draws random numbers, and the information is that of one draw") == 1
+    assert "disagree" not in caplog.text and "what else is in a batch" not in caplog.text
