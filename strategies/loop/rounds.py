@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.wire.records import client_id_order
@@ -127,7 +127,22 @@ class Traffic:
 def _bytes_by_record(message: Message) -> dict[str, int]:
     if not message.has_content():
         return {}
-    return {name: record.count_bytes() for name, record in message.content.items()}
+    return {name: _bytes_in(record) for name, record in message.content.items()}
+
+
+def _bytes_in(record: ArrayRecord | MetricRecord | ConfigRecord) -> int:
+    if not isinstance(record, ConfigRecord):
+        return record.count_bytes()
+    # Flower's own count takes an empty text or list for an error
+    return sum(len(name) + _bytes_of(value) for name, value in record.items())
+
+
+def _bytes_of(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_bytes_of, value))
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 1 if isinstance(value, bool) else 8
 
 
 def _metrics_of(message: Message) -> dict[str, float]:

@@ -273,6 +273,18 @@ def test_what_no_float_holds_stands_in_no_record_and_a_long_name_is_cut(tmp_path
     assert federation.rounds[1].clients[1].metrics == {"num-examples": 12}
 
 
+@pytest.mark.parametrize("make", [FedAvg, lambda **o: FedCurv(strength=0.1, **o)])
+def test_empty_settings_in_a_message_or_a_reply_end_no_run(make):
+    def empty(content: RecordDict) -> None:
+        content["note"] = ConfigRecord({"text": "", "list": [], "bytes": b"", "é": ["ab", ""]})
+
+    federation = Federation(num_nodes=3, spoil={(1, 1): empty})
+    config = ConfigRecord({"text": "", "list": []})
+    federation.run(make(**options()), num_rounds=2, train_config=config)
+    assert set(federation.statuses(1).values()) == {"ok"}
+    assert federation.rounds[1].clients[1].up["note"] == len("text" "list" "bytes" "é" "ab")
+
+
 @pytest.mark.parametrize("loss", [1e300, 1e20])
 def test_a_loss_whose_power_no_float_holds_does_not_end_qfedavg(loss):
     federation = Federation(num_nodes=4, spoil={(1, 1): metrics(loss=loss)})
