@@ -59,8 +59,11 @@ def open_private(path: Path, mode: str) -> IO[bytes]:
     """
     private_folder(path.parent)
     flags = os.O_APPEND if mode == "ab" else os.O_TRUNC
-    binary = getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | binary | flags, 0o600)
+    # nobody may read from a pipe, whose opening would be waited for
+    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o600)
+    if hasattr(os, "set_blocking"):
+        os.set_blocking(descriptor, True)
     file = os.fdopen(descriptor, mode)
     if hasattr(os, "fchmod") and os.fstat(descriptor).st_mode & 0o077:
         with suppress(PermissionError):  # one that was there before, and perhaps another's
@@ -121,9 +124,17 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
                 _unlock(descriptor)
         if fcntl is None:
             os.replace(temporary, path)  # where open files cannot be renamed
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            name_file(error, path)
         raise
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Have an error say which file it is of: one of writing, as on a full disk, does not."""
+    if error.filename is None:
+        error.filename = str(path)
 
 
 def remove_leftovers(folder: Path, is_ours: Callable[[str], bool] = lambda name: True) -> None:

@@ -20,7 +20,7 @@ from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.partition import BY_CLASS, PARTITIONS, checked_parts, natural
 from fedcurv.simulations.data.samples import DataSet
-from fedcurv.simulations.own import call_own, in_one_line, own_function
+from fedcurv.simulations.own import call_own, in_one_line, own_function, own_options
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_named
@@ -111,7 +111,7 @@ def _require_classification(config: Mapping[str, Any]) -> None:
 
 def _own_data(settings: Mapping[str, Any], task: str) -> DataSet:
     place = str(settings[_OWN_DATA[settings["name"]]])
-    options = json.dumps(settings.get("options") or {}, sort_keys=True)
+    options = json.dumps(own_options("data.function", settings.get("options")), sort_keys=True)
     changed = 0
     if settings["name"] == "arrays" and Path(place).is_file():
         changed = Path(place).stat().st_mtime_ns
@@ -200,8 +200,9 @@ def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:
     options = dict(config["model"])
     name = options.pop("name")
     if name == "function":
-        place, inner = options.pop("function"), options.pop("options", None) or {}
-        own = call_own("model.function", place, data.shape, data.num_outputs, **inner, **options)
+        place, inner = options.pop("function"), options.pop("options", None)
+        all_options = own_options("model.function", inner, options)
+        own = call_own("model.function", place, data.shape, data.num_outputs, **all_options)
         if not isinstance(own, nn.Module):
             raise ValueError(
                 f"model.function={place}: expected a torch.nn.Module, got {type(own).__name__}"
@@ -214,8 +215,10 @@ def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:
 
 def check_model(model: nn.Module, data: DataSet, name: str) -> None:
     """Raise a ValueError unless a model turns inputs of these data into what their task needs."""
-    inputs, targets = data.train_samples(np.arange(min(2, len(data.train_targets))))
+    inputs, targets = data.telling_inputs(), data.train_targets
     taken = f"{str(inputs.dtype).removeprefix('torch.')} inputs of shape {tuple(inputs.shape)}"
+    if not inputs.is_floating_point():
+        taken += f" with numbers from {int(inputs.min())} to {int(inputs.max())}"
     was_training = model.training
     try:
         with torch.no_grad():
@@ -247,9 +250,10 @@ def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.
     options = dict(config["partition"])
     name, number, seed = options.pop("name"), config["num_clients"], config["seed"]
     if name == "function":
-        place, inner = options.pop("function"), options.pop("options", None) or {}
+        place, inner = options.pop("function"), options.pop("options", None)
         labels = data.labels.copy()  # the data set stays as it is, whatever is done to them
-        own = call_own("partition.function", place, labels, number, seed=seed, **inner, **options)
+        all_options = own_options("partition.function", {"seed": seed}, inner, options)
+        own = call_own("partition.function", place, labels, number, **all_options)
         return checked_parts(own, len(data.labels), number, f"partition.function={place}")
     if name == "natural":
         if data.train_groups is None:

@@ -24,6 +24,7 @@ from fedcurv.simulations.build import (
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
+from fedcurv.simulations.own import in_one_line
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
@@ -98,6 +99,11 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             made = make()
         except TypeError as error:
             raise ValueError(f"{part}: an option is of a wrong type: {error}") from error
+        except (RuntimeError, MemoryError, ArithmeticError) as error:  # as of a layer without end
+            raise ValueError(
+                f"{part}={settings[part]['name']} cannot be made for {_described(data)} "
+                f"({in_one_line(error)})"
+            ) from error
         if part == "partition" and settings["partition"]["name"] == "function":
             require_same_parts(made, make(), settings["partition"]["function"])
         if isinstance(made, nn.Module):
@@ -133,6 +139,10 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
             f"task={task.name}: expected test targets that differ, got equal ones, for which R² is "
             "not defined; give others, or name a metric of your own by metric.function"
         )
+
+
+def _described(data: DataSet | DeviceData) -> str:
+    return f"inputs of shape {tuple(data.shape)} and {data.num_outputs} outputs"
 
 
 def _check_evaluation(settings: Mapping[str, Any]) -> None:

@@ -93,6 +93,31 @@ def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
         raise ValueError(f"{path}={name} raised {in_one_line(error)}") from error
 
 
+def own_options(path: str, *tables: Any) -> dict[str, Any]:
+    """Return the options for a user's function.
+
+    Args:
+        path: where the configuration names the function, for messages.
+        *tables: options by name, or None for none; no name may stand in two of them.
+
+    Raises:
+        ValueError: in one line, for what is no such table, or a name that is given twice.
+    """
+    options: dict[str, Any] = {}
+    place = f"{path.rpartition('.')[0]}.options"
+    for table in tables:
+        is_table = isinstance(table, Mapping | None)
+        if not is_table or not all(isinstance(name, str) for name in table or ()):
+            raise ValueError(f"{place}: expected a table of options by name, got {table!r:.80}")
+        for name in table or ():
+            if name in options:
+                raise ValueError(
+                    f"{place}: the function of {path} is given {name!r} already; leave it out there"
+                )
+        options |= dict(table or {})
+    return options
+
+
 def own_function(path: str, name: str) -> Callable[..., Any]:
     """Return a function of the user's.
 

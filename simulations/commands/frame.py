@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.table import Table
 
@@ -100,6 +100,28 @@ def run_command(program: str, config_name: str, work: Work) -> None:
         sys.exit(f"{program}: {explain(error)}")
     if ended_early:
         sys.exit(EXIT_ENDED_EARLY)
+
+
+def new_folder(wanted: str) -> str:
+    """Make a folder that nobody has yet, and return it: the one that is wanted, or with a number.
+
+    Commands that begin in the same second want the same. What keeps any from being made is left
+    for whoever writes into it to say.
+    """
+    for name in (wanted, *(f"{wanted}-{number}" for number in range(2, 1000))):
+        try:
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).mkdir()
+        except FileExistsError:
+            continue
+        except OSError:
+            break
+        return name
+    return wanted
+
+
+# once for a configuration, which asks for its folder several times
+OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A user's own data set, from a file of arrays or from what a function returns."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_nam
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _NAMES = (*_PARTS, "train_groups", "classes")
+# of classes without names, unless there are more samples: a model has a row of weights for each
+_MOST_CLASSES = 1_000_000
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -102,7 +104,7 @@ def data_set_of(
         targets["train"],
         inputs["test"],
         targets["test"],
-        num_classes=_num_classes(learned, targets.values(), highest),
+        num_classes=_num_classes(learned, targets.values(), highest, source),
         mean=mean,
         deviation=deviation,
         train_groups=_groups(known.get("train_groups"), len(inputs["train"]), source),
@@ -110,10 +112,18 @@ def data_set_of(
     )
 
 
-def _num_classes(task: Task, targets: Iterable[Tensor], highest: int | None) -> int:
+def _num_classes(task: Task, targets: Collection[Tensor], highest: int | None, source: str) -> int:
     if task.like_outputs:
         return 2 if task.has_labels else 0
-    return highest or 1 + max(int(one.max()) for one in targets)
+    if highest:
+        return highest
+    largest = max(int(one.max()) for one in targets)
+    if largest >= max(_MOST_CLASSES, sum(one.numel() for one in targets)):
+        raise ValueError(
+            f"{source}: expected classes numbered from 0 on without large gaps, got {largest}; "
+            "number them anew, or give the names of all as classes"
+        )
+    return 1 + largest
 
 
 def _require_no_misspelling(names: Iterable[object], source: str) -> None:

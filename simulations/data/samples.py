@@ -106,6 +106,22 @@ class DataSet:
         chosen = torch.from_numpy(indices)
         return self._prepared(self.train_inputs[chosen]), self.train_targets[chosen]
 
+    def telling_inputs(self) -> Tensor:
+        """Return a few inputs as a model takes them, to try it.
+
+        They are the first two of training, and of integers those with the least and with the
+        greatest number in training and in testing: a model may have no place for a token.
+        """
+        first = self.train_inputs[:2]
+        if self.mean is not None or first.is_floating_point():
+            return self._prepared(first)
+        rows = [first]
+        for part in (self.train_inputs, self.test_inputs):
+            numbers = part.reshape(len(part), -1).long()
+            ends = torch.stack([numbers.amin(1).argmin(), numbers.amax(1).argmax()])
+            rows.append(part[ends])
+        return self._prepared(torch.cat(rows))
+
     def test_samples(self) -> tuple[Tensor, Tensor]:
         """Return all test inputs and targets, as a model takes them."""
         return self._prepared(self.test_inputs), self.test_targets

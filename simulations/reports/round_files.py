@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedcurv.private_files import name_file
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.history import History
 from fedcurv.strategies.loop.rounds import RoundRecord
@@ -86,7 +87,7 @@ def _client_rows(history: History, metric: str) -> list[dict[str, object]]:
             "round": record.server_round,
             "client": client.client_id,
             "status": client.status,
-            "reason": client.reason.strip().splitlines()[-1] if client.reason else "",
+            "reason": client.reason.strip().rpartition("\n")[2],
             "bytes_down": client.bytes_down,
             "bytes_up": client.bytes_up,
             **{
@@ -130,9 +131,18 @@ _ROWS: dict[str, Callable[[History, str], list[dict[str, object]]]] = {
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]], *, append: bool = False) -> None:
-    """Write at least one row; all have the same columns."""
-    with path.open("a" if append else "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        if not append:
-            writer.writeheader()
-        writer.writerows(rows)
+    """Write at least one row; all have the same columns.
+
+    What is no text, such as an undecodable file name in an error, is written escaped.
+    """
+    try:
+        with path.open(
+            "a" if append else "w", newline="", encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            if not append:
+                writer.writeheader()
+            writer.writerows(rows)
+    except OSError as error:
+        name_file(error, path)
+        raise

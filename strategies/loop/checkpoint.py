@@ -12,6 +12,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from numpy.typing import NDArray
 
 from fedcurv.archive import read_archive, write_archive
+from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.private_files import locked
 from fedcurv.strategies.loop.strategy_state import (
     learned,
@@ -98,7 +99,7 @@ class Checkpoint:
         header = {
             "version": _VERSION,
             "server-round": progress.server_round,
-            "strategy": type(self._strategy).__name__,
+            "strategy": _name(self._strategy),
             "model": _pack(progress.result.arrays, leaves),
             "state": _pack(learned(self._strategy, self._at_first), leaves),
             "histories": {
@@ -108,15 +109,19 @@ class Checkpoint:
         }
         write_archive(self.path, header, {f"array-{i}": leaf for i, leaf in enumerate(leaves)})
 
-    def restore(self) -> Progress:
+    def restore(self, given: ArrayRecord | None = None) -> Progress:
         """Put the strategy into the state that was saved and return the rest of it.
+
+        Args:
+            given: a model, whose names and shapes the one in the file must have.
 
         Raises:
             FileNotFoundError: if nothing was saved.
-            ValueError: if the file is damaged, of another version, or of another strategy.
+            ValueError: if the file is damaged, of another version, another strategy's or another
+                model's; the strategy is as it was.
         """
         header, arrays = read_archive(self.path)
-        expected = type(self._strategy).__name__
+        expected = _name(self._strategy)
         if header.get("version") != _VERSION:
             raise ValueError(
                 f"{self.path} is a checkpoint of version {str(header.get('version', 1))[:20]}, "
@@ -128,14 +133,33 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of {str(header.get('strategy'))[:100]}, expected "
                 f"one of {expected}; choose another folder"
             )
-        try:
+        with _readable(self.path):
             progress = _progress(header, arrays)
+        if given is not None:
+            _require_same_model(given, progress.result.arrays, self.path)
+        with _readable(self.path):
             load_learned(self._strategy, _unpack(header["state"], arrays))
-        except Exception as error:  # whatever the rest of a damaged file makes of it
-            raise ValueError(
-                f"{self.path} cannot be read: {type(error).__name__}: {error}"
-            ) from error
         return progress
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the rest of a damaged file makes of it
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _require_same_model(given: ArrayRecord, saved: ArrayRecord, path: Path) -> None:
+    try:
+        require_same_shapes(shapes_of(given), shapes_of(saved), "what is given", "the file")
+    except ValueError as error:
+        raise ValueError(f"{path} is another model's: {error}; choose another folder") from error
+
+
+def _name(strategy: Strategy) -> str:
+    """Return a strategy's name, with those of the strategies inside it."""
+    return " around ".join(type(one).__name__ for one in with_inner(strategy))
 
 
 def _progress(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Progress:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -14,6 +15,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcurv.strategies.legacy import refuse_legacy_strategy
+from fedcurv.strategies.loop.aggregated import Aggregated
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.loop.odd_means import OddMeans
@@ -22,7 +24,7 @@ from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
 from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.replies.check import require_some_messages, require_some_success
-from fedcurv.strategies.replies.screen import Screen
+from fedcurv.strategies.replies.screen import Screen, averages
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +97,18 @@ def start(
         BlockingIOError: if another server uses the checkpoint's folder.
         FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
         TypeError: for FedCurv inside a differential-privacy wrapper, ``replies_are_models`` or
-            ``max_examples`` beside FedCurv, a strategy of Flower's legacy API, or one client id
-            without a list around it.
-        ValueError: if ``num_rounds`` < 1, the strategy selects nobody, or the checkpoint is damaged
-            or another strategy's.
+            ``max_examples`` beside FedCurv, a strategy of Flower's legacy API or one whose
+            ``aggregate_train`` returns something else, or one client id without a list around it.
+        ValueError: if a number is out of range, the strategy selects nobody, or the checkpoint is
+            damaged or of another strategy or model.
     """
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds must be >= 1, got {num_rounds}")
-    if checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be >= 1, got {checkpoint_every}")
+    for name, number in (("num_rounds", num_rounds), ("checkpoint_every", checkpoint_every)):
+        if isinstance(number, bool) or not isinstance(number, Integral) or not number >= 1:
+            raise ValueError(f"{name} must be >= 1, got {number!r}; give a whole number")
+    for name, seconds in (("timeout", timeout), ("wait_timeout", wait_timeout)):
+        is_endless = seconds is None and name == "timeout"
+        if not is_endless and not (isinstance(seconds, int | float) and seconds >= 0):
+            raise ValueError(f"{name} must be >= 0, in seconds, got {seconds!r}")
     if isinstance(wait_for_nodes, str):
         raise TypeError(f"wait_for_nodes: expected a list of client ids, got {wait_for_nodes!r}")
     if resume and checkpoint is None:
@@ -125,7 +130,15 @@ def start(
                     f"{keeper.path} is the checkpoint of an earlier run; go on from it with "
                     "resume=True, or choose another folder"
                 )
-            restored = keeper.restore()
+            is_model = isinstance(strategy, SendsStatistics) or averages(strategy)
+            restored = keeper.restore(arrays if is_model else None)
+            if restored.server_round >= num_rounds:
+                logger.warning(
+                    "%s has %d rounds already, and num_rounds is %d: nothing is left to train",
+                    keeper.path,
+                    restored.server_round,
+                    num_rounds,
+                )
         ordered = OrderedGrid(grid)
         ordered.wait_for(wait_for_nodes, wait_timeout)
         watchers: list[OnRound] = [OddMeans(), *([on_round] if callable(on_round) else on_round)]
@@ -190,6 +203,9 @@ class _Run:
     refused_evaluations: Mapping[str, str] = field(default_factory=dict)
     is_unanswered: bool = False
 
+    def __post_init__(self) -> None:
+        self.aggregated = Aggregated(type(self.strategy).__name__)
+
     def awaits_evaluation(self) -> bool:
         """Return whether clients were asked to evaluate and none has done so in any round."""
         result = self.result
@@ -210,16 +226,18 @@ class _Run:
         refused: Mapping[str, str] = {}
         if isinstance(self.strategy, SendsStatistics):
             once = self.strategy.takes_replies_once
-            arrays, metrics = self.strategy.aggregate_train(
+            made = self.strategy.aggregate_train(
                 server_round, one_by_one if once else list(one_by_one)
             )
+            arrays, metrics = self.aggregated.checked(server_round, made)
         else:
             replies = list(one_by_one)
             fit, refused, finish = self.screen.train(
                 server_round, self.result.arrays, replies, lambda m: f"client {self._client_id(m)}"
             )
             require_some_success(server_round, replies, refused)
-            arrays, metrics = self.strategy.aggregate_train(server_round, fit)
+            made = self.strategy.aggregate_train(server_round, fit)
+            arrays, metrics = self.aggregated.checked(server_round, made)
             arrays = None if arrays is None else finish(arrays)
         own = getattr(self.strategy, "refused", None)
         refused = {**refused, **(own if isinstance(own, Mapping) else {})}

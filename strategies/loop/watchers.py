@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedcurv.private_files import open_private, private_folder
+from fedcurv.private_files import name_file, open_private, private_folder
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord
 from fedcurv.strategies.wire.arrays import reason_of
 
@@ -31,8 +31,12 @@ class JsonLines:
         """Append a round."""
         line = json.dumps(_plain(asdict(record)), allow_nan=False)
         begin = "\n" if _is_cut_off(self._path) else ""
-        with open_private(self._path, "ab") as file:
-            file.write(f"{begin}{line}\n".encode())
+        try:
+            with open_private(self._path, "ab") as file:
+                file.write(f"{begin}{line}\n".encode())
+        except OSError as error:
+            name_file(error, self._path)
+            raise
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> list[RoundRecord]:

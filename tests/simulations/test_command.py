@@ -9,8 +9,10 @@ import pytest
 from flwr.common.config import parse_config_args
 
 from fedcurv.simulations.commands import experiment, label_noise, trial
-from fedcurv.simulations.commands import run as run_command
+from fedcurv.simulations.commands import run as run_module
+from fedcurv.simulations.commands.frame import Done, run_command
 from fedcurv.simulations.commands.simulate import main
+from fedcurv.simulations.configuration import CONF
 from fedcurv.simulations.deployment.flower_run import run_config_of
 from tests.simulations.test_run import SMALL, rows_of
 
@@ -27,6 +29,22 @@ def test_the_command_prints_a_table_and_says_where_the_files_are(tmp_path, comma
     assert "Command: `fedcurv-simulate num_clients=6 num_rounds=2 client.epochs=1`" in (
         summary.read_text()
     )
+
+
+def test_commands_of_one_second_do_not_share_a_folder(tmp_path, command):
+    def count(config, folder, command):
+        (folder / "written").touch(exist_ok=False)
+        return Done("", folder)
+
+    for name in ("config", "label_noise"):
+        for _ in range(3):
+            folder = "hydra.run.dir='${new_folder:out/" + name + "}'"
+            done = command("a-command", lambda name=name: run_command("a", name, count), folder)
+            assert done.code == 0, done.errors
+        folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(name))
+        assert folders == [name, f"{name}-2", f"{name}-3"]
+        text = (CONF / f"{name}.yaml").read_text()
+        assert text.count("    dir: ${new_folder:") == 2  # of a run, and of a sweep
 
 
 @pytest.mark.parametrize(
@@ -196,7 +214,7 @@ def test_overrides_reach_the_servers_app_as_they_are():
     ],
 )
 def test_fedcurv_run_refuses_before_it_runs(arguments, message, command):
-    done = command("fedcurv-run", run_command.main, *arguments)
+    done = command("fedcurv-run", run_module.main, *arguments)
     assert done.code == 2 and message in done.errors
 
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
-from fedcurv.simulations.build import described_data, make_model
+from fedcurv.simulations.build import check_model, described_data, make_model
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.data.own import data_set_of
 from fedcurv.simulations.federation.client_app import make_task
 from fedcurv.simulations.federation.task_description import describe_task
-from fedcurv.simulations.own import NAMES, OWN_VARIABLE
+from fedcurv.simulations.own import NAMES, OWN_VARIABLE, own_options
 from tests.federation import message_with
 from tests.simulations.test_run import configuration, rows_of
 
@@ -220,12 +220,30 @@ def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
             "expected a torch.nn.Module that takes logits and targets, got dict",
         ),
         (["client.loss={name: function}"], "client.loss.function must be module:function, got"),
+        (
+            [
+                "partition=function",
+                "partition.function=own_things:by_turns",
+                "+partition.options.seed=1",
+            ],
+            "^partition.options: the function of partition.function is given 'seed' already",
+        ),
+        (
+            ["model=mlp", "model.hidden=[1000000000000000]"],
+            r"model=mlp cannot be made for inputs of shape \(5,\) and 3 outputs \(RuntimeError",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(overrides, message):
     with pytest.raises(ValueError, match=message) as error:
         resolve(configuration(*SMALL, *OWN, *overrides))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("table", [3, [1], "ab", {1: 2}])
+def test_options_that_are_no_table_are_named(table):
+    with pytest.raises(ValueError, match=r"^model\.options: expected a table of options by name"):
+        own_options("model.function", {"width": 3}, table)
 
 
 def arrays(**changes):
@@ -257,6 +275,7 @@ def arrays(**changes):
         ({"train_groups": np.array(["a", None, "b", "b"])}, "expected names or numbers"),
         ({"train_group": np.zeros(4)}, "expected train_groups, got train_group"),
         ({"train_inputs": torch.zeros(4, 3).to_sparse()}, "expected a dense array, got one of"),
+        ({"train_targets": np.array([0, 1, 10**9, 1])}, "without large gaps, got 1000000000"),
         ({"train_inputs": [[1, 2], [3]]}, "train_inputs: expected an array of numbers"),
         ({"train_inputs": np.array([["a"]] * 4)}, "train_inputs: expected an array of numbers"),
     ],
@@ -264,6 +283,19 @@ def arrays(**changes):
 def test_arrays_that_do_not_fit_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         data_set_of(arrays(**changes), "here")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("token", [-1, 3])
+def test_a_token_that_the_model_has_no_place_for_is_found_before_anything_starts(part, token):
+    tokens = {"train": np.zeros((4, 3), int), "test": np.zeros((2, 3), int)}
+    tokens[part][-1, 1] = token
+    inputs = {f"{name}_inputs": values for name, values in tokens.items()}
+    data = data_set_of(arrays(**inputs), "here")
+    model = make_model({"model": {"name": "lstm"}}, data)
+    ends = f"from {min(0, token)} to {max(0, token)} "
+    with pytest.raises(ValueError, match=f"model=lstm cannot take int64 inputs .*{ends}"):
+        check_model(model, data, "lstm")
 
 
 def test_a_file_that_is_not_there_or_holds_no_arrays_is_named(tmp_path):

@@ -1,9 +1,10 @@
+import errno
 import math
 import os
 
 import pytest
 import torch
-from flwr.app import MetricRecord
+from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 
 from fedcurv.archive import read_archive, write_archive
@@ -464,3 +465,52 @@ def test_a_missing_metric_is_an_error():
 def test_settings_out_of_range(settings, message):
     with pytest.raises(ValueError, match=message):
         EarlyStopping(**settings)
+
+
+def test_a_checkpoint_around_another_strategy_is_refused(tmp_path):
+    Federation().run(FedCurv(FedAdam(**options()), strength=0.1), num_rounds=1, checkpoint=tmp_path)
+    other = FedCurv(FedYogi(**options()), strength=0.1)
+    with pytest.raises(
+        ValueError,
+        match=r"of FedCurv around FedAdam, expected one of FedCurv around FedYogi",
+    ):
+        Federation().run(other, num_rounds=2, checkpoint=tmp_path, resume=True)
+
+
+class OneMore(Federation):
+    """Begins with a model that has another array."""
+
+    def pack(self, model):
+        packed = super().pack(model)
+        more = {} if self.visits else {"more": packed["bias"]}
+        return ArrayRecord({**packed, **more})
+
+
+@pytest.mark.parametrize("make", [FedAvg, lambda **o: FedCurv(strength=0.1, **o)])
+def test_a_checkpoint_of_another_model_is_refused(make, tmp_path):
+    Federation().run(make(**options()), num_rounds=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"is another model's: .*'more' is missing in the file"):
+        OneMore().run(make(**options()), num_rounds=2, checkpoint=tmp_path, resume=True)
+
+
+def test_a_resumed_run_that_has_nothing_left_to_train_says_so(tmp_path, caplog):
+    Federation().run(FedAvg(**options()), num_rounds=2, checkpoint=tmp_path)
+    assert "nothing is left to train" not in caplog.text
+    Federation().run(FedAvg(**options()), num_rounds=1, checkpoint=tmp_path, resume=True)
+    assert "has 2 rounds already, and num_rounds is 1: nothing is left to train" in caplog.text
+
+
+def test_a_disk_that_is_full_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*checkpoint\.npz'"):
+        Federation().run(FedAvg(**options()), num_rounds=1, checkpoint=tmp_path / "run")
+    assert os.listdir(tmp_path / "run") == [".checkpoint.lock"]
+
+
+def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".checkpoint.lock")
+    with pytest.raises(OSError, match=r"\.checkpoint\.lock"):
+        Federation().run(FedAvg(**options()), num_rounds=1, checkpoint=tmp_path)

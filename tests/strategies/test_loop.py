@@ -1,4 +1,5 @@
 import gc
+import math
 import random
 import time
 import weakref
@@ -454,3 +455,46 @@ def test_several_may_watch():
 def test_num_rounds_must_be_positive():
     with pytest.raises(ValueError, match="num_rounds must be >= 1, got 0"):
         Federation().run(FedAvg(**options()), num_rounds=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_rounds": math.nan}, "num_rounds must be >= 1, got nan"),
+        ({"num_rounds": 2.5}, "num_rounds must be >= 1, got 2.5"),
+        ({"num_rounds": True}, "num_rounds must be >= 1, got True"),
+        ({"num_rounds": "3"}, "num_rounds must be >= 1, got '3'"),
+        ({"checkpoint_every": math.nan}, "checkpoint_every must be >= 1, got nan"),
+        ({"timeout": math.nan}, "timeout must be >= 0, in seconds, got nan"),
+        ({"timeout": "3"}, "timeout must be >= 0, in seconds, got '3'"),
+        ({"wait_timeout": None}, "wait_timeout must be >= 0, in seconds, got None"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_before_anything_starts(given, message):
+    federation = Federation()
+    with pytest.raises(ValueError, match=message):
+        federation.run(FedAvg(**options()), **given)
+    assert not federation.visits
+
+
+def returning(value):
+    class Own(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            return value
+
+    return Own(**options())
+
+
+def test_a_strategy_that_returns_no_model_is_told_once(caplog):
+    federation = Federation()
+    federation.run(returning((None, MetricRecord({"loss": 1.0}))), num_rounds=3)
+    lines = [r.getMessage() for r in caplog.records if "returned no model" in r.getMessage()]
+    assert lines == [
+        "round 1: aggregate_train of Own returned no model: the one before stays; said once"
+    ]
+
+
+@pytest.mark.parametrize("value", [None, ({"weight": 1}, None), (None, {"loss": 1.0}), (None,)])
+def test_a_strategy_that_returns_something_else_is_named(value):
+    with pytest.raises(TypeError, match="round 1: expected aggregate_train of Own to return"):
+        Federation().run(returning(value), num_rounds=1)

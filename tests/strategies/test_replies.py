@@ -282,7 +282,7 @@ def test_empty_settings_in_a_message_or_a_reply_end_no_run(make):
     config = ConfigRecord({"text": "", "list": []})
     federation.run(make(**options()), num_rounds=2, train_config=config)
     assert set(federation.statuses(1).values()) == {"ok"}
-    assert federation.rounds[1].clients[1].up["note"] == len("text" "list" "bytes" "é" "ab")
+    assert federation.rounds[1].clients[1].up["note"] == len("textlistbyteséab")
 
 
 @pytest.mark.parametrize("loss", [1e300, 1e20])
