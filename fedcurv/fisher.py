@@ -100,7 +100,7 @@ def fisher_diagonal(
     """
     if kind not in get_args(FisherKind):
         raise ValueError(f"kind must be one of {', '.join(get_args(FisherKind))}, got {kind!r}")
-    if isinstance(likelihood, str) and likelihood not in LIKELIHOODS:
+    if not callable(likelihood) and likelihood not in LIKELIHOODS:
         raise ValueError(
             f"likelihood must be one of {', '.join(LIKELIHOODS)}, or a function, got {likelihood!r}"
         )
@@ -109,8 +109,8 @@ def fisher_diagonal(
             f"kind={kind!r} needs one of the likelihoods {', '.join(LIKELIHOODS)}, of which the "
             "expectation is known, got a function; use kind='empirical'"
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+    if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
+        raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}")
     parameters = trainable_parameters(model)
     refuse_complex(parameters.items(), "fisher_diagonal")
     device = next(iter(parameters.values())).device

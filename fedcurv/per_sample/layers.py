@@ -201,8 +201,8 @@ class ReplayedLayer(Layer):
     ) -> tuple[Watched, Span] | None:
         outputs = tensors_of(output)
         with_graph = [value for value in outputs if value.requires_grad]
-        if any(value.is_leaf for value in with_graph):
-            return None
+        if not with_graph or any(value.is_leaf for value in with_graph):
+            return None  # tensors may be hidden in an object of a class of its own
         span = Span(self.index, edges_of(with_graph), nodes_of(tensors_of((args, kwargs))))
         sizes = [value.shape for value in outputs]
         call = Watched(self, args, kwargs, sizes, gradients=[None] * len(outputs))
@@ -230,7 +230,7 @@ class ReplayedLayer(Layer):
         replayed = Call(args, kwargs, list(call.gradients), (axes[0], axes[1], of_outputs))
         try:
             self._replay.add_squares(replayed, squares)
-        except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             logger.debug("%s cannot be replayed: %s", self.name, error)
             return False
         for name, square in squares.items():

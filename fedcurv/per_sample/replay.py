@@ -145,7 +145,7 @@ class Replay:
         if self._name not in self._by_loop:
             try:
                 gradients, outputs = self._at_once(call, names)
-            except (RuntimeError, NotImplementedError, TypeError) as error:
+            except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
                 self._tell(f"since vmap cannot run it: {(str(error).splitlines() or [''])[0]}")
             else:
                 if any(gradient.requires_grad for gradient in gradients.values()):

@@ -286,7 +286,7 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
             {"likelihood": lambda outputs, targets: outputs.sum(1), "kind": "exact"},
             "kind='exact' needs one of the likelihoods categorical, .* got a function",
         ),
-        (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
+        (nn.Linear(6, 3), [GOOD], {"chunk_size": 0}, "chunk_size must be an integer >= 1, got 0"),
         (nn.LSTM(6, 3), [GOOD], {}, "returns one tensor, got tuple from LSTM; wrap it"),
         (
             nn.Linear(6, 3),
@@ -421,3 +421,10 @@ def test_a_forward_pass_that_changes_parameters_is_told(caplog):
 
     fisher_diagonal(Clamping(6, 3), [(torch.randn(4, 6), torch.arange(4) % 3)])
     assert caplog.text.count("has changed its own parameters weight, which stay changed") == 1
+
+
+@pytest.mark.parametrize("options", [{"chunk_size": 2.5}, {"chunk_size": "8"}, {"likelihood": 5}])
+def test_options_of_other_types_are_refused(options):
+    batch = torch.randn(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be .*got"):
+        fisher_diagonal(nn.Linear(3, 2), [batch], **options)

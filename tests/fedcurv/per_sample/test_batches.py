@@ -146,3 +146,34 @@ def test_more_rows_than_samples_are_refused(samples):
     batch = torch.randn(samples, 6), torch.zeros(samples, dtype=torch.long)
     with pytest.raises(ValueError, match=r"batch 0: expected outputs with a row for each of"):
         fisher_diagonal(model, [batch], likelihood=lambda z, y: z[: len(y)].square().sum(1))
+
+
+class Fields(dict):
+    """Has items as attributes, as outputs of well-known libraries have."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self[name]
+
+
+class Object:
+    def __init__(self, **fields: Tensor) -> None:
+        vars(self).update(fields)
+
+
+class Block(nn.Module):
+    """Has no closed form, and takes and returns objects."""
+
+    def __init__(self, kind: Callable[..., object]) -> None:
+        super().__init__()
+        self.weight, self.kind = nn.Parameter(torch.randn(6, 6)), kind
+
+    def forward(self, taken: object) -> object:
+        return self.kind(states=torch.tanh(taken.states @ self.weight))
+
+
+@pytest.mark.parametrize("sizes", [[5], [1, 4]])
+@pytest.mark.parametrize("kind", [Fields, Object])
+def test_tensors_in_objects_of_other_classes_are_right(kind, sizes):
+    torch.manual_seed(0)
+    model = Net(Block(kind), lambda m, x: m.layer(kind(states=x * m.constant)).states).double()
+    assert_right(model, torch.randn(5, 6, dtype=torch.float64), sizes)
