@@ -60,7 +60,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("experiment", "label_noise", "metric"), _TABLE),
     **dict.fromkeys(("data.options", "model.options", "partition.options"), _TABLE),
     "client.terms": _TABLE,
-    **dict.fromkeys(("data.standardise", "data.channels_last"), _FLAG),
+    **dict.fromkeys(("data.standardise", "data.channels_last", "model.every_position"), _FLAG),
     **dict.fromkeys(("data.file", "data.function"), _TEXT),
     **dict.fromkeys(("model.function", "partition.function"), _TEXT),
     **dict.fromkeys(("model.width", "model.heads", "model.layers", "model.embedding"), _COUNT),

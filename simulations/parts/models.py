@@ -72,7 +72,13 @@ def resnet18(shape: Shape, num_classes: int, *, groups: int = 32) -> nn.Module:
 
 
 def lstm(
-    shape: Shape, num_classes: int, *, embedding: int = 8, width: int = 256, layers: int = 2
+    shape: Shape,
+    num_classes: int,
+    *,
+    embedding: int = 8,
+    width: int = 256,
+    layers: int = 2,
+    every_position: bool = False,
 ) -> nn.Module:
     """Return an LSTM over tokens that predicts the one after them, from as many as there are.
 
@@ -82,13 +88,20 @@ def lstm(
         embedding: numbers for a token.
         width: of a layer.
         layers: how many of them.
+        every_position: give logits for the token after each one, (N, T, C), not after all of them.
     """
     _require_tokens("lstm", shape)
-    return _TokenLSTM(num_classes, embedding, width, layers)
+    return _TokenLSTM(num_classes, embedding, width, layers, every_position)
 
 
 def transformer(
-    shape: Shape, num_classes: int, *, width: int = 64, heads: int = 4, layers: int = 2
+    shape: Shape,
+    num_classes: int,
+    *,
+    width: int = 64,
+    heads: int = 4,
+    layers: int = 2,
+    every_position: bool = False,
 ) -> nn.Module:
     """Return a transformer over tokens that predicts the one after them, from as many as there are.
 
@@ -100,27 +113,35 @@ def transformer(
         width: numbers for a token, a multiple of ``heads``.
         heads: of a layer's attention.
         layers: how many of them.
+        every_position: give logits for the token after each one, (N, T, C), from what is before it;
+            not after all of them.
     """
     _require_tokens("transformer", shape)
-    return _TokenTransformer(num_classes, shape[0], width, heads, layers)
+    return _TokenTransformer(num_classes, shape[0], width, heads, layers, every_position)
 
 
 class _TokenLSTM(nn.Module):
-    def __init__(self, tokens: int, embedding: int, width: int, layers: int) -> None:
+    def __init__(
+        self, tokens: int, embedding: int, width: int, layers: int, every_position: bool
+    ) -> None:
         super().__init__()
+        self.every_position = every_position
         self.embedding = nn.Embedding(tokens, embedding)
         self.lstm = nn.LSTM(embedding, width, layers, batch_first=True)
         self.output = nn.Linear(width, tokens)
 
     def forward(self, tokens: Tensor) -> Tensor:
         states, _ = self.lstm(self.embedding(tokens))
-        logits: Tensor = self.output(states[:, -1])
+        logits: Tensor = self.output(states if self.every_position else states[:, -1])
         return logits
 
 
 class _TokenTransformer(nn.Module):
-    def __init__(self, tokens: int, length: int, width: int, heads: int, layers: int) -> None:
+    def __init__(
+        self, tokens: int, length: int, width: int, heads: int, layers: int, every_position: bool
+    ) -> None:
         super().__init__()
+        self.every_position = every_position
         self.embedding = nn.Embedding(tokens, width)
         self.position = nn.Embedding(length, width)
         layer = nn.TransformerEncoderLayer(
@@ -131,8 +152,14 @@ class _TokenTransformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        states = self.layers(self.embedding(tokens) + self.position(places))
-        logits: Tensor = self.output(states[:, -1])
+        states = self.embedding(tokens) + self.position(places)
+        logits: Tensor
+        if not self.every_position:
+            logits = self.output(self.layers(states)[:, -1])
+            return logits
+        length = tokens.shape[1]  # no position may see the token that it is to predict
+        later = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
+        logits = self.output(self.layers(states, mask=later))
         return logits
 
 

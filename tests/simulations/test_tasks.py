@@ -23,6 +23,7 @@ from fedcurv.simulations.federation.task_description import describe_task, read_
 from fedcurv.simulations.own import OWN_VARIABLE, own_names
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import Metric
+from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.parts.tasks import TASKS
 from fedcurv.simulations.reports.sweep import write_sweep
 from tests.federation import message_with
@@ -142,6 +143,35 @@ def test_positions_without_a_class_do_not_count(last):
         known = targets != -100
         of_rows = make_loss("cross_entropy" if name == "auto" else name)
         torch.testing.assert_close(loss, of_rows(logits[known], targets[known]))
+
+
+@pytest.mark.parametrize("name", ["lstm", "transformer"])
+def test_a_model_of_text_predicts_at_every_position_from_what_is_before_it(name, tmp_path):
+    small = {"width": 8, "layers": 1, "every_position": True}
+    torch.manual_seed(0)
+    model = MODELS[name]((7,), 4, **small).double()
+    tokens = torch.randint(0, 4, (5, 7))
+    other = tokens.clone()
+    other[:, 4] = (tokens[:, 4] + 1) % 4
+    one, two = model(tokens), model(other)
+    torch.testing.assert_close(one[:, :4], two[:, :4], rtol=0, atol=1e-12)
+    assert not torch.isclose(one[:, 4:], two[:, 4:]).all()
+    got = fisher_diagonal(model, [(tokens, other)])
+    expected = dict.fromkeys(got, 0.0)
+    for x, y in zip(tokens, other, strict=True):
+        log_p = model.eval()(x[None])[0].log_softmax(1)
+        model.zero_grad()
+        sum(log_p[position, label] for position, label in enumerate(y)).backward()
+        for parameter, value in model.named_parameters():
+            expected[parameter] = expected[parameter] + value.grad**2 / 5
+    for parameter, value in got.items():
+        torch.testing.assert_close(value, expected[parameter])
+    options = [f"model={name}", *(f"model.{key}={str(v).lower()}" for key, v in small.items())]
+    chosen = [one for one in SMALL if "model" not in one]
+    words = [*POSITIONS[:2], *options, "client.fisher_kind=empirical", "client.lr=0.5"]
+    simulate(configuration(*chosen, *words), tmp_path / "out", command="")
+    rows = rows_of(tmp_path / "out" / "metrics.csv")
+    assert float(rows[3]["loss"]) < 0.9 * float(rows[0]["loss"])
 
 
 def test_a_batch_without_any_class_leaves_the_model_as_it_is():
