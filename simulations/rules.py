@@ -57,7 +57,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("strategy", "data", "partition", "model", "client", "runner"), _TABLE),
     **dict.fromkeys(("data.noise", "data.test", "client.stragglers"), _TABLE),
     **dict.fromkeys(("runner.client_resources", "runner.init_args"), _TABLE),
-    **dict.fromkeys(("experiment", "label_noise", "metric"), _TABLE),
+    **dict.fromkeys(("experiment", "metric"), _TABLE),
     **dict.fromkeys(("data.options", "model.options", "partition.options"), _TABLE),
     "client.terms": _TABLE,
     **dict.fromkeys(("data.standardise", "data.channels_last", "model.every_position"), _FLAG),

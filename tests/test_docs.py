@@ -53,7 +53,6 @@ def assert_prints(got: str, expected: str) -> None:
 
 CONFIGURATIONS = {
     "fedcurv-simulate": "config",
-    "fedcurv-label-noise": "label_noise",
     "fedcurv-experiment": "experiments",
 }
 
@@ -74,7 +73,9 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
     inline = re.findall(r"`(fedcurv-[^`\s]+\s[^`]+)`", page.read_text(encoding="utf-8"))
     for line in [*"".join(blocks(page, "console")).splitlines(), *map(unwrapped, inline)]:
         program, *_ = line.split()
-        if program == "torchrun":
+        if (
+            program == "torchrun" or "--config-dir" in line
+        ):  # of a reader's own folder: run elsewhere
             continue
         if program == "fedcurv-trial":
             line, program = without_options(line), "fedcurv-simulate"

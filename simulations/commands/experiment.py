@@ -1,4 +1,4 @@
-"""``fedcurv-experiment``: tuned methods, several seeds, one table; nothing is run twice."""
+"""``fedcurv-experiment``: methods, tuned or not, several seeds, one table; no run is repeated."""
 
 import itertools
 import shlex
@@ -33,7 +33,8 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     For every cell and method, each point of the method's grid is run on the validation split, with
     each of the tuning seeds. The one that reaches ``target`` in the fewest rounds and still has it
     in the last five, or else ends best, is run with each of the seeds and evaluated on the test
-    set.
+    set. With one point for each method and no tuning seeds, nothing is tuned, and no validation
+    split is needed.
 
     Args:
         config: as conf/experiments.yaml has it.
@@ -51,17 +52,19 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     metric = metric_of(resolved)
     check_experiment(experiment, metric)
     require_effective(shlex.split(command), experiment)
+    tuning_seeds = experiment.get("tuning_seeds") or []
     cells, methods = experiment["cells"], chosen(experiment["methods"], experiment.get("only"))
     for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
         for point in grid:
             check_plan(config, Plan(cell, name, point, experiment["seeds"][0], "test"))
-            check_plan(config, Plan(cell, name, point, experiment["tuning_seeds"][0], "validation"))
+            if tuning_seeds:
+                check_plan(config, Plan(cell, name, point, tuning_seeds[0], "validation"))
     runs_folder = folder / "runs"
     runs_folder.mkdir(parents=True, exist_ok=True)
     tuned: list[Run] = []
     trials: list[Run] = []
     points = len(next(iter(grids(methods).values())))
-    per_method = len(experiment["seeds"]) + points * len(experiment["tuning_seeds"])
+    per_method = len(experiment["seeds"]) + points * len(tuning_seeds)
     total = len(cells) * len(methods) * per_method
     with going_on_by_repeating(), Steps("training", total, width=44) as steps:
 
@@ -73,18 +76,18 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
 
         for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
             tuning = [
-                [
-                    done(Plan(cell, name, point, seed, "validation"))
-                    for seed in experiment["tuning_seeds"]
-                ]
+                [done(Plan(cell, name, point, seed, "validation")) for seed in tuning_seeds]
                 for point in grid
             ]
             trials += itertools.chain(*tuning)
-            best = min(tuning, key=lambda tried: worth(tried, experiment["target"]))
+            settings = grid[0]
+            if tuning_seeds:
+                best = min(tuning, key=lambda tried: worth(tried, experiment["target"]))
+                settings = best[0].plan.settings
             for seed in experiment["seeds"]:
-                tuned.append(done(Plan(cell, name, best[0].plan.settings, seed, "test")))
+                tuned.append(done(Plan(cell, name, settings, seed, "test")))
             rows = write_report(folder, tuned, trials, resolved, command)
-    return Done(view(rows, metric), folder, ended_early(tuned))
+    return Done(view(rows, metric, experiment.get("table")), folder, ended_early(tuned))
 
 
 if __name__ == "__main__":

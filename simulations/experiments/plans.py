@@ -9,20 +9,19 @@ from fedcurv.simulations.experiments.runs import Run, Settings
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric
 from fedcurv.simulations.rules import is_integer, is_list_of, is_number, require_distinct
 
+# a line for each method in each cell, with rounds to targets; or for each method, a column a cell
+TABLES = ("rounds", "last")
+
 
 def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
     """Raise a ValueError that names what an experiment's description lacks or cannot mean."""
-    for key in ("seeds", "tuning_seeds"):
-        seeds = experiment.get(key)
-        if not is_list_of(seeds, lambda seed: is_integer(seed, 0)) or not seeds:
-            raise ValueError(
-                f"experiment.{key}: expected at least one seed, integers >= 0, got {seeds!r}"
-            )
-        require_distinct(f"experiment.{key}", seeds)
+    _check_seeds("seeds", experiment.get("seeds"))
     target: Any = experiment.get("target")
     if not is_number(target) or (metric.is_share and not 0 < target <= 1):
         wanted = "an accuracy in (0, 1]" if metric.is_share else f"a number, a {metric.label}"
         raise ValueError(f"experiment.target must be {wanted}, got {target!r}")
+    if (table := experiment.get("table", TABLES[0])) not in TABLES:
+        raise ValueError(f"experiment.table must be {' or '.join(TABLES)}, got {table!r}")
     cells, methods = experiment.get("cells"), experiment.get("methods")
     if not is_list_of(cells, lambda cell: isinstance(cell, Mapping)) or not cells:
         raise ValueError(
@@ -33,10 +32,11 @@ def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError(f"experiment.methods: expected at least one, got {methods!r}")
     for name, method in methods.items():
-        grid = method.get("grid") if isinstance(method, Mapping) else None
+        grid = method.get("grid", {}) if isinstance(method, Mapping) else None
         if not isinstance(grid, Mapping) or "strategy" not in method:
             raise ValueError(
-                f"experiment.methods.{name}: expected strategy and grid, got {method!r}"
+                f"experiment.methods.{name}: expected strategy, and grid where it is tuned, got "
+                f"{method!r}"
             )
         if not isinstance(method.get("set") or {}, Mapping):
             raise ValueError(
@@ -50,6 +50,18 @@ def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
                     f"{values!r}"
                 )
     check_budgets(methods)
+    seeds = experiment.get("tuning_seeds")
+    are_fixed = all(len(points) == 1 for points in grids(methods).values())
+    if not (are_fixed and (seeds is None or seeds == [])):
+        _check_seeds("tuning_seeds", seeds)
+
+
+def _check_seeds(key: str, seeds: Any) -> None:
+    if not is_list_of(seeds, lambda seed: is_integer(seed, 0)) or not seeds:
+        raise ValueError(
+            f"experiment.{key}: expected at least one seed, integers >= 0, got {seeds!r}"
+        )
+    require_distinct(f"experiment.{key}", seeds)
 
 
 def require_effective(words: Sequence[str], experiment: Settings) -> None:
@@ -60,7 +72,8 @@ def require_effective(words: Sequence[str], experiment: Settings) -> None:
         experiment: its description, checked.
     """
     methods = [
-        {*(method.get("set") or {}), *method["grid"]} for method in experiment["methods"].values()
+        {*(method.get("set") or {}), *method.get("grid", {})}
+        for method in experiment["methods"].values()
     ]
     places = {
         "cells": set.intersection(*map(set, experiment["cells"])),
@@ -91,11 +104,11 @@ def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:
 
 
 def grids(methods: Settings) -> dict[str, list[Settings]]:
-    """Return every method's points: all combinations of its grid's values."""
+    """Return every method's points: all combinations of its grid's values, one without a grid."""
     return {
         name: [
-            dict(zip(method["grid"], values, strict=True))
-            for values in itertools.product(*method["grid"].values())
+            dict(zip(method.get("grid", {}), values, strict=True))
+            for values in itertools.product(*method.get("grid", {}).values())
         ]
         for name, method in methods.items()
     }

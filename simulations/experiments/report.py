@@ -18,13 +18,19 @@ from fedcurv.simulations.reports.comparison import mean_and_deviation, write_sum
 from fedcurv.simulations.reports.round_files import write_csv
 
 
-def _caption(metric: Metric) -> str:
+def _caption(metric: Metric, kind: Any) -> str:
     diverged = "counts as 0" if metric.is_share else "makes the mean unknown (-)"
+    what = f"Test {metric.label}{metric.in_percent}"
+    if kind == "last":
+        return (
+            f"{what} after the last round, and in brackets the best of all rounds, mean ± standard "
+            f"deviation over seeds. A training that diverged {diverged}."
+        )
     return (
-        f"Test {metric.label}{metric.in_percent}, mean ± standard deviation over seeds; final is "
-        "the mean of the last five rounds. Rounds to a target: if not all seeds reached it, how "
-        "many did. MB: what all clients receive and send until the target that was tuned for. A "
-        f"training that diverged {diverged}."
+        f"{what}, mean ± standard deviation over seeds; final is the mean of the last five rounds. "
+        "Rounds to a target: if not all seeds reached it, how many did. MB: what all clients "
+        "receive and send until the target that was tuned for. A training that diverged "
+        f"{diverged}."
     )
 
 
@@ -41,6 +47,8 @@ def write_report(
 ) -> list[list[str]]:
     """Write summary.md, config.yaml, results.csv, trials.csv and the plot; return the table.
 
+    There is no trials.csv where nothing was tuned.
+
     Args:
         folder: existing.
         runs: on the test set.
@@ -49,11 +57,12 @@ def write_report(
         command: by which the experiment was started.
     """
     metric, target = metric_of(config), config["experiment"]["target"]
-    targets = targets_of(metric, config)
-    rows = summary(runs, targets, target)
-    write_summary(folder, rows, _caption(metric), config, command)
+    targets, kind = targets_of(metric, config), config["experiment"].get("table")
+    rows = last_scores(runs) if kind == "last" else summary(runs, targets, target)
+    write_summary(folder, rows, _caption(metric, kind), config, command)
     write_csv(folder / "results.csv", [_line(run, targets) for run in runs])
-    write_csv(folder / "trials.csv", [_line(run, targets) for run in trials])
+    if trials:
+        write_csv(folder / "trials.csv", [_line(run, targets) for run in trials])
     metric_figure(runs, metric).savefig(folder / f"{metric.name}.png", dpi=120)
     return rows
 
@@ -85,6 +94,24 @@ def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> lis
                 _megabytes(own, target),
             ]
         )
+    return rows
+
+
+def last_scores(runs: Sequence[Run]) -> list[list[str]]:
+    """Return a header and a row for each method: last and best score in each cell."""
+    metric = runs[0].metric
+    cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
+    rows = [["method", *cells]]
+    for method in dict.fromkeys(run.plan.method for run in runs):
+        row = [method]
+        for cell in cells:
+            own = [r for r in runs if (in_words(r.plan.cell), r.plan.method) == (cell, method)]
+            if not own:  # yet to be run
+                row.append("")
+                continue
+            last, best = [r.last for r in own], [r.best for r in own]
+            row.append(f"{_mean(last, metric)} ({_mean(best, metric)})")
+        rows.append(row)
     return rows
 
 
@@ -144,6 +171,8 @@ def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
         "megabytes_a_round": round(run.megabytes, 4),
         "seconds": round(run.seconds, 2),
         "failure": run.failure,
+        "last": round(run.last, 6),
+        "label_noise": "" if run.label_noise is None else round(run.label_noise, 6),
     }
 
 
@@ -180,9 +209,10 @@ def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str], metric: Metr
             continue
         means = [statistics.mean(a) for a in by_round]
         rounds = range(len(means))
-        place.plot(rounds, means, label=method, color=f"C{index}")
+        style = ("-", "--", ":")[index // 10 % 3]
+        place.plot(rounds, means, label=method, color=f"C{index % 10}", linestyle=style)
         low, high = [min(a) for a in by_round], [max(a) for a in by_round]
-        place.fill_between(rounds, low, high, color=f"C{index}", alpha=0.15, linewidth=0)
+        place.fill_between(rounds, low, high, color=f"C{index % 10}", alpha=0.15, linewidth=0)
         later += means[len(means) // _STEEP :]
     if later:
         place.set_ylim(*_limits(min(later), max(later), metric))
@@ -198,12 +228,13 @@ def _limits(low: float, high: float, metric: Metric) -> tuple[float, float]:
     return low - beside, high + beside
 
 
-def view(rows: Sequence[Sequence[str]], metric: Metric) -> Table:
-    """Return the table for the terminal."""
-    table = Table(caption=_caption(metric), box=box.SIMPLE, pad_edge=False, caption_justify="left")
-    for name in rows[0][:3]:
+def view(rows: Sequence[Sequence[str]], metric: Metric, kind: Any = None) -> Table:
+    """Return the table for the terminal; see ``plans.TABLES``."""
+    words, caption = 1 if kind == "last" else 3, _caption(metric, kind)
+    table = Table(caption=caption, box=box.SIMPLE, pad_edge=False, caption_justify="left")
+    for name in rows[0][:words]:
         table.add_column(name)
-    for name in rows[0][3:]:
+    for name in rows[0][words:]:
         table.add_column(name, justify="right")
     for row in rows[1:]:
         table.add_row(*row)

@@ -60,6 +60,7 @@ class Run:
         failure: why it did not come to its end, as when the training diverges; else empty. Such a
             run counts as one that reached nothing.
         metric: that it is judged by.
+        label_noise: the share of labels that were wrong, over all clients; None if it is not known.
     """
 
     plan: Plan
@@ -68,6 +69,7 @@ class Run:
     seconds: float
     failure: str = ""
     metric: Metric = ACCURACY
+    label_noise: float | None = None
 
     def rounds_to(self, target: float) -> int | None:
         """Return the first round that reached a target, or None."""
@@ -81,6 +83,11 @@ class Run:
         """Mean score of the last five rounds."""
         last = [self.metric.worst] if self.failure else self.scores[-_LAST:]
         return sum(last) / len(last)
+
+    @property
+    def last(self) -> float:
+        """Score after the last round."""
+        return self.metric.worst if self.failure else self.scores[-1]
 
     @property
     def best(self) -> float:
@@ -138,7 +145,7 @@ def _read(file: Path, plan: Plan, metric: Metric) -> Run:
         table = json.loads(file.read_text(encoding="utf-8"))
         scored = table["scores"] if "scores" in table else table["accuracy"]  # of earlier versions
         figures = scored, table["megabytes"], table["seconds"]
-        return Run(plan, *figures, table.get("failure", ""), metric)
+        return Run(plan, *figures, table.get("failure", ""), metric, table.get("label_noise"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file}: expected what came of a training ({type(error).__name__}: {error}); remove "
@@ -152,6 +159,7 @@ def _run(
     history = run_to_its_end(resolved, strategy, plan.method, show)
     failure = history.failure.strip().splitlines()[-1] if history.failure else ""
     taken, metric = summarise(history, ()), metric_of(resolved)
+    noise = history.rounds[-1].train_metrics.get("label-noise") if history.rounds else None
     return Run(
         plan,
         scores=list(scores(history, metric).values()),
@@ -159,6 +167,7 @@ def _run(
         seconds=taken.seconds,
         failure=failure,
         metric=metric,
+        label_noise=None if noise is None else float(str(noise)),
     )
 
 

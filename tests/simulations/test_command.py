@@ -8,7 +8,7 @@ import sys
 import pytest
 from flwr.common.config import parse_config_args
 
-from fedcurv.simulations.commands import experiment, label_noise, trial
+from fedcurv.simulations.commands import experiment, trial
 from fedcurv.simulations.commands import run as run_module
 from fedcurv.simulations.commands.frame import Done, run_command
 from fedcurv.simulations.commands.simulate import main
@@ -36,20 +36,19 @@ def test_commands_of_one_second_do_not_share_a_folder(tmp_path, command):
         (folder / "written").touch(exist_ok=False)
         return Done("", folder)
 
-    for name in ("config", "label_noise"):
-        for _ in range(3):
-            folder = "hydra.run.dir='${new_folder:out/" + name + "}'"
-            done = command("a-command", lambda name=name: run_command("a", name, count), folder)
-            assert done.code == 0, done.errors
-        folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(name))
-        assert folders == [name, f"{name}-2", f"{name}-3"]
-        text = (CONF / f"{name}.yaml").read_text()
-        assert text.count("    dir: ${new_folder:") == 2  # of a run, and of a sweep
+    for _ in range(3):
+        folder = "hydra.run.dir='${new_folder:out/config}'"
+        done = command("a-command", lambda: run_command("a", "config", count), folder)
+        assert done.code == 0, done.errors
+    folders = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert folders == ["config", "config-2", "config-3"]
+    text = (CONF / "config.yaml").read_text()
+    assert text.count("    dir: ${new_folder:") == 2  # of a run, and of a sweep
 
 
 @pytest.mark.parametrize(
     ("program", "start"),
-    [("simulate", main), ("experiment", experiment.main), ("label-noise", label_noise.main)],
+    [("simulate", main), ("experiment", experiment.main)],
 )
 def test_help_shows_the_settings_with_their_comments(program, start, command):
     done = command(f"fedcurv-{program}", start, "model=cnn", "--help")

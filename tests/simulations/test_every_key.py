@@ -14,7 +14,6 @@ from omegaconf.errors import OmegaConfBaseException
 from fedcurv.simulations.commands import simulate as run_module
 from fedcurv.simulations.commands.experiment import run_experiment
 from fedcurv.simulations.commands.frame import explain
-from fedcurv.simulations.commands.label_noise import compare_losses
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.experiments import runs as experiment_runs
@@ -46,7 +45,6 @@ COMPOSITIONS = [
     ),
     ("nodes", ["strategy=fedavg", "data=device", "data.classes=[a,b]", "fraction_evaluate=1"]),
     ("experiments", ["experiment=noisy_clients", "experiment.only=[ce-fedavg]"]),
-    ("label_noise", ["losses=selection"]),
 ]
 CANDIDATES: list[Any] = ["a word", -5, math.nan, True, None, [], {}, [None], "", 1.5]
 # those that can be meant
@@ -88,6 +86,7 @@ GOOD: dict[str, list[Any]] = {
     "runner.client_resources.num_cpus": [1.5],
     "runner.init_args": [{}],
     "experiment.only": [None],
+    "experiment.tuning_seeds": [None, []],  # nothing is tuned
     "experiment.methods.ce-fedavg.set": [None, {}, [], ""],
     "experiment.methods.ce-fedavg.grid": [{}],  # nothing is tuned
 }
@@ -110,7 +109,6 @@ COMMANDS = {
     "config": simulate,
     "nodes": start_on_nodes,
     "experiments": run_experiment,
-    "label_noise": compare_losses,
 }
 
 
