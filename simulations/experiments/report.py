@@ -15,6 +15,7 @@ from fedcurv.simulations.experiments.runs import Run, Settings
 from fedcurv.simulations.parts.metrics import Metric, targets_of
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import mean_and_deviation, write_summary
+from fedcurv.simulations.reports.pictures import Curve, draw, draw_targets, legend_below, save
 from fedcurv.simulations.reports.round_files import write_csv
 
 
@@ -63,7 +64,7 @@ def write_report(
     write_csv(folder / "results.csv", [_line(run, targets) for run in runs])
     if trials:
         write_csv(folder / "trials.csv", [_line(run, targets) for run in trials])
-    metric_figure(runs, metric).savefig(folder / f"{metric.name}.png", dpi=120)
+    save(metric_figure(runs, metric, targets), folder, metric.name)
     return rows
 
 
@@ -176,7 +177,7 @@ def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
     }
 
 
-def metric_figure(runs: Sequence[Run], metric: Metric) -> Figure:
+def metric_figure(runs: Sequence[Run], metric: Metric, targets: Sequence[float]) -> Figure:
     """Return every cell's metric over rounds: the seeds' mean, and their range as a band."""
     cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
     methods = list(dict.fromkeys(run.plan.method for run in runs))
@@ -189,14 +190,8 @@ def metric_figure(runs: Sequence[Run], metric: Metric) -> Figure:
     for cell, place in zip(cells, axes.flat, strict=False):
         _draw(place, [run for run in runs if in_words(run.plan.cell) == cell], methods, metric)
         place.set_title(cell)
-    lines_by_method = {line.get_label(): line for place in axes.flat for line in place.lines}
-    if lines_by_method:
-        figure.legend(
-            lines_by_method.values(),
-            lines_by_method,
-            loc="outside lower center",
-            ncols=2 * columns,
-        )
+        draw_targets(place, [metric.scale * target for target in targets])
+    legend_below(figure, 2 * columns)
     return figure
 
 
@@ -208,11 +203,8 @@ def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str], metric: Metr
         if not by_round:
             continue
         means = [statistics.mean(a) for a in by_round]
-        rounds = range(len(means))
-        style = ("-", "--", ":")[index // 10 % 3]
-        place.plot(rounds, means, label=method, color=f"C{index % 10}", linestyle=style)
         low, high = [min(a) for a in by_round], [max(a) for a in by_round]
-        place.fill_between(rounds, low, high, color=f"C{index % 10}", alpha=0.15, linewidth=0)
+        draw(place, Curve(method, range(len(means)), means, low, high), index)
         later += means[len(means) // _STEEP :]
     if later:
         place.set_ylim(*_limits(min(later), max(later), metric))

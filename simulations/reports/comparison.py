@@ -4,11 +4,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
@@ -17,8 +15,10 @@ from fedcurv.private_files import replaced
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric, targets_of
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.history import History
+from fedcurv.simulations.reports.over_rounds import metric_figure, scores
+from fedcurv.simulations.reports.pictures import save
 from fedcurv.simulations.reports.provenance import circumstances
-from fedcurv.simulations.reports.round_files import RoundFiles, evaluation, write_csv
+from fedcurv.simulations.reports.round_files import RoundFiles, write_csv
 
 
 def _caption(metric: Metric) -> str:
@@ -62,15 +62,6 @@ class Summary:
     rounds: int = 0
     failure: str = ""
     metric: Metric = ACCURACY
-
-
-def scores(history: History, metric: Metric) -> dict[int, float]:
-    """Return a metric's value on the test set by round; 0 is before training."""
-    return {
-        record.server_round: float(str(evaluation(record)[metric.name]))
-        for record in history.rounds
-        if metric.name in evaluation(record)
-    }
 
 
 def summarise(history: History, targets: Sequence[float], metric: Metric = ACCURACY) -> Summary:
@@ -122,8 +113,8 @@ def write_report(
 ) -> list[Summary]:
     """Write all files into an existing folder and return the summaries.
 
-    They are summary.md and its table as summary.csv, a plot by the metric's name (accuracy.png),
-    config.yaml, and what RoundFiles writes.
+    They are summary.md and its table as summary.csv, a plot by the metric's name (accuracy.png,
+    and the same as PDF and SVG), config.yaml, and what RoundFiles writes.
 
     Args:
         folder: existing.
@@ -131,7 +122,7 @@ def write_report(
         config: resolved.
         command: by which the run was started.
         overrides: of a sweep's job, by key.
-        picture: also draw the plot, which takes a second.
+        picture: also draw the plot, which takes two seconds.
     """
     metric = metric_of(config)
     targets = targets_of(metric, config)
@@ -142,8 +133,7 @@ def write_report(
     write_csv(folder / "summary.csv", [files.row(summary_row(s)) for s in summaries])
     files.write(histories)
     if picture:
-        figure = metric_figure(histories, metric)
-        figure.savefig(folder / f"{metric.name}.png", dpi=150)
+        save(metric_figure(histories, metric, config), folder, metric.name)
     return summaries
 
 
@@ -163,27 +153,6 @@ def table(summaries: Sequence[Summary]) -> Table:
     for row in rows:
         view.add_row(*row)
     return view
-
-
-def metric_figure(histories: Sequence[History], metric: Metric) -> Figure:
-    """Return a metric on the test set over rounds and over the bytes that travelled."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
-    for history in histories:
-        values = {r: metric.scale * value for r, value in scores(history, metric).items()}
-        totals = accumulate(
-            sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6
-            for record in history.rounds
-        )
-        traffic = dict(zip((r.server_round for r in history.rounds), totals, strict=True))
-        over_rounds.plot(list(values), list(values.values()), label=history.strategy)
-        over_bytes.plot([traffic[r] for r in values], list(values.values()), label=history.strategy)
-    over_rounds.set(xlabel="round", ylabel=metric.axis)
-    over_bytes.set(xlabel="sent and received by all clients (MB)")
-    over_rounds.legend()
-    for axes in (over_rounds, over_bytes):
-        axes.grid(alpha=0.3)
-    return figure
 
 
 def summary_row(summary: Summary) -> dict[str, object]:

@@ -5,7 +5,8 @@ import csv
 import pytest
 
 from fedcurv.simulations.commands.simulate import main
-from fedcurv.simulations.reports.sweep import write_sweep
+from fedcurv.simulations.reports import sweep
+from fedcurv.simulations.reports.sweep import sweep_figure, write_sweep
 from tests.simulations.test_run import FEW
 
 SMALL = ["num_clients=4", "num_rounds=2", "target_accuracies=[0.2,0.99]", "client.epochs=4", FEW]
@@ -23,6 +24,9 @@ def test_a_sweep_has_one_table_over_its_jobs_with_the_varied_keys_as_columns(tmp
     done = command("fedcurv-simulate", main, *sweep)
     assert done.code == 0, done.errors
     check_table(tmp_path)
+    assert {path.name for path in tmp_path.glob("sweep.*")} == {
+        f"sweep.{suffix}" for suffix in ("csv", "md", "png", "pdf", "svg")
+    }
     tables = sorted(tmp_path.glob("*/metrics.csv"))
     assert len({table.read_text() for table in tables}) == 4
     rows = [row for table in tables for row in rows_of(table)]
@@ -110,3 +114,40 @@ def test_a_job_without_results_is_left_out(tmp_path):
 def test_a_folder_without_jobs_gets_no_table(tmp_path):
     write_sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def with_curves(folder, values, **summary):
+    """Write a job whose accuracy by round is known."""
+    write_job(folder, best=max(values), final=values[-1], rounds_to="", **summary)
+    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["strategy", "round", "accuracy"])
+        writer.writerows(("fedavg", number, value) for number, value in enumerate(values))
+
+
+def test_the_picture_has_the_mean_over_seeds_and_their_range(tmp_path):
+    with_curves(tmp_path / "0", [0.1, 0.5], seed=1)
+    with_curves(tmp_path / "1", [0.2, 0.9], seed=2)
+    (axes,) = sweep_figure(sweep.read_jobs(tmp_path), tmp_path).axes
+    (line,) = axes.lines
+    assert line.get_label() == "fedavg"
+    assert list(line.get_ydata()) == pytest.approx([15, 70])
+    (band,) = axes.collections
+    heights = sorted({round(float(corner[1]), 6) for corner in band.get_paths()[0].vertices})
+    assert heights == [10, 20, 50, 90]
+
+
+def test_of_many_settings_the_picture_has_those_that_end_best(tmp_path):
+    for number in range(13):
+        folder = tmp_path / str(number)
+        with_curves(folder, [0.1, 0.5 + number / 100], seed=1)
+        with (folder / "config.yaml").open("a") as file:
+            file.write(f"client: {{lr: {number}}}\n")
+    (axes,) = sweep_figure(sweep.read_jobs(tmp_path), tmp_path).axes
+    assert [line.get_label() for line in axes.lines] == [f"fedavg, lr {n}" for n in range(3, 13)]
+    assert axes.get_title() == "the 10 of 13 that end best"
+
+
+def test_jobs_without_curves_make_no_picture(tmp_path):
+    write_job(tmp_path / "0", seed=1, best=0.6, final=0.5, rounds_to=1)
+    assert sweep_figure(sweep.read_jobs(tmp_path), tmp_path) is None
