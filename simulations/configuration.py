@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -25,6 +26,7 @@ from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
 from fedcurv.simulations.own import in_one_line
+from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
@@ -110,6 +112,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             training.check_model(made)
             if isinstance(data, DataSet):
                 check_model(made, data, settings["model"]["name"])
+    if isinstance(data, DataSet):
+        inputs, _ = data.train_samples(np.arange(1))
+        check_feature_noise(settings["data"].get("feature_noise", 0.0), inputs)
     return settings
 
 
@@ -159,6 +164,8 @@ def _check_evaluation(settings: Mapping[str, Any]) -> None:
         return
     if settings["data"]["noise"]["kind"] != "none":
         raise ValueError("data.noise.kind: devices' own labels are left as they are; use none")
+    if settings["data"].get("feature_noise", 0.0):
+        raise ValueError("data.feature_noise: devices' own inputs are left as they are; use 0")
     if fraction == 0 and not any(settings["data"]["test"].values()):
         raise ValueError(
             "data=device: expected the server's test set in data.test, or fraction_evaluate > 0 "

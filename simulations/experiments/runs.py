@@ -17,8 +17,9 @@ from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.parts.tasks import CLASSIFICATION, metric_of
+from fedcurv.simulations.reports.comparison import summarise
 from fedcurv.simulations.reports.history import History
-from fedcurv.simulations.reports.over_rounds import scores, summarise
+from fedcurv.simulations.reports.over_rounds import scores
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
 

@@ -38,6 +38,7 @@ from fedcurv.simulations.data.owner import DeviceData, load_device
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.task_description import TaskDescription, read_task, task_text
 from fedcurv.simulations.own import with_own_names
+from fedcurv.simulations.parts.feature_noise import noisy_inputs
 from fedcurv.simulations.parts.label_noise import check_noise, noisy_labels
 from fedcurv.simulations.parts.losses import make_loss
 
@@ -147,9 +148,17 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
             num_clients=config["num_clients"],
             seed=config["seed"],
         )
+    with _section("data"):
+        measured = noisy_inputs(
+            inputs,
+            config["data"].get("feature_noise", 0.0),
+            client=client,
+            num_clients=config["num_clients"],
+            seed=config["seed"],
+        )
     return LocalTask(
         model=_model(config, data, message),
-        train_samples=(inputs, noisy.labels),
+        train_samples=(measured, noisy.labels),
         settings=settings,
         criterion=criterion,
         likelihood=data.task.likelihood,

@@ -53,6 +53,7 @@ GOOD: dict[str, list[Any]] = {
     "data.download": [True],
     "data.train_samples": [None],
     "data.noise.clients": [[]],  # nobody's
+    "data.feature_noise": [1.5],
     "data.mean": [-5, 1.5],
     "data.deviation": [1.5],
     "data.label": ["a word", ""],
