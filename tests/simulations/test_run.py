@@ -56,7 +56,9 @@ def test_the_main_job_writes_its_report(main_job):
     folder, summaries = main_job
     assert [s.strategy for s in summaries] == ["fedavg", "fedprox", "fedcurv"]
     assert sorted(p.name for p in folder.iterdir()) == [
+        "accuracy.pdf",
         "accuracy.png",
+        "accuracy.svg",
         "clients.csv",
         "config.yaml",
         "metrics.csv",
