@@ -39,6 +39,18 @@ class RepliesOneByOne(Protocol):
         ...
 
 
+def require_number_or_ids(wanted: object) -> None:
+    """Raise a TypeError unless nodes can be waited for so: by number, or by clients' ids."""
+    if isinstance(wanted, int):
+        return
+    ids = wanted if isinstance(wanted, Collection) and not isinstance(wanted, str) else [None]
+    if not all(isinstance(client_id, str) for client_id in ids):
+        raise TypeError(
+            "wait_for_nodes: expected a number, or a list of client ids, which are texts, got "
+            f"{wanted!r:.80}"
+        )
+
+
 class OrderedGrid(Grid):
     """Asks every node once for its client id and sorts by it.
 

@@ -19,7 +19,7 @@ from fedcurv.strategies.loop.aggregated import Aggregated
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.loop.odd_means import OddMeans
-from fedcurv.strategies.loop.ordered_grid import OrderedGrid
+from fedcurv.strategies.loop.ordered_grid import OrderedGrid, require_number_or_ids
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
 from fedcurv.strategies.loop.stopping import EarlyStopping
@@ -109,8 +109,7 @@ def start(
         is_endless = seconds is None and name == "timeout"
         if not is_endless and not (isinstance(seconds, int | float) and seconds >= 0):
             raise ValueError(f"{name} must be >= 0, in seconds, got {seconds!r}")
-    if isinstance(wait_for_nodes, str):
-        raise TypeError(f"wait_for_nodes: expected a list of client ids, got {wait_for_nodes!r}")
+    require_number_or_ids(wait_for_nodes)
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     refuse_legacy_strategy(strategy)
@@ -286,9 +285,13 @@ class _Run:
         if self.evaluate_fn is None:
             return {}
         metrics = self.evaluate_fn(server_round, self.result.arrays)
-        if metrics is not None:
-            self.result.evaluate_metrics_serverapp[server_round] = metrics
-        return metrics or {}
+        if metrics is None:
+            return {}
+        if not isinstance(metrics, MetricRecord):
+            wanted = "expected evaluate_fn to return a MetricRecord or None"
+            raise TypeError(f"round {server_round}: {wanted}, got {type(metrics).__name__}")
+        self.result.evaluate_metrics_serverapp[server_round] = metrics
+        return metrics
 
 
 def _warn_of_own_start(strategy: Strategy) -> None:

@@ -210,7 +210,7 @@ def test_clients_may_be_waited_for_by_name():
 
 
 def test_one_name_needs_a_list_around_it():
-    with pytest.raises(TypeError, match="expected a list of client ids, got 'kitchen'"):
+    with pytest.raises(TypeError, match="texts, got 'kitchen'"):
         Federation().run(FedAvg(**options()), wait_for_nodes="kitchen")
 
 
@@ -498,3 +498,17 @@ def test_a_strategy_that_returns_no_model_is_told_once(caplog):
 def test_a_strategy_that_returns_something_else_is_named(value):
     with pytest.raises(TypeError, match="round 1: expected aggregate_train of Own to return"):
         Federation().run(returning(value), num_rounds=1)
+
+
+@pytest.mark.parametrize("wanted", [1.5, None, [1, 2], "2"])
+def test_nodes_are_waited_for_by_number_or_by_ids_that_are_texts(wanted):
+    with pytest.raises(TypeError, match="wait_for_nodes: expected a number, or a list of client"):
+        Federation().run(FedAvg(**options()), wait_for_nodes=wanted)
+
+
+@pytest.mark.parametrize("value", [{"accuracy": 1.0}, (1.0, {}), 1.0])
+def test_an_evaluation_that_is_no_metric_record_is_refused_before_the_first_round(value):
+    federation = Federation()
+    with pytest.raises(TypeError, match="round 0: expected evaluate_fn to return a MetricRecord"):
+        federation.run(FedAvg(**options()), evaluate_fn=lambda server_round, arrays: value)
+    assert not federation.visits
