@@ -133,7 +133,8 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
 
 def name_file(error: OSError, path: Path) -> None:
     """Have an error say which file it is of: one of writing, as on a full disk, does not."""
-    if error.filename is None:
+    # without a number an error shows its own text, and with a file that no more
+    if error.filename is None and error.errno is not None:
         error.filename = str(path)
 
 

@@ -27,13 +27,13 @@ def test_a_run_that_goes_on_writes_what_an_uninterrupted_one_does(
     run(tmp_path / "whole", *choices)
     show = run_module._show
 
-    def stop(steps, record):
+    def stop(steps, record, metric):
         if run_module_stops and (len(seen), record.server_round) != (0, 0):
             seen.append(record.server_round)
             if len(seen) == run_module_stops[0]:
                 run_module_stops.pop(0)
                 raise Interrupted(signal.SIGINT)
-        show(steps, record)
+        show(steps, record, metric)
 
     monkeypatch.setattr(run_module, "_show", stop)
     # in fedavg's round 2, in fedcurv's rounds 1 and 4
