@@ -106,6 +106,11 @@ def no_number(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs
 
 
+def in_words(outputs: Tensor, targets: Tensor) -> str:
+    """Return a number's text."""
+    return "0.3"
+
+
 def loss(outputs: Tensor, targets: Tensor) -> float:
     """Return a number under a name that is taken."""
     return 0.0

@@ -1,6 +1,7 @@
 """A user's own data set, from a file of arrays or from what a function returns."""
 
 import difflib
+import zipfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,19 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"data.file={path}: there is no such file")
     try:
+        with path.open("rb") as opened:
+            if not zipfile.is_zipfile(opened):  # numpy would advise to load it as a pickled object
+                raise ValueError("it is another kind of file")
         with np.load(path, allow_pickle=False) as file:
-            _require_no_misspelling(file.files, f"data.file={path}")
-            return {name: file[name] for name in file.files if name in _NAMES}
-    except Exception as error:  # whatever a file that is none makes of it, or a damaged one
+            names = file.files
+            arrays = {name: file[name] for name in names if name in _NAMES}
+    except Exception as error:  # whatever a damaged file makes of it
         raise ValueError(
             f"data.file={path}: expected arrays as numpy.savez writes them, without pickled "
             f"objects ({error})"
         ) from error
+    _require_no_misspelling(names, f"data.file={path}")
+    return arrays
 
 
 def data_set_of(
@@ -74,8 +80,8 @@ def data_set_of(
             known |= _stacked(known.pop(part), part, source, task)
     if missing := [name for name in _PARTS if name not in known]:
         raise ValueError(
-            f"{source}: expected {', '.join(_PARTS)}, without {', '.join(missing)} in "
-            f"{', '.join(map(str, arrays)) or 'nothing'}"
+            f"{source}: expected {', '.join(_PARTS)}, got "
+            f"{', '.join(map(str, arrays)) or 'nothing'}, without {', '.join(missing)}"
         )
     inputs = {part: _inputs(known, part, source, channels_last) for part in ("train", "test")}
     if inputs["train"].shape[1:] != inputs["test"].shape[1:]:
@@ -163,7 +169,9 @@ def _inputs(known: Mapping[str, Any], part: str, source: str, channels_last: boo
     what = f"{source}: {part}_inputs"
     inputs = _tensor(known[f"{part}_inputs"], what)
     if inputs.ndim < 2 or inputs.shape[0] < 1 or inputs.numel() < 1:
-        raise ValueError(f"{what}: expected shape (N, ...), got {tuple(inputs.shape)}")
+        raise ValueError(
+            f"{what}: expected shape (N, ...) and a sample at least, got {tuple(inputs.shape)}"
+        )
     if inputs.is_complex():
         raise ValueError(f"{what}: expected real numbers, got {inputs.dtype}")
     if inputs.is_floating_point():

@@ -12,9 +12,13 @@ from fedcurv.simulations.rules import is_integer, is_list_of, is_number, require
 # a line for each method in each cell, with rounds to targets; or for each method, a column a cell
 TABLES = ("rounds", "last")
 
+_KEYS = ("cells", "methods", "only", "seeds", "table", "target", "tuning_seeds")
+_KEYS_OF_METHOD = ("strategy", "set", "grid")
+
 
 def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
     """Raise a ValueError that names what an experiment's description lacks or cannot mean."""
+    _require_known("experiment", experiment, _KEYS)
     _check_seeds("seeds", experiment.get("seeds"))
     target: Any = experiment.get("target")
     if not is_number(target) or (metric.is_share and not 0 < target <= 1):
@@ -38,6 +42,7 @@ def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
                 f"experiment.methods.{name}: expected strategy, and grid where it is tuned, got "
                 f"{method!r}"
             )
+        _require_known(f"experiment.methods.{name}", method, _KEYS_OF_METHOD)
         if not isinstance(method.get("set") or {}, Mapping):
             raise ValueError(
                 f"experiment.methods.{name}.set: expected a table of keys and values, got "
@@ -54,6 +59,14 @@ def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
     are_fixed = all(len(points) == 1 for points in grids(methods).values())
     if not (are_fixed and (seeds is None or seeds == [])):
         _check_seeds("tuning_seeds", seeds)
+
+
+def _require_known(place: str, given: Mapping[Any, Any], known: Sequence[str]) -> None:
+    """Raise a ValueError for a key that nothing reads, such as one that is misspelt."""
+    if unknown := [str(key) for key in given if key not in known]:
+        raise ValueError(
+            f"{place} has no key {', '.join(unknown)}; its keys are {', '.join(known)}"
+        )
 
 
 def _check_seeds(key: str, seeds: Any) -> None:

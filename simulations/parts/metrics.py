@@ -156,10 +156,13 @@ def metric_function(
 def _called(place: str, outputs: Tensor, targets: Tensor) -> float:
     value = call_own(_FUNCTION, place, outputs, targets)
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError("text is no number, also where it reads like one")
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise ValueError(
-            f"{_FUNCTION}={place}: expected a number, got {type(value).__name__}"
+            f"{_FUNCTION}={place}: expected a number, got {type(value).__name__}{shape}"
         ) from error
     if not math.isfinite(number):
         raise ValueError(

@@ -32,7 +32,9 @@ def cnn(shape: Shape, num_classes: int, *, padding: int = 2) -> nn.Module:
     sides = [((side + 2 * padding - 4) // 2 + 2 * padding - 4) // 2 for side in (height, width)]
     if min(sides) < 1:
         raise ValueError(
-            f"model=cnn: pictures of {height}x{width} are too small for padding={padding}; use 2"
+            f"model=cnn: {channels} channels of {height}x{width} are too small for "
+            f"model.padding={padding}; use a larger one, or data.channels_last=true where the "
+            "channels are the last axis"
         )
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=padding),

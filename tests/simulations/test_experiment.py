@@ -150,6 +150,11 @@ def test_cells_may_hold_names(tmp_path):
         ({"cells": [{"client.epochs": 1}] * 2}, "cells: expected each once, got .* twice"),
         ({"cells": [{"client.loss": "gcee"}]}, "client.loss must be one of .* got 'gcee'"),
         ({"cells": [{"client.epoch": 3}]}, "'client.epoch' of method averaging .* is no key"),
+        ({"tabel": "last"}, r"^experiment has no key tabel; its keys are cells, .*, table, target"),
+        (
+            {"methods": {"a": {"strategy": "fedavg", "gird": {"client.lr": [0.1]}}}},
+            r"^experiment\.methods\.a has no key gird; its keys are strategy, set, grid$",
+        ),
         ({"cells": [{"client.epochs": 0}]}, "epochs must be an integer >= 1, got 0"),
         (
             {"cells": [{"client.device": "cuda:99"}]},

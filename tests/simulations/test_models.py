@@ -31,8 +31,13 @@ def test_resnet_has_group_norm_and_no_batch_statistics():
 
 
 def test_a_picture_that_is_too_small_is_named():
-    with pytest.raises(ValueError, match="pictures of 8x8 are too small for padding=0; use 2"):
+    with pytest.raises(ValueError, match=r"1 channels of 8x8 are too small for model\.padding=0"):
         cnn((1, 8, 8), 10, padding=0)
+
+
+def test_channels_that_stand_last_unsaid_are_hinted_at():
+    with pytest.raises(ValueError, match=r"19 channels of 23x3 .* or data\.channels_last=true"):
+        cnn((19, 23, 3), 10)
 
 
 @pytest.mark.parametrize("name", OF_TOKENS)

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 from fedcurv.simulations.build import check_model, described_data, make_model
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
-from fedcurv.simulations.data.own import data_set_of
+from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.federation.client_app import make_task
 from fedcurv.simulations.federation.task_description import describe_task
 from fedcurv.simulations.own import NAMES, OWN_VARIABLE, own_options
@@ -259,8 +259,12 @@ def arrays(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test_inputs": None}, "expected train_inputs, .* without test_inputs"),
-        ({"train_inputs": np.zeros(4)}, r"train_inputs: expected shape \(N, ...\), got \(4,\)"),
+        (
+            {"test_inputs": None},
+            "test_targets, got train_inputs, train_targets, test_targets, without test_inputs$",
+        ),
+        ({"test_inputs": np.zeros((0, 3))}, r"a sample at least, got \(0, 3\)"),
+        ({"train_inputs": np.zeros(4)}, r"train_inputs: expected shape \(N, ...\) .* \(4,\)"),
         ({"train_inputs": np.full((4, 3), np.nan)}, "train_inputs: expected finite numbers"),
         ({"train_inputs": np.full((4, 3), 1e300)}, "train_inputs: expected finite numbers"),
         ({"train_inputs": np.zeros((4, 3), complex)}, "expected real numbers, got torch.complex"),
@@ -296,6 +300,22 @@ def test_a_token_that_the_model_has_no_place_for_is_found_before_anything_starts
     ends = f"from {min(0, token)} to {max(0, token)} "
     with pytest.raises(ValueError, match=f"model=lstm cannot take int64 inputs .*{ends}"):
         check_model(model, data, "lstm")
+
+
+def test_a_misspelt_array_of_a_file_is_named_once_and_its_file_is_not_called_broken(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays(train_group=np.zeros(4)))
+    with pytest.raises(
+        ValueError, match=r"a\.npz: expected train_groups, got train_group$"
+    ) as told:
+        read_arrays(tmp_path / "a.npz")
+    assert "numpy.savez" not in str(told.value)
+
+
+def test_a_file_of_another_kind_is_told_without_numpys_advice_to_load_it_unsafely(tmp_path):
+    (tmp_path / "a.npz").write_text("1,2")
+    with pytest.raises(ValueError, match=r"a\.npz: expected arrays .*it is another kind") as told:
+        read_arrays(tmp_path / "a.npz")
+    assert "unsafely" not in str(told.value)
 
 
 def test_a_file_that_is_not_there_or_holds_no_arrays_is_named(tmp_path):

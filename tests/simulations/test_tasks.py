@@ -292,7 +292,8 @@ def test_what_does_not_go_with_a_task_is_said_in_one_line_before_anything_trains
     ("function", "message"),
     [
         ("not_defined", "not_defined: expected a finite number, got nan; what is not defined"),
-        ("no_number", "no_number: expected a number, got Tensor"),
+        ("no_number", r"no_number: expected a number, got Tensor of shape \(\d+, 1\)"),
+        ("in_words", "in_words: expected a number, got str"),
     ],
 )
 def test_a_metric_without_a_value_is_told_before_the_first_round(function, message, tmp_path):
