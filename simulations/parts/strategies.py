@@ -33,7 +33,8 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
 
     Raises:
         InstantiationException: for what cannot be meant.
-        ValueError: for FedCurv with an optimizer of clients that its penalty does not fit.
+        ValueError: for what is no strategy, and for FedCurv with an optimizer of clients that its
+            penalty does not fit.
     """
     if node.get("strength") == "auto":
         node = node.copy()
@@ -45,6 +46,11 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
         }
         OmegaConf.update(node, "strength", rule, merge=False, force_add=True)
     strategy: Strategy = instantiate(node)
+    if not isinstance(strategy, Strategy):
+        raise ValueError(
+            f"{node['_target_']}: expected a strategy of flwr.serverapp.strategy, got "
+            f"{type(strategy).__name__}"
+        )
     client = config["client"]
     proximal = client.get("penalty_mode") == "proximal"
     if proximal and isinstance(strategy, FedCurv) and strategy.strength != 0:

@@ -1,3 +1,4 @@
+import pytest
 from omegaconf import OmegaConf
 
 from fedcurv.simulations.parts.strategies import make_strategy
@@ -16,3 +17,9 @@ def test_auto_is_a_rule_with_the_clients_settings_and_needs_none_of_their_data(m
     assert strategy.strength == 0.5
     assert made == client
     assert node.strength == "auto"
+
+
+def test_what_is_no_strategy_is_told_as_a_mistake_of_the_configuration():
+    node = OmegaConf.create({"_target_": "datetime.timedelta"})
+    with pytest.raises(ValueError, match=r"datetime\.timedelta: expected a strategy of flwr"):
+        make_strategy(node, {"client": {}})
