@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from fedcurv.private_files import private_folder
-from fedcurv.simulations.commands.frame import CONFIGURATION_ERRORS, explain
+from fedcurv.simulations.commands.frame import CONFIGURATION_ERRORS, explain, set_up_flower_log
 from fedcurv.simulations.configuration import composed, only_strategy, resolve
 from fedcurv.simulations.console.interruption import interruptible
 from fedcurv.simulations.deployment.flower_run import RunFailed
@@ -64,6 +64,7 @@ def environment_of(overrides: Sequence[str], num_nodes: int) -> dict[str, str]:
             "use --nodes"
         )
     _, node = only_strategy(config)
+    set_up_flower_log(verbose=resolved["verbose"])
     make_strategy(node, resolved)
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     return {**said_to_clients(resolved), "PYTHONPATH": path}
