@@ -72,6 +72,10 @@ class Control:
 
     # who is there
 
+    def arrivals(self) -> int:
+        """Return how many have begun as this worker, this one included."""
+        return self.store.add(f"begun/{self.worker}", 1)
+
     def introduce(self, signature: str) -> None:
         """Say that this worker is there, and what its model looks like."""
         self.store.set(f"worker/{self.worker}", signature)

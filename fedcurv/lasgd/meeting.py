@@ -23,6 +23,9 @@ _MEANS = {"foreach", "fused", "capturable", "differentiable"}
 # what a newcomer may have otherwise: a schedule has gone on, and the others are as many as they are
 _NOT_OF_NEWCOMERS = {"lr", "initial_lr", "world_size"}
 
+# numbers of a checksum
+_AT_ONCE = 2**20
+
 # trainings of one process, in order: workers that run the same program count alike
 _numbers = itertools.count()
 
@@ -162,9 +165,16 @@ def begin(control: Control, world_size: int, description: str) -> Generation:
     """Return the first generation, once all workers are there with the same model.
 
     Raises:
-        ValueError: at every worker, if models, settings, optimizers or versions differ.
+        ValueError: at every worker, if models, settings, optimizers or versions differ; and at this
+            one, if its rank is taken.
         TimeoutError: naming the workers that did not come.
     """
+    if control.arrivals() > 1:
+        raise ValueError(
+            f"expected a store for this training alone and each rank once, but worker "
+            f"{control.worker} has begun already; give each training a PrefixStore of its own, and "
+            "let a replacement in with join=True"
+        )
     control.introduce(description)
     control.note_world_size(world_size)
     try:
@@ -196,11 +206,11 @@ def signature(
 ) -> str:
     """Return what must be the same at all workers, as text."""
     tensors = {
-        name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}{_frozen(t)}"
+        name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}{_constant(t)}"
         for name, t in [*model.named_parameters(), *model.named_buffers()]
     }
     versions = {"torch": torch.__version__.partition("+")[0], "fedcurv": _version_of_this()}
-    parts = [versions, tensors, dict(settings), _options(optimizer)]
+    parts = [versions, tensors, dict(settings), _options(model, optimizer)]
     return json.dumps(dict(zip(_PARTS, parts, strict=True)))
 
 
@@ -214,13 +224,17 @@ def _version_of_this() -> str:
         return "not installed"
 
 
-def _options(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+def _options(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, str]:
     options = {"class": type(optimizer).__name__, "groups": str(len(optimizer.param_groups))}
+    names = {id(p): name for name, p in model.named_parameters()}
     for index, group in enumerate(optimizer.param_groups):
         where = f" of group {index}" if len(optimizer.param_groups) > 1 else ""
         for name, value in group.items():
             if name != "params" and name not in _MEANS:
                 options[name + where] = _as_text(value)
+        if where:  # a single one holds all that train
+            held = (names.get(id(p), "another") for p in group["params"] if p.requires_grad)
+            options["parameters" + where] = str(sorted(held))
     return options
 
 
@@ -234,19 +248,28 @@ def _as_text(value: object) -> str:
     return type(value).__name__  # the text of other things may hold addresses
 
 
-def _frozen(tensor: Tensor) -> str:
-    if not isinstance(tensor, nn.Parameter) or tensor.requires_grad:
-        return ""
-    return f" frozen, with the checksum {checksum(tensor)}"
+def _constant(tensor: Tensor) -> str:
+    if isinstance(tensor, nn.Parameter):
+        return "" if tensor.requires_grad else f" frozen, with the checksum {checksum(tensor)}"
+    # scalars count what a worker has seen, others decide what the model computes
+    is_table = not tensor.is_floating_point() and tensor.dim() > 0
+    return f", with the checksum {checksum(tensor)}" if is_table else ""
 
 
 def checksum(tensor: Tensor) -> int:
-    """Return the sum of a tensor's bits, taken for integers, modulo 2^64: exact on every device."""
+    """Return a sum of a tensor's bits, taken for integers, that depends on their order.
+
+    It is taken modulo 2^64 and so exact on every device.
+    """
     flat = tensor.detach().reshape(-1)
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(flat.view(integers[flat.element_size()]).sum(dtype=torch.int64))
+    weights = torch.arange(1, 2 * min(len(flat), _AT_ONCE) + 1, 2, device=flat.device)
+    total = 0
+    for part in flat.view(integers[flat.element_size()]).split(_AT_ONCE):
+        total = 31 * total + int((part * weights[: len(part)]).sum())
+    return total % 2**64
 
 
 def require_same(signatures: Mapping[int, str]) -> None:
@@ -269,6 +292,14 @@ def require_same(signatures: Mapping[int, str]) -> None:
                     f"expected the same {what}s at all workers, but {name!r} is "
                     f"{reference[what].get(name, 'missing')} at worker {first} and "
                     f"{other[what].get(name, 'missing')} at {_called(worker)}"
+                )
+        # one flat tensor is summed
+        for one, two in zip(reference["model"], other["model"], strict=True):
+            if one != two:
+                raise ValueError(
+                    "expected the model's layers in the same order at all workers, but where "
+                    f"worker {first} has {one!r} {_called(worker)} has {two!r}; make them in a "
+                    "fixed order, not in that of a set"
                 )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def _states_of(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> Seque
 
 @dataclass(frozen=True)
 class _Slot:
-    parameter: nn.Parameter
+    parameter: Tensor
     state: str
     group: dict[str, Any]
 
@@ -48,16 +48,17 @@ class Momentum:
 
     Args:
         optimizer: SGD, RMSprop, Adam, AdamW, NAdam or RAdam; of others nothing is averaged.
+        parameters: that it holds; they decide the order, which its groups may have otherwise.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> None:
         self._optimizer = optimizer
+        parts = [(group, _states_of(optimizer, group)) for group in optimizer.param_groups]
+        part_of = {id(p): part for part in parts for p in part[0]["params"]}
         self._slots = [
-            _Slot(parameter, state, group)
-            for group in optimizer.param_groups
-            for state in _states_of(optimizer, group)
-            for parameter in group["params"]
-            if parameter.requires_grad
+            _Slot(parameter, state, part_of[id(parameter)][0])
+            for parameter in parameters
+            for state in part_of[id(parameter)][1]
         ]
 
     @property

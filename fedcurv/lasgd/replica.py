@@ -55,11 +55,10 @@ class Replica:
         named = trainable_parameters(model)
         _require_all(named, optimizer)
         self._parameters: list[Tensor] = list(named.values())
-        floating = [(n, b) for n, b in model.named_buffers() if b.is_floating_point()]
-        floating = floating if average_buffers else []
-        self._model, self.buffer_names = model, [n for n, _ in floating]
+        floating = [n for n, b in model.named_buffers() if b.is_floating_point()]
+        self._model, self.buffer_names = model, floating if average_buffers else []
         self.names = [*named, *self.buffer_names]
-        self._momentum = Momentum(optimizer) if average_momentum else None
+        self._momentum = Momentum(optimizer, self._parameters) if average_momentum else None
         self.device = _one_device([*self._parameters, *self._buffers])
         self.streams = streams_of(self.device)
 
@@ -70,7 +69,8 @@ class Replica:
             sum(shape.numel() for shape in shapes),
             len(shapes),
         )
-        self.dtype = max(map(accumulation_dtype, self._parameters), key=lambda d: d.itemsize)
+        tensors = [*self._parameters, *self._buffers]
+        self.dtype = max(map(accumulation_dtype, tensors), key=lambda d: d.itemsize)
         sizes, make = self.sizes, partial(torch.zeros, dtype=self.dtype, device=self.device)
         self.anchor = make(sizes.parameters + sizes.buffers)
         self._own = make(sizes.total)
@@ -167,11 +167,12 @@ class Replica:
         return steps
 
     def progress_is_finite(self) -> bool:
-        """Whether the last snapshot of parameters and momentum has neither NaN nor infinity."""
+        """Whether the last snapshot has neither NaN nor infinity, but in buffers that begin so."""
         with self.streams.beside_training():
             return bool(
                 torch.isfinite(self._own_parameters).all()
                 and torch.isfinite(self._own_momentum).all()
+                and (self._own_buffers.isfinite() | ~self._anchor_buffers.isfinite()).all()
             )
 
     @torch.no_grad()
@@ -224,7 +225,7 @@ class Replica:
             progress.mul_(factor)
             self._anchor_parameters.add_(progress)
             if num_active:
-                torch.div(buffers, num_active, out=self._anchor_buffers)
+                _move(self._anchor_buffers, buffers.div_(num_active), num_active)
             self._reset = self._reset or dropped
             if self._pending:
                 self._fade_correction()
@@ -285,6 +286,17 @@ class Replica:
             views = self._correction_views[len(self._parameters) :]
             _scale(views, self._momentum.decays(self._since_correction))
         self._since_correction = 0
+
+
+def _move(anchor: Tensor, mean: Tensor, number: int) -> None:
+    """Set buffers to their mean over workers; what none has changed keeps its bits.
+
+    The sum of equal values rounds, and overflows where they are as large as a mask's.
+    """
+    rounding = number * torch.finfo(mean.dtype).eps / 2
+    same = torch.isclose(mean, anchor, rtol=rounding, atol=0.0)
+    overflow = anchor.isfinite() & ~mean.isfinite()
+    anchor.copy_(torch.where(same | overflow, anchor, mean))
 
 
 def _scale(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:

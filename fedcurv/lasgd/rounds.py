@@ -161,7 +161,14 @@ class Rounds(Thread):
             working_s = max(busy_s - shared.counters.waited_s, 1e-9)
             all_steps = shared.counters.steps
         broken = not shared.replica.progress_is_finite()
-        claims = [] if broken else claims
+        if broken:
+            logger.warning(
+                "worker %d's progress is not finite: %d steps are left out of round %d",
+                self._control.worker,
+                steps,
+                self.generation.round,
+            )
+            claims = []
         first = self.generation.members[0] == self._control.worker
         report = Report(
             steps=0 if broken else steps,

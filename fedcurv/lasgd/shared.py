@@ -109,7 +109,8 @@ class Shared:
             WorkersDiffer: if they were ended because of a change.
         """
         began = time.monotonic()
-        self.at_boundary = True
+        # a step that raised has not said that it is over
+        self.at_boundary, self.stepping = True, False
         self.changed.notify_all()
         self.changed.wait_for(lambda: until() or self.over or self.error is not None)
         self.at_boundary = False
