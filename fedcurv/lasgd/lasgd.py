@@ -137,8 +137,17 @@ class LASGD:
         with self._shared.changed:
             return stats_of(self._shared.counters)
 
+    def _require_begun(self) -> None:
+        if not self._hooks:
+            raise RuntimeError(
+                "expected it inside of the with block of LASGD, got it before; write the training "
+                "loop into `with LASGD(...) as lasgd:`"
+            )
+
     def __enter__(self) -> Self:
         """Begin to take part."""
+        if self._hooks:
+            raise RuntimeError("expected one with block, got another; make another LASGD for it")
         optimizer = self._optimizer
         self._hooks = [
             optimizer.register_step_pre_hook(once_a_step(self._before_step)),
@@ -211,6 +220,7 @@ class LASGD:
 
     def synchronize(self) -> None:
         """Wait for a round with all steps so far, and give the model its values, buffers too."""
+        self._require_begun()
         shared = self._shared
         self._end_if(shared.watch.of_tensors())
         with shared.changed:
@@ -221,6 +231,7 @@ class LASGD:
 
     def finish(self) -> None:
         """Answer the others' rounds until all have finished; then all have the same bits."""
+        self._require_begun()
         self._end_if(self._shared.watch.of_tensors())
         self._answer_to_the_end(leaving=False)
         with self._shared.changed:
@@ -229,6 +240,7 @@ class LASGD:
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
+        self._require_begun()
         self._answer_to_the_end(leaving=True)
 
     def _answer_to_the_end(self, *, leaving: bool) -> None:

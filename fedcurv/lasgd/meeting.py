@@ -267,7 +267,7 @@ def checksum(tensor: Tensor) -> int:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     weights = torch.arange(1, 2 * min(len(flat), _AT_ONCE) + 1, 2, device=flat.device)
     total = 0
-    for part in flat.view(integers[flat.element_size()]).split(_AT_ONCE):
+    for part in torch.split(flat.view(integers[flat.element_size()]), _AT_ONCE):
         total = 31 * total + int((part * weights[: len(part)]).sum())
     return total % 2**64
 

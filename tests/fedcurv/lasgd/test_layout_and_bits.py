@@ -188,3 +188,22 @@ def test_a_buffer_that_is_not_finite_at_one_worker_reaches_no_other(caplog):
     assert one["mean"].isfinite().all()
     assert none == 0 < some
     assert "worker 1's progress is not finite" in caplog.text
+
+
+def test_waits_before_the_block_and_a_second_block_are_refused():
+    """They would wait for ever for rounds that have not begun."""
+
+    def work(rank, store, size):
+        model = nn.Linear(3, 1)
+        optimizer = sgd(model)
+        lasgd = block(model, optimizer, store, rank, size)
+        for wait in (lasgd.synchronize, lasgd.finish, lasgd.leave):
+            with pytest.raises(RuntimeError, match="expected it inside of the with block"):
+                wait()
+        with lasgd:
+            steps(model, optimizer)
+        with pytest.raises(RuntimeError, match="expected one with block"), lasgd:
+            pass
+        steps(model, optimizer)
+
+    in_threads(work, 1)
