@@ -3,8 +3,12 @@
 import math
 from typing import Literal, get_args
 
+import torch
+from torch import nn
+
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.weights import Weights
+from fedcurv.parameters import listed
 
 Averaging = Literal["average", "local"]
 
@@ -35,3 +39,25 @@ def check_arguments(
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
+
+
+def require_all(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+    """Raise a ValueError unless an optimizer holds these parameters, and no others that train."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    missing = [name for name, parameter in named.items() if id(parameter) not in held]
+    foreign = len(held - {id(parameter) for parameter in named.values()})
+    if missing or foreign:
+        raise ValueError(
+            "expected an optimizer over the model's trainable parameters, got one without "
+            f"{listed(missing) or 'none of them'} and with {foreign} that are not the model's; "
+            "build it from model.parameters()"
+        )
+
+
+def require_begun(has_begun: bool) -> None:
+    """Raise a RuntimeError for a wait that nothing would end."""
+    if not has_begun:
+        raise RuntimeError(
+            "expected it inside of the with block of LASGD, got it before; write the training loop "
+            "into `with LASGD(...) as lasgd:`"
+        )

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.lasgd import meeting
-from fedcurv.lasgd.arguments import Averaging, check_arguments
+from fedcurv.lasgd.arguments import Averaging, check_arguments, require_begun
 from fedcurv.lasgd.counting import Counting
 from fedcurv.lasgd.data import Claim, Deck, SharedLoader, check_loader
 from fedcurv.lasgd.plane import Backend
@@ -137,13 +137,6 @@ class LASGD:
         with self._shared.changed:
             return stats_of(self._shared.counters)
 
-    def _require_begun(self) -> None:
-        if not self._hooks:
-            raise RuntimeError(
-                "expected it inside of the with block of LASGD, got it before; write the training "
-                "loop into `with LASGD(...) as lasgd:`"
-            )
-
     def __enter__(self) -> Self:
         """Begin to take part."""
         if self._hooks:
@@ -220,7 +213,7 @@ class LASGD:
 
     def synchronize(self) -> None:
         """Wait for a round with all steps so far, and give the model its values, buffers too."""
-        self._require_begun()
+        require_begun(bool(self._hooks))
         shared = self._shared
         self._end_if(shared.watch.of_tensors())
         with shared.changed:
@@ -231,7 +224,7 @@ class LASGD:
 
     def finish(self) -> None:
         """Answer the others' rounds until all have finished; then all have the same bits."""
-        self._require_begun()
+        require_begun(bool(self._hooks))
         self._end_if(self._shared.watch.of_tensors())
         self._answer_to_the_end(leaving=False)
         with self._shared.changed:
@@ -240,7 +233,7 @@ class LASGD:
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
-        self._require_begun()
+        require_begun(bool(self._hooks))
         self._answer_to_the_end(leaving=True)
 
     def _answer_to_the_end(self, *, leaving: bool) -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
+from fedcurv.lasgd.checksum import checksum
 from fedcurv.lasgd.control import Control, Generation
 from fedcurv.lasgd.hosting import host_store
 
@@ -22,9 +23,6 @@ from fedcurv.lasgd.hosting import host_store
 _MEANS = {"foreach", "fused", "capturable", "differentiable"}
 # what a newcomer may have otherwise: a schedule has gone on, and the others are as many as they are
 _NOT_OF_NEWCOMERS = {"lr", "initial_lr", "world_size"}
-
-# numbers of a checksum
-_AT_ONCE = 2**20
 
 # trainings of one process, in order: workers that run the same program count alike
 _numbers = itertools.count()
@@ -254,22 +252,6 @@ def _constant(tensor: Tensor) -> str:
     # scalars count what a worker has seen, others decide what the model computes
     is_table = not tensor.is_floating_point() and tensor.dim() > 0
     return f", with the checksum {checksum(tensor)}" if is_table else ""
-
-
-def checksum(tensor: Tensor) -> int:
-    """Return a sum of a tensor's bits, taken for integers, that depends on their order.
-
-    It is taken modulo 2^64 and so exact on every device.
-    """
-    flat = tensor.detach().reshape(-1)
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).reshape(-1)
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    weights = torch.arange(1, 2 * min(len(flat), _AT_ONCE) + 1, 2, device=flat.device)
-    total = 0
-    for part in torch.split(flat.view(integers[flat.element_size()]), _AT_ONCE):
-        total = 31 * total + int((part * weights[: len(part)]).sum())
-    return total % 2**64
 
 
 def require_same(signatures: Mapping[int, str]) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fedcurv.lasgd.arguments import require_all
 from fedcurv.lasgd.momentum import Momentum
 from fedcurv.lasgd.streams import streams_of
 from fedcurv.parameters import accumulation_dtype, listed, trainable_parameters
@@ -53,7 +54,7 @@ class Replica:
         average_buffers: bool = True,
     ) -> None:
         named = trainable_parameters(model)
-        _require_all(named, optimizer)
+        require_all(named, optimizer)
         self._parameters: list[Tensor] = list(named.values())
         floating = [n for n, b in model.named_buffers() if b.is_floating_point()]
         self._model, self.buffer_names = model, floating if average_buffers else []
@@ -317,15 +318,3 @@ def _one_device(tensors: Sequence[Tensor]) -> torch.device:
             "give each worker one device"
         )
     return devices.pop()
-
-
-def _require_all(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
-    missing = [name for name, parameter in named.items() if id(parameter) not in held]
-    foreign = len(held - {id(parameter) for parameter in named.values()})
-    if missing or foreign:
-        raise ValueError(
-            "expected an optimizer over the model's trainable parameters, got one without "
-            f"{listed(missing) or 'none of them'} and with {foreign} that are not the model's; "
-            "build it from model.parameters()"
-        )
