@@ -1,5 +1,6 @@
 """What the values of a configuration must be, key by key, checked before anything starts."""
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -146,6 +147,13 @@ _REQUIRED = (
 )
 
 
+# what is read at the top level; a configuration may have names of its own there, to refer to
+_TOP = (
+    *(path for path in _REQUIRED if "." not in path),
+    *("strategy", "experiment", "checkpoint_every", "resume", "task", "metric"),
+)
+
+
 # and what these parts of it need beside that, by their names
 _REQUIRED_BY_NAME: dict[str, dict[str, tuple[str, ...]]] = {
     "data": {
@@ -177,6 +185,7 @@ _KNOWN = {
 
 def check_values(settings: Mapping[str, Any]) -> None:
     """Raise a ValueError that names the first key whose value is missing or cannot be meant."""
+    _require_no_near_miss(settings)
     tables = [key for key, rule in _RULES.items() if rule is _TABLE]
     for path in tables:
         value = _value(settings, path)
@@ -202,6 +211,14 @@ def check_values(settings: Mapping[str, Any]) -> None:
         value = _value(settings, path)
         if value is not _MISSING and not holds(value):
             raise ValueError(f"{path} must be {expected}, got {value!r}")
+
+
+def _require_no_near_miss(settings: Mapping[str, Any]) -> None:
+    """Refuse a name of the top level that is nearly one that is read; others are the user's own."""
+    for name in map(str, settings):
+        near = [] if name in _TOP else difflib.get_close_matches(name, _TOP, n=1, cutoff=0.8)
+        if near:
+            raise ValueError(f"unknown name {name!r}; is {near[0]!r} meant?")
 
 
 def check_strategy(path: str, options: Any, num_clients: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fedcurv.simulations.commands.experiment import run_experiment
+from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.data.named import load
 from fedcurv.simulations.experiments import runs as experiment_runs
 from fedcurv.simulations.experiments.plans import check_budgets, grids, worth
@@ -190,6 +191,18 @@ def test_a_setting_that_every_run_has_already_is_refused_on_the_command_line(wor
     place = "cells" if "epochs" in word else "methods"
     with pytest.raises(ValueError, match=rf"{word} would change nothing: experiment\.{place} set"):
         run_experiment(small(methods=methods), tmp_path, f"fedcurv-experiment {word}")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("num_round", "num_rounds"), ("metrics", "metric"), ("cleint", "client")]
+)
+def test_a_misspelt_name_of_the_top_level_is_refused_and_ones_own_is_not(name, meant, tmp_path):
+    config = small(only=["curvature"])
+    OmegaConf.update(config, "my_width", 16, force_add=True)
+    resolve(config)
+    OmegaConf.update(config, name, 1, force_add=True)
+    with pytest.raises(ValueError, match=rf"unknown name '{name}'; is '{meant}' meant\?"):
+        run_experiment(config, tmp_path, "the command")
 
 
 def test_some_methods_can_be_run_alone(tmp_path):
