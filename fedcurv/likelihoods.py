@@ -41,12 +41,11 @@ def bernoulli(outputs: Tensor, targets: Tensor) -> Tensor:
             f"{(len(logits), 1)}, got {described(targets)}"
         )
     targets = targets.reshape(logits.shape).to(outputs.dtype)
-    if not bool(((targets >= 0) & (targets <= 1)).all()):
-        raise ValueError(
-            "expected targets in [0, 1] for likelihood='bernoulli', got values from "
-            f"{float(targets.min()):g} to {float(targets.max()):g}; use likelihood='gaussian' for "
-            "regression, 'categorical' for labels of several classes"
-        )
+    _require_shares(
+        targets,
+        "bernoulli",
+        "; use likelihood='gaussian' for regression, 'categorical' for labels of several classes",
+    )
     return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
@@ -54,11 +53,7 @@ def multilabel(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return each sample's binary cross-entropies, summed over its labels, each with one logit."""
     require_shape_of(outputs, targets)
     targets = targets.to(outputs.dtype)
-    if not bool(((targets >= 0) & (targets <= 1)).all()):
-        raise ValueError(
-            "expected targets in [0, 1] for likelihood='multilabel', got values from "
-            f"{float(targets.min()):g} to {float(targets.max()):g}"
-        )
+    _require_shares(targets, "multilabel")
     losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
     return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
 
@@ -122,6 +117,15 @@ def _require_value_of_one(
             f"{float(losses[1]):g} for one among {len(losses)} and {float(alone[0]):g} for the "
             "same alone; does it divide by their number, or broadcast targets (N,) over outputs "
             "(N, 1)?"
+        )
+
+
+def _require_shares(targets: Tensor, likelihood: str, remedy: str = "") -> None:
+    """Refuse targets that are not in [0, 1]."""
+    if not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise ValueError(
+            f"expected targets in [0, 1] for likelihood={likelihood!r}, got values from "
+            f"{float(targets.min()):g} to {float(targets.max()):g}{remedy}"
         )
 
 

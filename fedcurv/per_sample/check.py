@@ -11,6 +11,7 @@ from fedcurv.global_state import random_states_kept
 from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
+from fedcurv.per_sample.recent import remember
 from fedcurv.per_sample.replay import close
 from fedcurv.per_sample.squares import PerSampleSquares
 
@@ -47,10 +48,7 @@ class SelfCheck:
         findings = _compare(self._model, self._parameters, two)
         if findings is None:  # numbers that are not finite say nothing
             return Findings(slow=set(self._parameters))
-        while len(_remembered) >= _REMEMBERED:
-            _remembered.pop(next(iter(_remembered)))
-        _remembered[key] = findings
-        return findings
+        return remember(_remembered, key, findings, _REMEMBERED)
 
 
 def unchecked(model: nn.Module) -> Findings:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fedcurv.per_sample.recent import remember
+
 # a node of the graph; torch gives its classes no common public name
 Node = Any
 
@@ -125,9 +127,7 @@ class Graph:
     def uses(self) -> "Uses":
         """Return which uses of parameters lie in which calls, as the signature tells."""
         if (uses := _remembered.get(self.signature)) is None:
-            while len(_remembered) >= _REMEMBERED:
-                _remembered.pop(next(iter(_remembered)))
-            uses = _remembered[self.signature] = self._uses()
+            uses = remember(_remembered, self.signature, self._uses(), _REMEMBERED)
         return uses
 
     def _uses(self) -> "Uses":

@@ -17,9 +17,10 @@ from fedcurv.simulations.experiments.plans import (
     require_effective,
     worth,
 )
-from fedcurv.simulations.experiments.report import ended_early, in_words, view, write_report
+from fedcurv.simulations.experiments.report import ended_early, view, write_report
 from fedcurv.simulations.experiments.runs import Plan, Run, check_plan, run_or_read
 from fedcurv.simulations.parts.tasks import metric_of
+from fedcurv.simulations.reports.words import in_words
 
 
 def main() -> None:

@@ -89,8 +89,7 @@ def run_command(program: str, config_name: str, work: Work) -> None:
         console.print(f"written to {done.folder}")
 
     register_help(CONF)
-    # where a user's own functions are found, as by `python -m`
-    sys.path.insert(0, str(Path.cwd()))
+    find_own_functions()
     # Hydra prints its own stack traces unless it is told to let errors through
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
@@ -122,6 +121,11 @@ def new_folder(wanted: str) -> str:
 
 # once for a configuration, which asks for its folder several times
 OmegaConf.register_new_resolver("new_folder", new_folder, use_cache=True, replace=True)
+
+
+def find_own_functions() -> None:
+    """Let a user's own functions be found where the command is started, as by ``python -m``."""
+    sys.path.insert(0, str(Path.cwd()))
 
 
 def remove_if_empty(folder: Path) -> None:

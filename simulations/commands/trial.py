@@ -12,7 +12,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from fedcurv.private_files import private_folder
-from fedcurv.simulations.commands.frame import CONFIGURATION_ERRORS, explain, set_up_flower_log
+from fedcurv.simulations.commands.frame import (
+    CONFIGURATION_ERRORS,
+    explain,
+    find_own_functions,
+    set_up_flower_log,
+)
 from fedcurv.simulations.configuration import composed, only_strategy, resolve
 from fedcurv.simulations.console.interruption import interruptible
 from fedcurv.simulations.deployment.flower_run import RunFailed
@@ -55,7 +60,7 @@ def environment_of(overrides: Sequence[str], num_nodes: int) -> dict[str, str]:
     Raises:
         Exception: one of ``CONFIGURATION_ERRORS``, if the configuration cannot work.
     """
-    sys.path.insert(0, str(Path.cwd()))  # where a user's own functions are found
+    find_own_functions()
     config = composed(overrides)
     resolved = resolve(config)
     if resolved["num_clients"] != num_nodes:

@@ -1,7 +1,7 @@
 """An experiment's files: the table, the plot, and every run as a line."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
-from fedcurv.simulations.experiments.runs import Run, Settings
+from fedcurv.simulations.experiments.runs import Run
 from fedcurv.simulations.parts.metrics import Metric, targets_of
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import mean_and_deviation, write_summary
 from fedcurv.simulations.reports.pictures import Curve, draw, draw_targets, legend_below, save
 from fedcurv.simulations.reports.round_files import write_csv
+from fedcurv.simulations.reports.words import in_words
 
 
 def _caption(metric: Metric, kind: Any) -> str:
@@ -114,18 +115,6 @@ def last_scores(runs: Sequence[Run]) -> list[list[str]]:
             row.append(f"{_mean(last, metric)} ({_mean(best, metric)})")
         rows.append(row)
     return rows
-
-
-def in_words(settings: Settings) -> str:
-    """Return settings as a table calls them: the last part of each key, and its value."""
-    return ", ".join(f"{key.rpartition('.')[2]} {_value(v)}" for key, v in settings.items())
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "(" + ", ".join(f"{key} {_value(item)}" for key, item in value.items()) + ")"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:g}" if is_number else str(value)
 
 
 def ended_early(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -65,12 +66,11 @@ class Evaluation:
         state = arrays.to_torch_state_dict()
         self._model.load_state_dict(state)
         outputs: list[Tensor] = []
-        handle = None
-        if self._function is not None:
-            handle = self._model.register_forward_hook(lambda *call: outputs.append(call[2].cpu()))
-        loss, share, _ = evaluate(self._model, self._batches, self._task.sums)
-        if handle is not None:
-            handle.remove()
+        with ExitStack() as stack:
+            if self._function is not None:
+                keep = self._model.register_forward_hook(lambda *c: outputs.append(c[2].cpu()))
+                stack.callback(keep.remove)
+            loss, share, _ = evaluate(self._model, self._batches, self._task.sums)
         poisoned = [
             name
             for name, value in state.items()

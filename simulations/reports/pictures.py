@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from fedcurv.simulations.reports.words import value_in_words
+
 # PNG for the screen; PDF and SVG keep their sharpness in print
 FORMATS = ("png", "pdf", "svg")
 # without the hour of drawing, so that the same figures make the same file
@@ -88,16 +90,14 @@ def label_of(name: str, options: Mapping[str, Any] | None) -> str:
     said = []
     inner: Any = options
     while isinstance(inner, Mapping):
-        said += [f"{_SYMBOLS[key]} = {_short(inner[key])}" for key in _SYMBOLS if key in inner]
+        said += [f"{_SYMBOLS[key]} = {_weight(inner[key])}" for key in _SYMBOLS if key in inner]
         inner = inner.get("strategy")
     return ", ".join([name, *said])
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):  # a strength that follows a rule
-        return "auto"
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:g}" if is_number else str(value)
+def _weight(value: Any) -> str:
+    # a strength that follows a rule is a table
+    return "auto" if isinstance(value, Mapping) else value_in_words(value)
 
 
 def name_of_data(config: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import markdown_table, mean_and_deviation
 from fedcurv.simulations.reports.pictures import Curve, draw, legend_below, save
 from fedcurv.simulations.reports.round_files import write_csv
+from fedcurv.simulations.reports.words import in_words
 
 
 def _caption(metrics: Iterable[Metric]) -> str:
@@ -108,8 +109,8 @@ def sweep_figure(jobs: Sequence[Job], folder: Path) -> Figure | None:
     curves = [curve for curve in found if curve is not None]
     if not curves:
         return None
-    best = sorted(curves, key=lambda curve: metric.sign * curve.y[-1], reverse=True)[:_MOST_CURVES]
-    shown = [curve for curve in curves if curve in best]
+    best = sorted(range(len(curves)), key=lambda index: -metric.sign * curves[index].y[-1])
+    shown = [curves[index] for index in sorted(best[:_MOST_CURVES])]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for number, curve in enumerate(shown):
@@ -132,9 +133,8 @@ def _curve(
     if not rounds or any(row.get("failure") for row in rows):
         return None
     values = [[metric.scale * run[number] for run in runs] for number in rounds]
-    said = [f"{key.rpartition('.')[2]} {value}" for key, value in setting.items() if value]
-    name = setting["strategy"]
-    label = ", ".join([name, *(text for text in said if text != f"strategy {name}")])
+    said = {key: value for key, value in setting.items() if value and key != "strategy"}
+    label = ", ".join(filter(None, (setting["strategy"], in_words(said))))
     means = [statistics.mean(of_round) for of_round in values]
     if len(runs) == 1:
         return Curve(label, rounds, means)

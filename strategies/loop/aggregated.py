@@ -1,6 +1,7 @@
 """What a strategy made of a round's replies: of the right types, or told."""
 
 import logging
+from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 
@@ -19,21 +20,21 @@ class Aggregated:
         self._told = False
 
     def checked(
-        self, server_round: int, made: object
+        self, server_round: int, made: Any
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Return the model and the metrics, either of which may be None.
 
         Raises:
             TypeError: for anything else.
         """
-        pair = made if isinstance(made, tuple) and len(made) == 2 else (made, made)
-        arrays, metrics = pair
+        is_pair = isinstance(made, tuple) and len(made) == 2
+        arrays, metrics = made if is_pair else (made, made)
         if not (
-            pair is made
+            is_pair
             and isinstance(arrays, ArrayRecord | None)
             and isinstance(metrics, MetricRecord | None)
         ):
-            got = [type(one).__name__ for one in pair] if pair is made else type(made).__name__
+            got = [type(one).__name__ for one in made] if is_pair else type(made).__name__
             raise TypeError(
                 f"round {server_round}: expected aggregate_train of {self._name} to return an "
                 f"ArrayRecord and a MetricRecord, or None for either, got {got}"

@@ -8,8 +8,9 @@ import pytest
 
 from fedcurv.simulations.commands import experiment as command_module
 from fedcurv.simulations.commands.experiment import run_experiment
-from fedcurv.simulations.experiments.report import in_words, last_scores
+from fedcurv.simulations.experiments.report import last_scores
 from fedcurv.simulations.experiments.runs import Plan, Run
+from fedcurv.simulations.reports.words import in_words
 from tests.simulations.test_run import configuration, rows_of
 
 DOCS = Path(__file__).parents[2] / "docs"
