@@ -4,6 +4,7 @@ from fedcurv.strategies.fedcurv import FedCurv
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.start import start
 from fedcurv.strategies.loop.stopping import EarlyStopping
+from fedcurv.strategies.loop.strategy_calls import StrategyFailed
 from fedcurv.strategies.loop.watchers import JsonLines, ScalarLog, TensorBoard
 from fedcurv.strategies.replies.check import RoundFailed
 from fedcurv.strategies.strength import AutoStrength
@@ -16,6 +17,7 @@ __all__ = [
     "JsonLines",
     "RoundFailed",
     "ScalarLog",
+    "StrategyFailed",
     "TensorBoard",
     "start",
 ]

@@ -18,6 +18,7 @@ from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
+from fedcurv.strategies.loop.strategy_calls import StrategyCalls
 from fedcurv.strategies.replies.check import (
     Arrays,
     Sent,
@@ -123,9 +124,9 @@ class FedCurv(Strategy):
     ) -> Iterable[Message]:
         """Add the sums to the wrapped strategy's messages."""
         if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
-            raise TypeError(inside_differential_privacy(wrapper))
+            raise inside_differential_privacy(wrapper)
         self._sent = Sent.of(arrays)
-        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        messages = StrategyCalls(self.strategy).configure_train(server_round, arrays, config, grid)
         self._known = grid.known() if isinstance(grid, OrderedGrid) else {}
         require_some_messages(server_round, messages)
         instruction = dataclasses.replace(
@@ -208,7 +209,7 @@ class FedCurv(Strategy):
             server_round, fit, self._weighted_by_key, lambda m: f"client {clients[named[m]]}"
         )
         finish = self._settling.prepare(self.strategy, self._sent, constant, contents)
-        arrays, metrics = self.strategy.aggregate_train(server_round, fit)
+        arrays, metrics = StrategyCalls(self.strategy).aggregate_train(server_round, fit)
         if arrays is not None:
             arrays = finish(server_round, arrays)
         return arrays, metrics
@@ -229,7 +230,7 @@ class FedCurv(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Leave evaluation to the wrapped strategy."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+        return StrategyCalls(self.strategy).configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
@@ -238,7 +239,7 @@ class FedCurv(Strategy):
         fit, _ = self._evaluations.evaluate(
             server_round, list(replies), lambda m: f"node-{m.metadata.src_node_id}"
         )
-        return self.strategy.aggregate_evaluate(server_round, fit)
+        return StrategyCalls(self.strategy).aggregate_evaluate(server_round, fit)
 
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""

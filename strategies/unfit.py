@@ -20,9 +20,13 @@ DP_WRAPPERS = (
 )
 
 
-def inside_differential_privacy(wrapper: Strategy) -> str:
-    """Return what to say of FedCurv inside such a wrapper."""
-    return (
+class Misplaced(TypeError):
+    """FedCurv is where it would go wrong."""
+
+
+def inside_differential_privacy(wrapper: Strategy) -> Misplaced:
+    """Return the error for FedCurv inside such a wrapper."""
+    return Misplaced(
         f"expected FedCurv without differential privacy, got it inside {type(wrapper).__name__}, "
         "which would clip and noise Fisher values as if they were weights; use that around "
         "FedAvg, or FedCurv without it"

@@ -20,18 +20,19 @@ from fedcurv.simulations.configuration import CONF
 from fedcurv.simulations.console.help import register_help
 from fedcurv.simulations.console.interruption import Interrupted, interruptible
 from fedcurv.simulations.console.progress import console
-from fedcurv.strategies import RoundFailed
+from fedcurv.strategies import RoundFailed, StrategyFailed
 
 # a training has diverged, or all of its clients failed; everything else was done and written
 EXIT_ENDED_EARLY = 3
 
-# what a mistake in a configuration or in data raises
+# what a mistake in a configuration, in data or in code of the user's own raises
 CONFIGURATION_ERRORS = (
     HydraException,
     OmegaConfBaseException,
     ValueError,
     OSError,
     ImportError,
+    StrategyFailed,
 )
 
 

@@ -30,6 +30,10 @@ _LOOK_S, _SAY_S = 0.2, 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
 
 
+class NodesMissing(TimeoutError):
+    """Fewer nodes are connected than the strategy wants, or the caller."""
+
+
 @runtime_checkable
 class RepliesOneByOne(Protocol):
     """A Grid that can hand out replies before all are there."""
@@ -78,11 +82,11 @@ class OrderedGrid(Grid):
         """Return the connected nodes in the order of their client ids, one for each client.
 
         Raises:
-            TimeoutError: if a strategy still asks after the time that :meth:`sampling` gave it.
+            NodesMissing: if a strategy still asks after the time that :meth:`sampling` gave it.
         """
         nodes = sorted(self._usable(), key=self._order)
         if time.monotonic() > self._deadline:
-            raise TimeoutError(
+            raise NodesMissing(
                 f"the strategy waits for more nodes than are connected: {self._named(nodes)}; "
                 "start the missing ones, or lower its min_available_nodes and min_train_nodes"
             )
@@ -110,7 +114,7 @@ class OrderedGrid(Grid):
         """Wait for a number of nodes, or for clients by their ids, and say meanwhile who is there.
 
         Raises:
-            TimeoutError: if they do not connect in time.
+            NodesMissing: if they do not connect in time.
         """
         deadline, said = time.monotonic() + timeout, -math.inf
         while missing := self._missing(wanted):
@@ -118,7 +122,7 @@ class OrderedGrid(Grid):
             nodes = self.get_node_ids()
             if now >= deadline:
                 expected = f"{wanted} nodes" if isinstance(wanted, int) else "all clients"
-                raise TimeoutError(
+                raise NodesMissing(
                     f"expected {expected} within {timeout:g} s, got {self._named(nodes)}, and not "
                     f"{missing}; start the missing ones, or change wait_for_nodes"
                 )

@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedcurv.strategies.legacy import refuse_legacy_strategy
-from fedcurv.strategies.loop.aggregated import Aggregated
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.checkpoint import Checkpoint, Progress
 from fedcurv.strategies.loop.odd_means import OddMeans
@@ -23,13 +22,14 @@ from fedcurv.strategies.loop.ordered_grid import OrderedGrid, require_number_or_
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
 from fedcurv.strategies.loop.stopping import EarlyStopping
+from fedcurv.strategies.loop.strategy_calls import StrategyCalls
+from fedcurv.strategies.loop.watchers import OnRound, called_in_rounds
 from fedcurv.strategies.replies.check import require_some_messages, require_some_success
 from fedcurv.strategies.replies.screen import Screen, averages
 
 logger = logging.getLogger(__name__)
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-OnRound = Callable[[RoundRecord], object]
 
 
 def start(
@@ -96,9 +96,10 @@ def start(
         RoundFailed: if no client succeeds in a round.
         BlockingIOError: if another server uses the checkpoint's folder.
         FileExistsError: if the checkpoint is an earlier run's and ``resume`` is not set.
+        StrategyFailed: if a method of the strategy raises an error, or returns something else.
         TypeError: for FedCurv inside a differential-privacy wrapper, ``replies_are_models`` or
-            ``max_examples`` beside FedCurv, a strategy of Flower's legacy API or one whose
-            ``aggregate_train`` returns something else, or one client id without a list around it.
+            ``max_examples`` beside FedCurv, a strategy of Flower's legacy API, one client id
+            without a list around it, or an ``on_round`` that cannot be called.
         ValueError: if a number is out of range, the strategy selects nobody, or the checkpoint is
             damaged or of another strategy or model.
     """
@@ -110,6 +111,7 @@ def start(
         if not is_endless and not (isinstance(seconds, int | float) and seconds >= 0):
             raise ValueError(f"{name} must be >= 0, in seconds, got {seconds!r}")
     require_number_or_ids(wait_for_nodes)
+    called = called_in_rounds(on_round)
     if resume and checkpoint is None:
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     refuse_legacy_strategy(strategy)
@@ -140,7 +142,7 @@ def start(
                 )
         ordered = OrderedGrid(grid)
         ordered.wait_for(wait_for_nodes, wait_timeout)
-        watchers: list[OnRound] = [OddMeans(), *([on_round] if callable(on_round) else on_round)]
+        watchers: list[OnRound] = [OddMeans(), *called]
         progress = restored or Progress(0, Result(arrays=arrays))
         if isinstance(strategy, SendsStatistics):
             max_examples = strategy.max_examples
@@ -203,7 +205,7 @@ class _Run:
     is_unanswered: bool = False
 
     def __post_init__(self) -> None:
-        self.aggregated = Aggregated(type(self.strategy).__name__)
+        self.calls = StrategyCalls(self.strategy)
 
     def awaits_evaluation(self) -> bool:
         """Return whether clients were asked to evaluate and none has done so in any round."""
@@ -216,8 +218,8 @@ class _Run:
     ) -> tuple[Sequence[ClientRecord], Mapping[str, object]]:
         self.grid.learn_client_ids()
         with self._sampling(server_round, "train"):
-            messages = list(
-                self.strategy.configure_train(server_round, self.result.arrays, config, self.grid)
+            messages = self.calls.configure_train(
+                server_round, self.result.arrays, config, self.grid
             )
         require_some_messages(server_round, messages)
         traffic = Traffic(messages, self.grid)
@@ -225,22 +227,22 @@ class _Run:
         refused: Mapping[str, str] = {}
         if isinstance(self.strategy, SendsStatistics):
             once = self.strategy.takes_replies_once
-            made = self.strategy.aggregate_train(
+            arrays, metrics = self.calls.aggregate_train(
                 server_round, one_by_one if once else list(one_by_one)
             )
-            arrays, metrics = self.aggregated.checked(server_round, made)
         else:
             replies = list(one_by_one)
             fit, refused, finish = self.screen.train(
                 server_round, self.result.arrays, replies, lambda m: f"client {self._client_id(m)}"
             )
             require_some_success(server_round, replies, refused)
-            made = self.strategy.aggregate_train(server_round, fit)
-            arrays, metrics = self.aggregated.checked(server_round, made)
+            arrays, metrics = self.calls.aggregate_train(server_round, fit)
             arrays = None if arrays is None else finish(arrays)
         own = getattr(self.strategy, "refused", None)
         refused = {**refused, **(own if isinstance(own, Mapping) else {})}
-        if arrays is not None:
+        if arrays is None:
+            self.calls.say_no_model(server_round)
+        else:
             self.result.arrays = arrays
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
@@ -256,10 +258,8 @@ class _Run:
 
     def evaluate_on_clients(self, server_round: int, config: ConfigRecord) -> Mapping[str, object]:
         with self._sampling(server_round, "evaluate"):
-            messages = list(
-                self.strategy.configure_evaluate(
-                    server_round, self.result.arrays, config, self.grid
-                )
+            messages = self.calls.configure_evaluate(
+                server_round, self.result.arrays, config, self.grid
             )
         self.refused_evaluations = {}
         if not messages:
@@ -275,7 +275,7 @@ class _Run:
             for m in replies
             if m.metadata.reply_to_message_id in refused
         }
-        metrics = self.strategy.aggregate_evaluate(server_round, fit)
+        metrics = self.calls.aggregate_evaluate(server_round, fit)
         self.is_unanswered = not metrics
         if metrics is not None:
             self.result.evaluate_metrics_clientapp[server_round] = metrics

@@ -29,6 +29,6 @@ class SendsStatistics(Protocol):
 
 
 def refuse_differential_privacy(strategy: Strategy) -> None:
-    """Raise a TypeError for a differential-privacy wrapper around statistics."""
+    """Raise Misplaced, a TypeError, for a differential-privacy wrapper around statistics."""
     if isinstance(strategy, DP_WRAPPERS) and isinstance(strategy.strategy, SendsStatistics):
-        raise TypeError(inside_differential_privacy(strategy))
+        raise inside_differential_privacy(strategy)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,23 @@ from typing import Any, Protocol
 from fedcurv.private_files import name_file, open_private, private_folder
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord
 from fedcurv.strategies.wire.arrays import reason_of
+
+OnRound = Callable[[RoundRecord], object]
+
+
+def called_in_rounds(on_round: OnRound | Sequence[OnRound]) -> Sequence[OnRound]:
+    """Return the functions to call after every round, of one or of several.
+
+    Raises:
+        TypeError: for what cannot be called.
+    """
+    functions = [on_round] if callable(on_round) else on_round
+    if not isinstance(functions, Sequence) or not all(map(callable, functions)):
+        raise TypeError(
+            "on_round: expected a function of a round's record, or a list of them, got "
+            f"{on_round!r:.80}; leave it out for none"
+        )
+    return functions
 
 
 class JsonLines:

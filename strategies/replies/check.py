@@ -34,6 +34,10 @@ class RoundFailed(RuntimeError):
     """No client delivered anything that could be aggregated in a round."""
 
 
+class NobodySelected(ValueError):
+    """A strategy selected no client for training."""
+
+
 def require_some_success(
     server_round: int, replies: Sequence[Message], refused: Mapping[str, str]
 ) -> None:
@@ -70,9 +74,9 @@ def require_some_success(
 
 
 def require_some_messages(server_round: int, messages: Sequence[Message]) -> None:
-    """Raise a ValueError if a strategy selected nobody for training."""
+    """Raise NobodySelected if a strategy selected nobody for training."""
     if not messages:
-        raise ValueError(
+        raise NobodySelected(
             f"round {server_round}: the strategy selected no client for training; raise "
             "fraction_train or min_train_nodes"
         )

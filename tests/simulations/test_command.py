@@ -89,6 +89,24 @@ def test_a_training_that_diverges_ends_there_and_the_others_go_on(tmp_path, comm
     assert rows["fedcurv"]["rounds"] == "3"
 
 
+def test_an_own_strategy_that_raises_is_named_in_one_line(tmp_path, command):
+    done = command(
+        "fedcurv-simulate",
+        main,
+        *SMALL,
+        "strategy=[fedavg]",
+        "+strategy.own._target_=tests.own_tables.FailsInRoundTwo",
+        "+strategy.own.fraction_evaluate=0.0",
+        f"hydra.run.dir={tmp_path / 'out'}",
+    )
+    assert done.code == 1
+    (line,) = done.errors.strip().splitlines()
+    assert line == (
+        "fedcurv-simulate: round 2: aggregate_train of FailsInRoundTwo raised KeyError: 'momentum'"
+    )
+    assert {row["strategy"] for row in rows_of(tmp_path / "out" / "summary.csv")} == {"fedavg"}
+
+
 BAD = {
     "strategy=avg": "Could not find 'strategy/avg' Available options in 'strategy': fedadam fedavg",
     "strategy.fedcurv.strenght=1": "'strategy.fedcurv.strenght'; known here: _target_, strength",

@@ -8,11 +8,15 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam, FedAvg
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+)
 
 from fedcurv.clients import ClientCurvature
 from fedcurv.simulations.runners.local import LocalGrid
-from fedcurv.strategies import FedCurv, RoundFailed, start
+from fedcurv.strategies import FedCurv, RoundFailed, StrategyFailed, start
 from fedcurv.strategies.flower_private import task_identity
 from fedcurv.strategies.loop import ordered_grid
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
@@ -496,8 +500,87 @@ def test_a_strategy_that_returns_no_model_is_told_once(caplog):
 
 @pytest.mark.parametrize("value", [None, ({"weight": 1}, None), (None, {"loss": 1.0}), (None,)])
 def test_a_strategy_that_returns_something_else_is_named(value):
-    with pytest.raises(TypeError, match="round 1: expected aggregate_train of Own to return"):
+    with pytest.raises(StrategyFailed, match="round 1: expected aggregate_train of Own to return"):
         Federation().run(returning(value), num_rounds=1)
+    wrapped = r"round 1: expected aggregate_train of Own to return an ArrayRecord"
+    with pytest.raises(StrategyFailed, match=wrapped):
+        Federation().run(FedCurv(returning(value), strength=0.1), num_rounds=1)
+
+
+METHODS = ["configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate"]
+
+
+def with_method(name, method):
+    return type("Own", (FedAvg,), {name: method})(**options(fraction_evaluate=1.0))
+
+
+def evaluated(federation):
+    """Return the same federation with an app that evaluates too."""
+    app = federation.client_app()
+    metrics = MetricRecord({"num-examples": 1, "loss": 1.0})
+    app.evaluate()(lambda m, c: Message(RecordDict({"metrics": metrics}), reply_to=m))
+    federation.client_app = lambda: app
+    return federation
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: FedCurv(s, strength=0.1)])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_strategy_that_raises_is_named_with_the_round_and_the_method(name, wrap):
+    original = getattr(FedAvg, name)
+
+    def method(self, server_round, *rest):
+        if server_round == 2:
+            raise KeyError("a\nb")
+        return original(self, server_round, *rest)
+
+    federation = evaluated(Federation(num_nodes=2))
+    with pytest.raises(StrategyFailed) as told:
+        federation.run(wrap(with_method(name, method)))
+    assert str(told.value) == rf"round 2: {name} of Own raised KeyError: 'a\nb'"
+    assert isinstance(told.value.__cause__, KeyError)
+    assert [r.server_round for r in federation.rounds] == [0, 1]
+
+
+def test_a_strategy_inside_flowers_own_wrapper_is_named_with_it():
+    def aggregate_train(self, *rest):
+        return None
+
+    own = with_method("aggregate_train", aggregate_train)
+    wrapper = DifferentialPrivacyServerSideFixedClipping(own, 0.1, 1.0, 4)
+    says = f"aggregate_train of {type(wrapper).__name__} around Own raised TypeError"
+    with pytest.raises(StrategyFailed, match=says):
+        evaluated(Federation()).run(wrapper)
+
+
+def failing_generator(self, *rest):
+    yield from ()
+    raise ValueError("late")
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "says"),
+    [
+        ("configure_train", lambda *a: None, "to return messages, .* got None"),
+        ("configure_evaluate", lambda *a: None, "to return messages, .* got None"),
+        ("configure_train", lambda *a: [None], "to return messages, .* got NoneType among them"),
+        ("configure_train", failing_generator, "raised ValueError: late"),
+        ("aggregate_evaluate", lambda *a: {"x": 1.0}, "to return a MetricRecord .* got dict"),
+        ("aggregate_evaluate", lambda *a: 0.0, "to return a MetricRecord .* got float"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: FedCurv(s, strength=0.1)])
+def test_what_a_strategy_must_not_return_is_named(name, method, says, wrap):
+    with pytest.raises(StrategyFailed, match=f"^round 1: .*{name} of Own {says}") as told:
+        evaluated(Federation(num_nodes=2)).run(wrap(with_method(name, method)))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [print, None], "print"])
+def test_what_cannot_be_called_in_rounds_is_refused_before_anything_starts(wrong):
+    federation = Federation()
+    with pytest.raises(TypeError, match="on_round: expected a function of a round's record"):
+        federation.run(FedAvg(**options()), on_round=wrong)
+    assert not federation.visits
 
 
 @pytest.mark.parametrize("wanted", [1.5, None, [1, 2], "2"])
