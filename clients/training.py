@@ -61,10 +61,10 @@ def train(
         criterion: mean loss over a batch; cross-entropy by default.
 
     Raises:
-        ValueError: if there are no samples.
+        ValueError: if there are no samples, or the criterion does not return a batch's mean loss.
     """
-    for _ in range(epochs):
-        total, num_samples = train_epoch(model, batches, optimizer, criterion)
+    for epoch in range(epochs):
+        total, num_samples = train_epoch(model, batches, optimizer, criterion, is_first=epoch == 0)
         if num_samples == 0:
             raise ValueError("expected training samples, got none")
     return total / num_samples
@@ -75,8 +75,21 @@ def train_epoch(
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     criterion: nn.Module | None = None,
+    *,
+    is_first: bool = True,
 ) -> tuple[float, int]:
-    """Train in place for one pass; return the sum of the losses per sample, and their number."""
+    """Train in place for one pass; return the sum of the losses per sample, and their number.
+
+    Args:
+        model: see :func:`train`.
+        batches: see :func:`train`.
+        optimizer: see :func:`train`.
+        criterion: see :func:`train`.
+        is_first: of the passes of a round, whose first loss is checked.
+
+    Raises:
+        ValueError: if that is not the mean loss of a batch, and finite.
+    """
     criterion = nn.CrossEntropyLoss() if criterion is None else criterion
     device = next(model.parameters()).device
     model.train()
@@ -85,11 +98,34 @@ def train_epoch(
         inputs, targets = inputs.to(device), targets.to(device)
         optimizer.zero_grad()
         loss = criterion(model(inputs), targets)
+        if is_first and num_samples == 0 and (fault := fault_of_loss(loss)):
+            raise ValueError(f"client.loss ({type(criterion).__name__}): {fault}")
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(targets)
         num_samples += len(targets)
     return float(total), num_samples
+
+
+def fault_of_loss(loss: object) -> str:
+    """Return what keeps a model from being trained by a batch's loss, in words; or nothing."""
+    wanted = "expected a batch's mean loss, a tensor of shape () that requires gradients"
+    if not isinstance(loss, Tensor):
+        return f"{wanted}, got {type(loss).__name__}; return such a tensor"
+    if loss.ndim or not loss.requires_grad:
+        remedy = (
+            "reduce it by .mean()"
+            if loss.ndim
+            else "compute it from the outputs, without detach() and item()"
+        )
+        got = f"shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}"
+        return f"{wanted}, got {got}; {remedy}"
+    if not loss.isfinite():
+        return (
+            f"expected a finite loss of the first batch, got {loss.detach():g}; look for "
+            "logarithms of 0 and divisions by 0 in it, or for absurd weights from the server"
+        )
+    return ""
 
 
 def sums_of_classes(logits: Tensor, targets: Tensor) -> Sums:

@@ -28,7 +28,7 @@ from fedcurv.simulations.federation.run import RUNNERS, check_runner
 from fedcurv.simulations.own import in_one_line
 from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
-from fedcurv.simulations.parts.losses import make_loss
+from fedcurv.simulations.parts.losses import check_own_loss, make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
 from fedcurv.simulations.parts.strategies import estimates_fisher
 from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
@@ -112,6 +112,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             training.check_model(made)
             if isinstance(data, DataSet):
                 check_model(made, data, settings["model"]["name"])
+                samples = data.train_samples(np.arange(min(2, len(data.labels))))
+                check_own_loss(settings["client"]["loss"], made, samples)
     if isinstance(data, DataSet):
         inputs, _ = data.train_samples(np.arange(1))
         check_feature_noise(settings["data"].get("feature_noise", 0.0), inputs)

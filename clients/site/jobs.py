@@ -104,8 +104,10 @@ def train_share(place: Place, share: Share) -> Trained:
         loader = lasgd.loader(
             _Rows(share.samples), settings.batch_size, seed=share.seed, collate_fn=_as_it_is
         )
-        for _ in range(settings.epochs):
-            loss, num_samples = train_epoch(model, loader, optimizer, criterion)
+        for epoch in range(settings.epochs):
+            loss, num_samples = train_epoch(
+                model, loader, optimizer, criterion, is_first=epoch == 0
+            )
     weights = {name: value.cpu() for name, value in model.state_dict().items()}
     return Trained(weights, loss, num_samples, lasgd.stats)
 

@@ -31,6 +31,47 @@ def test_training_is_plain_sgd_over_the_batches():
     assert loss == pytest.approx(sum(losses) / len(inputs))
 
 
+class Returns(nn.Module):
+    """A loss of one's own, from the mean cross-entropy."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, logits, targets):
+        return self.change(nn.functional.cross_entropy(logits, targets))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda loss: loss.expand(5),
+            r"got shape \(5,\) and requires_grad=True; reduce it by .mean",
+        ),
+        (lambda loss: loss.reshape(1), r"got shape \(1,\) and requires_grad=True"),
+        (lambda loss: loss.detach(), r"got shape \(\) and requires_grad=False; compute it from"),
+        (lambda loss: loss.item(), "got float; return such a tensor"),
+        (lambda loss: None, "got NoneType"),
+        (lambda loss: loss * math.nan, "expected a finite loss of the first batch, got nan"),
+        (lambda loss: loss / 0, "got inf; look for logarithms of 0"),
+    ],
+)
+def test_a_loss_that_cannot_be_trained_by_is_named_before_a_step(change, says):
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=rf"^client\.loss \(Returns\): .*{says}") as told:
+        train(model, [samples(0)], optimizer, criterion=Returns(change))
+    assert "\n" not in str(told.value)
+    assert torch.equal(model.weight, new_model().weight)
+
+
+def test_a_training_that_diverges_in_a_round_is_no_fault_of_the_loss():
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e38)
+    assert not math.isfinite(train(model, [samples(0)] * 3, optimizer, epochs=3))
+
+
 def test_batches_hold_every_sample_once_and_are_reshuffled():
     inputs = torch.arange(10).unsqueeze(1)
     batches = InMemoryBatches(inputs, inputs[:, 0], 4, torch.Generator().manual_seed(0))

@@ -69,6 +69,30 @@ def spoils(labels, num_clients, *, seed):
 def by_chance(labels, num_clients, *, seed):
     return np.array_split(np.random.permutation(len(labels)), num_clients)
 
+class Each(nn.Module):
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits, targets, reduction="none")
+
+class Detached(nn.Module):
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits, targets).detach()
+
+class Number(nn.Module):
+    def forward(self, logits, targets):
+        return nn.functional.cross_entropy(logits, targets).item()
+
+class Endless(nn.Module):
+    def forward(self, logits, targets):
+        return (logits.sum() - logits.sum()) / 0
+
+class Nothing(nn.Module):
+    def forward(self, logits, targets):
+        pass
+
+class Unfit(nn.Module):
+    def forward(self, logits, targets):
+        return (logits - targets[:, None].new_zeros(len(targets), 99)).mean()
+
 class Brier(nn.Module):
     def __init__(self, scale=1.0):
         super().__init__()
@@ -218,6 +242,28 @@ def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
         (
             ["client.loss={name: function, function: 'own_things:table'}"],
             "expected a torch.nn.Module that takes logits and targets, got dict",
+        ),
+        (
+            ["client.loss={name: function, function: 'own_things:Each'}"],
+            r"own_things:Each: expected a batch's mean loss.* got shape \(2,\) and requires_grad="
+            r"True; reduce it by \.mean\(\)",
+        ),
+        (
+            ["client.loss={name: function, function: 'own_things:Detached'}"],
+            r"got shape \(\) and requires_grad=False; compute it from the outputs, without detach",
+        ),
+        (
+            ["client.loss={name: function, function: 'own_things:Number'}"],
+            "own_things:Number: expected a batch's mean loss.* got float; return such a tensor",
+        ),
+        (["client.loss={name: function, function: 'own_things:Nothing'}"], "got NoneType"),
+        (
+            ["client.loss={name: function, function: 'own_things:Endless'}"],
+            "own_things:Endless: expected a finite loss of the first batch, got nan",
+        ),
+        (
+            ["client.loss={name: function, function: 'own_things:Unfit'}"],
+            "own_things:Unfit raised RuntimeError: .* for 2 samples' outputs and targets",
         ),
         (["client.loss={name: function}"], "client.loss.function must be module:function, got"),
         (
