@@ -5,8 +5,10 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import hydra
@@ -14,16 +16,24 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from rich.console import RenderableType
 from rich.table import Table
 
+from fedcurv.simulations.commands.jobs import (
+    EXIT_ENDED_EARLY,
+    Launcher,
+    SweepJob,
+    end_with,
+    job_of_sweep,
+    note_ended_early,
+    note_failed,
+    this_process,
+)
 from fedcurv.simulations.configuration import CONF
 from fedcurv.simulations.console.help import register_help
-from fedcurv.simulations.console.interruption import Interrupted, interruptible
-from fedcurv.simulations.console.progress import console
+from fedcurv.simulations.console.interruption import KEPT, Interrupted, interruptible
+from fedcurv.simulations.console.progress import console, speak_as
 from fedcurv.strategies import RoundFailed, StrategyFailed
-
-# a training has diverged, or all of its clients failed; everything else was done and written
-EXIT_ENDED_EARLY = 3
 
 # what a mistake in a configuration, in data or in code of the user's own raises
 CONFIGURATION_ERRORS = (
@@ -55,50 +65,106 @@ class Done:
 Work = Callable[[DictConfig, Path, str], Done]
 
 
-def run_command(program: str, config_name: str, work: Work) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What Hydra calls: once, or for each job of a sweep, which may be in another process.
+
+    Attributes:
+        program: the command's name.
+        work: does what the configuration asks for.
+        command: line by which the program was started.
+        launcher: the process that was started by it.
+        ended_early: trainings of which this process was told that they did not come to their end.
+    """
+
+    program: str
+    work: Work
+    command: str
+    launcher: Launcher = field(default_factory=this_process)
+    ended_early: list[str] = field(default_factory=list)
+
+    def __call__(self, config: DictConfig) -> None:
+        """Do the work and show what came of it; a sweep's other jobs go on if this one fails."""
+        folder, job = Path(HydraConfig.get().runtime.output_dir), job_of_sweep()
+        if job is not None and self.launcher != this_process():
+            end_with(self.launcher)
+            find_own_functions()
+            speak_as(job.name)
+        try:
+            done = self.work(config, folder, self.command)
+        except (RoundFailed, *CONFIGURATION_ERRORS) as error:
+            fault = explain(error)
+        except SystemExit as error:  # a success for the shell, with code 0
+            fault = f"code of your own ended the process, by sys.exit({error.code!r})"
+        except Interrupted:
+            remove_if_empty(folder)
+            raise
+        except Exception as error:
+            if job is None:
+                raise
+            traceback.print_exc()
+            fault = " ".join(f"{type(error).__name__}: {error}".split())
+        else:
+            self._show(done, job)
+            return
+        remove_if_empty(folder)
+        if job is None:
+            # an exit, since Hydra would add a line of its own to an error
+            sys.exit(f"{self.program}: {fault}")
+        note_failed(folder, job, fault)
+        self._tell(fault, job)
+
+    def _show(self, done: Done, job: SweepJob | None) -> None:
+        told: list[RenderableType] = [done.view, f"written to {done.folder}"]
+        if job is not None:
+            told.insert(0, f"\n{job}")
+            note_ended_early(done.folder, job, done.ended_early)
+        with console.capture() as capture:
+            for part in told:
+                console.print(part)
+        # in one piece, since others may write too
+        console.file.write(capture.get())
+        console.file.flush()
+        for line in done.ended_early:
+            self._tell(line, job)
+        self.ended_early.extend(done.ended_early)
+
+    def _tell(self, line: str, job: SweepJob | None) -> None:
+        where = "" if job is None else f"{job}: "
+        print(f"{self.program}: {where}{line}", file=sys.stderr, flush=True)
+
+
+def run_command(program: str, config_name: str, work: Work, *, after_a_sweep: str = KEPT) -> None:
     """Run a command line; a mistake in the configuration or the data ends it with one line.
 
     The exit code is 0, 1 for a mistake or an error, 3 if a training ended early, and 130 or 143
-    after Ctrl-C or SIGTERM.
+    after Ctrl-C or SIGTERM. In a sweep a job's mistake is told, the others go on, and the code is
+    that of the worst.
 
     Args:
         program: its name.
         config_name: of the primary configuration in ``conf/``.
-        work: does what the configuration asks for.
+        work: does what the configuration asks for; a function of a module.
+        after_a_sweep: what one may do after Ctrl-C or SIGTERM, if jobs were in other processes.
     """
-    ended_early: list[str] = []
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
-    def under_hydra(config: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            done = work(config, folder, shlex.join([program, *sys.argv[1:]]))
-        except (RoundFailed, *CONFIGURATION_ERRORS) as error:
-            remove_if_empty(folder)
-            # an exit, since Hydra would add a line of its own to an error
-            sys.exit(f"{program}: {explain(error)}")
-        except SystemExit as error:  # a success for the shell, with code 0
-            remove_if_empty(folder)
-            sys.exit(f"{program}: code of your own ended the process, by sys.exit({error.code!r})")
-        except Interrupted:
-            remove_if_empty(folder)
-            raise
-        console.print(done.view)
-        for line in done.ended_early:
-            print(f"{program}: {line}", file=sys.stderr)
-        ended_early.extend(done.ended_early)
-        console.print(f"written to {done.folder}")
-
+    task = Task(program, work, shlex.join([program, *sys.argv[1:]]))
+    under_hydra = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     register_help(CONF)
     find_own_functions()
     # Hydra prints its own stack traces unless it is told to let errors through
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    is_sweep = not {"--multirun", "-m"}.isdisjoint(sys.argv)
     try:
-        with interruptible(program):
-            under_hydra()
+        with interruptible(program, after_a_sweep if is_sweep else KEPT):
+            under_hydra(task)()
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         sys.exit(f"{program}: {explain(error)}")
-    if ended_early:
+    except BrokenProcessPool:
+        sys.exit(
+            f"{program}: a job's process was killed, perhaps for lack of memory; {after_a_sweep}; "
+            "fewer jobs at a time take less: hydra.launcher.n_jobs"
+        )
+    if task.ended_early:
         sys.exit(EXIT_ENDED_EARLY)
 
 

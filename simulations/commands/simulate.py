@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.simulations.commands.frame import Done, remove_if_empty, run_command, set_up_flower_log
 from fedcurv.simulations.configuration import check_simulation, resolve
-from fedcurv.simulations.console.interruption import Interrupted
+from fedcurv.simulations.console.interruption import KEPT, Interrupted
 from fedcurv.simulations.console.progress import Steps
 from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.saved import SavedStrategy, folder_of_progress, forget
@@ -37,7 +37,12 @@ _BESIDE_RESUME = ("resume", "data.root", "data.download", "verbose", "hydra.run.
 
 def main() -> None:
     """Run ``fedcurv-simulate``."""
-    run_command("fedcurv-simulate", "config", _simulate_and_tabulate)
+    run_command(
+        "fedcurv-simulate",
+        "config",
+        _simulate_and_tabulate,
+        after_a_sweep=f"{KEPT}, and fedcurv-simulate resume=FOLDER goes on with a job's folder",
+    )
 
 
 def _simulate_and_tabulate(config: DictConfig, folder: Path, command: str) -> Done:

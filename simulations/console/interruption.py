@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _PATIENCE_S = 4.0
-_KEPT = "what was finished is kept"
+KEPT = "what was finished is kept"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -21,7 +21,7 @@ class Interrupted(KeyboardInterrupt):
         said: whether its line was printed.
     """
 
-    def __init__(self, signal_number: int, how_to_go_on: str = _KEPT) -> None:
+    def __init__(self, signal_number: int, how_to_go_on: str = KEPT) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
         self.how_to_go_on = how_to_go_on
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def interruptible(
-    program: str, afterwards: str = _KEPT, *, patience_s: float | None = _PATIENCE_S
+    program: str, afterwards: str = KEPT, *, patience_s: float | None = _PATIENCE_S
 ) -> Iterator[None]:
     """End the program at Ctrl-C or SIGTERM with one line, after the block has cleaned up.
 

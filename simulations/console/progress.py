@@ -18,17 +18,26 @@ from rich.progress import (
 # where no terminal sets the width, as in a log, an experiment's table should not be folded
 console = Console(width=None if sys.stdout.isatty() else 200)
 
+# who speaks, where several write to one place
+_speaker = ""
+
 # the longest silence
 _SAY_S = 30.0
 # what is done sooner was there already, and is not worth a line
 _AT_ONCE_S = 0.02
 
 
+def speak_as(name: str) -> None:
+    """Write lines from now on, not bars, each with a name before it: others may write as well."""
+    global _speaker
+    _speaker = f"{name} "
+
+
 class Steps:
     """Shows finished steps, such as rounds, with the time that is left.
 
-    On a terminal that is a bar; elsewhere a line for each step, and one every 30 seconds while a
-    step goes on.
+    On a terminal that is a bar; elsewhere, and where other processes write too, a line for each
+    step, and one every 30 seconds while a step goes on.
 
     Args:
         unit: what a step is called.
@@ -51,7 +60,9 @@ class Steps:
             TimeRemainingColumn(),
             TextColumn("{task.fields[part]}"),
         ]
-        self._bar = Progress(*columns, console=console) if console.is_terminal else None
+        self._bar: Progress | None = None
+        if console.is_terminal and not _speaker:
+            self._bar = Progress(*columns, console=console)
         if self._bar is not None:
             self._task = self._bar.add_task("", total=total, completed=finished, note="", part="")
 
@@ -109,7 +120,7 @@ class Steps:
             self._said = time.monotonic()
             number = self._finished if step is None else step
             print(
-                f"{self._description}: {self._unit} {number}/{self._total}: {text}",
+                f"{_speaker}{self._description}: {self._unit} {number}/{self._total}: {text}",
                 file=console.file,
                 flush=True,
             )

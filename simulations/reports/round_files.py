@@ -1,6 +1,8 @@
 """CSV files of a comparison that grow round by round: metrics, clients and traffic."""
 
 import csv
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -135,14 +137,32 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], *, append: bool 
 
     What is no text, such as an undecodable file name in an error, is written escaped.
     """
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, fieldnames=list(rows[0]))
+    if not append:
+        writer.writeheader()
+    writer.writerows(rows)
+    if not append:
+        write_whole(path, lines.getvalue())
+        return
     try:
-        with path.open(
-            "a" if append else "w", newline="", encoding="utf-8", errors="backslashreplace"
-        ) as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            if not append:
-                writer.writeheader()
-            writer.writerows(rows)
+        with path.open("a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(lines.getvalue())
     except OSError as error:
         name_file(error, path)
+        raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file, in the place of which its readers find the one before until it is done."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+        part.replace(path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = None
+            name_file(error, path)
         raise

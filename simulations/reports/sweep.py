@@ -17,7 +17,7 @@ from fedcurv.simulations.parts.metrics import Metric
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import markdown_table, mean_and_deviation
 from fedcurv.simulations.reports.pictures import Curve, draw, legend_below, save
-from fedcurv.simulations.reports.round_files import write_csv
+from fedcurv.simulations.reports.round_files import write_csv, write_whole
 from fedcurv.simulations.reports.words import in_words
 
 
@@ -30,7 +30,10 @@ def _caption(metrics: Iterable[Metric]) -> str:
 
 
 class SweepTable(Callback):
-    """Writes the tables after each job, so that none is lost; named in conf/config.yaml."""
+    """Writes the tables after each job, so that none is lost; named in conf/config.yaml.
+
+    Jobs may be in other processes, where each writes them; the last is the one that waits for all.
+    """
 
     def on_job_end(self, config: DictConfig, job_return: Any, **_: Any) -> None:
         """Write sweep.csv and sweep.md into the sweep's folder, if there is one."""
@@ -38,8 +41,9 @@ class SweepTable(Callback):
             write_sweep(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Draw the picture over all jobs, as sweep.png, sweep.pdf and sweep.svg."""
+        """Write the tables, and the picture over all jobs as sweep.png, sweep.pdf, sweep.svg."""
         folder = Path(config.hydra.sweep.dir)
+        write_sweep(folder)
         if (jobs := read_jobs(folder)) and (figure := sweep_figure(jobs, folder)) is not None:
             save(figure, folder, "sweep")
 
@@ -72,20 +76,25 @@ def write_sweep(folder: Path) -> None:
     """Write sweep.csv, a line for each strategy of each job, and sweep.md, a line for all seeds.
 
     The columns before the strategy are the configuration's keys in which the jobs differ. Jobs
-    without results are left out.
+    without results are left out. Where processes write at once, whoever is last has read them all.
 
     Args:
         folder: with a folder for each job.
     """
-    jobs = read_jobs(folder)
-    if not jobs:
-        return
+    written: dict[Path, int] | None = None
+    while (found := {path: path.stat().st_mtime_ns for path in _summaries(folder)}) != written:
+        written = found
+        if jobs := read_jobs(folder):
+            _write(jobs, folder)
+
+
+def _write(jobs: Sequence[Job], folder: Path) -> None:
     rows = _rows_of(jobs)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     write_csv(folder / "sweep.csv", [{name: row.get(name, "") for name in columns} for row in rows])
     metrics = {job.name: job.metric for job in jobs}
     lines = [*markdown_table(_over_seeds(rows, metrics)), "", _caption(metrics.values()), ""]
-    (folder / "sweep.md").write_text("\n".join(lines), encoding="utf-8")
+    write_whole(folder / "sweep.md", "\n".join(lines))
 
 
 def sweep_figure(jobs: Sequence[Job], folder: Path) -> Figure | None:
@@ -156,7 +165,11 @@ def _by_round(folder: Path, strategy: str, metric: Metric) -> dict[int, float]:
 
 def read_jobs(folder: Path) -> list[Job]:
     """Return the jobs that have results, in order."""
-    return [_read_job(path.parent) for path in sorted(folder.glob("*/summary.csv"), key=_in_order)]
+    return [_read_job(path.parent) for path in _summaries(folder)]
+
+
+def _summaries(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*/summary.csv"), key=_in_order)
 
 
 def _rows_of(jobs: Sequence[Job]) -> list[dict[str, object]]:

@@ -41,7 +41,11 @@ def test_a_mistake_in_a_later_job_keeps_the_table_over_the_earlier(tmp_path, com
     sweep = ["--multirun", *SMALL, "strategy=fedavg", "client.lr=0.1,-1"]
     done = command("fedcurv-simulate", main, *sweep, f"hydra.sweep.dir={tmp_path}")
     assert done.code == 1
-    assert done.errors == "fedcurv-simulate: lr must be > 0 and finite, got -1\n"
+    overrides = " ".join([*SMALL, "strategy=fedavg", "client.lr=-1"])
+    assert done.errors == (
+        f"fedcurv-simulate: job #1 ({overrides}): lr must be > 0 and finite, got -1\n"
+        f"fedcurv-simulate: 1 of the jobs failed; {tmp_path}/*/failed.txt says why\n"
+    )
     assert [row["job"] for row in rows_of(tmp_path / "sweep.csv")] == ["0"]
 
 
