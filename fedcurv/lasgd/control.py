@@ -152,6 +152,15 @@ class Control:
         is_there = self.store.check(["agreed/end"])
         return self.store.get("agreed/end").decode() if is_there else None
 
+    def tell_counts(self, text: str) -> None:
+        """Say how far this worker's counts are, as it finishes."""
+        self.store.set(f"counts/{self.worker}", text)
+
+    def counts(self, members: Iterable[int]) -> list[str]:
+        """Return what those of these members that have finished have said."""
+        told = [key for key in (f"counts/{m}" for m in members) if self.store.check([key])]
+        return [self.store.get(key).decode() for key in told]
+
     # rounds
 
     def count(self, generation: int, steps: int) -> int:

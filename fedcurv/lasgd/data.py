@@ -17,6 +17,9 @@ from fedcurv.lasgd.control import Control
 # of a DataLoader's options: those that no loader of shared samples has, and that may be off
 _OWN = ("drop_last", "sampler", "batch_sampler")
 
+# so that the generator of every epoch gets one of its own
+_LARGEST_SEED = 2**40
+
 # ranges, before they are merged
 _MANY = 1000
 
@@ -151,7 +154,9 @@ class Deck:
         return {"num_samples": self._num_samples, "first": first, "rests": rests}
 
 
-def check_loader(dataset: Dataset[Any], batch_size: int, options: Mapping[str, Any]) -> None:
+def check_loader(
+    dataset: Dataset[Any], batch_size: int, shuffle: bool, seed: int, options: Mapping[str, Any]
+) -> None:
     """Raise a ValueError for what no shared order of samples can be dealt from."""
     kind = type(dataset).__name__
     is_map = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
@@ -163,6 +168,10 @@ def check_loader(dataset: Dataset[Any], batch_size: int, options: Mapping[str, A
         )
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+    if not isinstance(shuffle, bool):
+        raise ValueError(f"shuffle must be True or False, got {shuffle!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > _LARGEST_SEED:
+        raise ValueError(f"seed must be an integer of at most 2^40 in size, got {seed!r}")
     # an empty sampler is one, too
     taken = [n for n in _OWN if options.get(n) is not None and options[n] is not False]
     if taken:
@@ -193,6 +202,7 @@ class SharedLoader:
         deck: says in which order.
         batch_size: of this worker; others may take another.
         control: a view of its own.
+        require_within: raises where no batch may be dealt.
         note: told of each claim when its batch is handed out.
         options: for ``torch.utils.data.DataLoader``. With its processes batches are claimed well
             ahead of use.
@@ -204,16 +214,22 @@ class SharedLoader:
         deck: Deck,
         batch_size: int,
         control: Control,
+        require_within: Callable[[], None],
         note: Callable[[Claim], None],
         options: dict[str, Any],
     ) -> None:
         self._dataset, self._deck, self._batch_size = dataset, deck, batch_size
-        self._control, self._note = control, note
+        self._control, self._require_within, self._note = control, require_within, note
         self._options = _for_torch(options)
         self._epoch = deck.first_epoch
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield batches of the next epoch."""
+        """Yield batches of the next epoch.
+
+        Raises:
+            RuntimeError: outside of the ``with`` block, where nothing is averaged.
+        """
+        self._require_within()
         epoch, self._epoch = self._epoch, self._epoch + 1
         order = self._deck.order(epoch)
         claimed: deque[Claim] = deque()

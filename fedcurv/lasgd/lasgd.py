@@ -1,27 +1,31 @@
 """LASGD: the context manager that a training loop runs in."""
 
+import logging
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
-from torch.utils.hooks import RemovableHandle
 
-from fedcurv.lasgd import meeting
-from fedcurv.lasgd.arguments import Averaging, check_arguments, require_begun
+from fedcurv.lasgd import agreement, meeting
+from fedcurv.lasgd.arguments import Averaging, check_arguments, require_device
 from fedcurv.lasgd.counting import Counting
+from fedcurv.lasgd.counts import Counts
 from fedcurv.lasgd.data import Claim, Deck, SharedLoader, check_loader
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.rounds import Plan, Rounds
-from fedcurv.lasgd.shared import Shared
+from fedcurv.lasgd.shared import Shared, end_if
+from fedcurv.lasgd.state import require_state
 from fedcurv.lasgd.stats import Stats, stats_of
+from fedcurv.lasgd.stepping import Stepping
 from fedcurv.lasgd.watch import Watch, WorkersDiffer
 from fedcurv.lasgd.weights import Weights
-from fedcurv.steps import once_a_step
+
+logger = logging.getLogger(__name__)
 
 
 class LASGD:
@@ -34,10 +38,11 @@ class LASGD:
     model of worker 0 and end, with the ``with`` block, with the same bits.
 
     Args:
-        model: on one device; its frozen parameters the same everywhere. What trains may be frozen
-            in the middle, and not the other way round.
+        model: on one device; its frozen parameters the same everywhere, to the end. What trains
+            may be frozen in the middle, and not the other way round.
         optimizer: over its trainable parameters, of the same class and options everywhere. Each
-            call of its ``step`` is a step.
+            call of its ``step`` within the block is a step; before and after it, they are the
+            worker's own.
         sync_every: steps of all workers together between rounds, >= 1.
         overlap: go on training while a round is in flight; else wait for it between two steps,
             and a step may not take longer than half of ``timeout_s``.
@@ -45,10 +50,12 @@ class LASGD:
             counts lr/N; ``steps`` n_i/Σn; ``worker`` the progress per step.
         momentum: ``average`` it with the model or keep it ``local``.
         buffers: floating-point buffers such as BatchNorm's: ``average`` them, to be handed out by
-            :meth:`synchronize` and at the end, or keep them ``local``.
+            :meth:`synchronize` and at the end, when single integers, which are counts or flags,
+            become the largest of the workers'; or keep all ``local``.
         max_in_flight: steps that a worker makes between its snapshot and the landing before it
             waits, >= 1.
-        timeout_s: within it the others go on without a worker that is killed or hangs, > 0.
+        timeout_s: within it the others go on without a worker that is killed or hangs, in
+            (0, 1e9].
         store: of torch.distributed, shared by the workers and for this training alone; by default
             the one that torchrun's environment names.
         rank: with the store.
@@ -89,17 +96,6 @@ class LASGD:
         join: bool = False,
         backend: Backend = "gloo",
     ) -> None:
-        check_arguments(sync_every, weights, momentum, buffers, max_in_flight, timeout_s, backend)
-        self._optimizer, self._max_in_flight = optimizer, max_in_flight
-        replica = Replica(
-            model,
-            optimizer,
-            average_momentum=momentum == "average",
-            average_buffers=buffers == "average",
-        )
-        averaged = replica.buffer_names if buffers == "average" else None
-        self._shared = Shared(replica, Watch(model, optimizer, averaged), overlap)
-        self._looked_at = -1
         settings: dict[str, Any] = {
             "sync_every": sync_every,
             "overlap": overlap,
@@ -108,8 +104,21 @@ class LASGD:
             "buffers": buffers,
             "backend": backend,
         }
+        place = meeting.Place(store, rank, world_size, process_group, join)
+        others = {"max_in_flight": max_in_flight, "timeout_s": timeout_s}
+        meant = {"model": model, "optimizer": optimizer, **settings, **others}
+        check_arguments({**meant, **vars(place)})
+        replica = Replica(
+            model,
+            optimizer,
+            average_momentum=momentum == "average",
+            average_buffers=buffers == "average",
+        )
+        require_device(replica.device, backend)
+        watch = Watch(model, optimizer, with_buffers=buffers == "average")
+        self._shared = Shared(replica, watch, overlap)
         control, generation, size = meeting.take_part(
-            meeting.Place(store, rank, world_size, process_group, join),
+            place,
             timeout_s,
             lambda more: meeting.signature(model, optimizer, {**settings, **more}),
         )
@@ -122,9 +131,12 @@ class LASGD:
         self._rounds = Rounds(self._shared, control.clone(), plan, generation)
         self._rounds.enter()
         self._counting = Counting(self._shared, self._control)
+        self._counts = Counts(model, self._control) if buffers == "average" else None
+        self._stepping = Stepping(optimizer, self._shared, self._control, max_in_flight)
         self._deck: Deck | None = None
         self._deck_state: dict[str, Any] | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._joins, self._has_loaded = join, False
+        self._stage: Literal["before", "within", "after"] = "before"
 
     @property
     def worker(self) -> int:
@@ -138,14 +150,21 @@ class LASGD:
             return stats_of(self._shared.counters)
 
     def __enter__(self) -> Self:
-        """Begin to take part."""
-        if self._hooks:
+        """Begin to take part, from the model as it is now: the same at all workers."""
+        if self._stage != "before":
             raise RuntimeError("expected one with block, got another; make another LASGD for it")
-        optimizer = self._optimizer
-        self._hooks = [
-            optimizer.register_step_pre_hook(once_a_step(self._before_step)),
-            optimizer.register_step_post_hook(once_a_step(self._after_step)),
-        ]
+        if self._joins:
+            self._shared.replica.take_anchor()
+        else:
+            try:
+                agreement.require_same_beginning(
+                    self._shared, self._control, self._deck_state, has_loaded=self._has_loaded
+                )
+            except WorkersDiffer:
+                self._control.part(self._rounds.generation.members)
+                raise
+        self._stage = "within"
+        self._stepping.begin()
         self._shared.counters.began = time.monotonic()
         self._rounds.start()
         self._counting.start()
@@ -160,18 +179,21 @@ class LASGD:
         """Finish; or leave the others to themselves if the block has raised."""
         self._shared.stepping = False
         try:
-            if kind is None:
+            if self._stage == "within" and kind is None:
                 self.finish()
-            elif self._shared.error is None:
+            elif self._stage == "within" and self._shared.error is None:
                 self.leave()
         finally:
-            for hook in self._hooks:
-                hook.remove()
+            self._end()
             # a process that ends in the middle of closing its group is terminated by torch
             self._rounds.join(self._control.patience_s)
             self._counting.join(self._control.patience_s)
             if isinstance(self._shared.error, WorkersDiffer):
                 self._control.part(self._rounds.generation.members)
+
+    def _end(self) -> None:
+        self._stepping.end()
+        self._stage = "after"
 
     def loader(
         self,
@@ -196,7 +218,7 @@ class LASGD:
             ValueError: for a data set without a length, or options that leave samples out.
             WorkersDiffer: at every worker, if data sets or settings differ.
         """
-        check_loader(dataset, batch_size, options)
+        check_loader(dataset, batch_size, shuffle, seed, options)
         if self._deck is not None:
             raise RuntimeError("expected one loader, which may be iterated again; got a second")
         self._deck = Deck(
@@ -206,16 +228,16 @@ class LASGD:
             seed=seed,
             state=self._deck_state,
         )
-        self._end_if(meeting.difference_of_loaders(self._control, self._deck.description))
-        return SharedLoader(
-            dataset, self._deck, batch_size, self._control, self._note_batch, options
-        )
+        difference = agreement.difference_of_loaders(self._control, self._deck.description)
+        end_if(difference, self._shared, self._control)
+        told = (self._require_within, self._note_batch)
+        return SharedLoader(dataset, self._deck, batch_size, self._control, *told, options)
 
     def synchronize(self) -> None:
         """Wait for a round with all steps so far, and give the model its values, buffers too."""
-        require_begun(bool(self._hooks))
+        self._require_within()
         shared = self._shared
-        self._end_if(shared.watch.of_tensors())
+        end_if(shared.watch.of_tensors(), shared, self._control)
         with shared.changed:
             number = shared.want_round()
             shared.wait_in_training(lambda: shared.landed >= number)
@@ -223,18 +245,32 @@ class LASGD:
             shared.replica.take_anchor()
 
     def finish(self) -> None:
-        """Answer the others' rounds until all have finished; then all have the same bits."""
-        require_begun(bool(self._hooks))
-        self._end_if(self._shared.watch.of_tensors())
+        """Answer the others' rounds until all have finished; then all have the same bits.
+
+        It ends what the block is for: steps after it are the worker's own.
+        """
+        self._require_within()
+        shared = self._shared
+        end_if(shared.watch.of_tensors(to_the_last_bit=True), shared, self._control)
+        if self._counts is not None:
+            self._counts.tell()
         self._answer_to_the_end(leaving=False)
-        with self._shared.changed:
-            self._shared.replica.take_anchor()
-        self._control.part(self._rounds.generation.members)
+        members = self._rounds.generation.members
+        with shared.changed:
+            shared.replica.take_anchor()
+        if self._counts is not None:
+            self._counts.take(members)
+        if not shared.counters.steps_in_rounds:
+            logger.warning("LASGD's block ends without a step: is the training loop inside of it?")
+        self._control.part(members)
+        self._end()
 
     def leave(self) -> None:
         """Contribute what has been done, and let the others go on alone."""
-        require_begun(bool(self._hooks))
+        self._require_within()
         self._answer_to_the_end(leaving=True)
+        self._control.say_goodbye()
+        self._end()
 
     def _answer_to_the_end(self, *, leaving: bool) -> None:
         shared = self._shared
@@ -243,7 +279,6 @@ class LASGD:
             shared.want_round()
             shared.wait_in_training(lambda: shared.over)
             shared.replica.apply()
-        self._control.say_goodbye()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the common model as of the last landing, and what of each epoch is not in it.
@@ -257,62 +292,25 @@ class LASGD:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, the same at all workers, before the ``with`` block begins.
 
+        A newcomer, which has the others' model, takes of it what is left of the data alone.
+
         Raises:
             RuntimeError: if the training has begun.
-            ValueError: if it is of another model.
+            ValueError: if it is no such state, or of another model.
         """
-        if self._hooks or self._deck is not None:
+        if self._stage != "before" or self._deck is not None:
             raise RuntimeError("expected a state before loader() and the with block, got it later")
-        self._shared.replica.load_anchor(state["model"])
-        self._deck_state = state["data"]
+        require_state(state)
+        if not self._joins:
+            self._shared.replica.load_anchor(state["model"])
+        self._deck_state, self._has_loaded = state["data"], True
 
-    def _end_if(self, change: str | None) -> None:
-        """End the training at every worker if something has changed, before it is written."""
-        if change is None:
-            return
-        shared = self._shared
-        reason = self._control.stop(f"worker {self.worker}: {change}", shared.round)
-        with shared.changed:
-            shared.error = shared.error or WorkersDiffer(reason)
-            shared.changed.notify_all()
-        shared.raise_error()
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        shared = self._shared
-        self._end_if(shared.watch.before_a_step())
-        if self._looked_at != shared.landed:  # once a round: it goes through the whole model
-            self._looked_at = shared.landed
-            self._end_if(shared.watch.of_tensors())
-        # hooks that others have added since may change the weights: this one must come last
-        self._hooks[1].remove()
-        self._hooks[1] = optimizer.register_step_post_hook(once_a_step(self._after_step))
-        with self._shared.changed:
-            self._shared.stepping = True
-        self._shared.replica.streams.before_training_writes()
-
-    def _after_step(self, *_: Any) -> None:
-        shared = self._shared
-        with shared.changed:
-            shared.raise_error()
-            shared.replica.streams.after_training_wrote()
-            shared.stepping = False
-            shared.replica.count_step()
-            shared.counters.steps += 1
-            shared.uncounted += 1
-            shared.trained += shared.untrained
-            shared.untrained.clear()
-            shared.changed.notify_all()
-            if self._must_wait():
-                landed = shared.landed
-                shared.wait_in_training(lambda: shared.landed > landed)
-            shared.replica.apply()
-
-    def _must_wait(self) -> bool:
-        shared = self._shared
-        if not shared.overlap:
-            return shared.is_open
-        ahead = shared.replica.steps_since_snapshot
-        return shared.in_flight and ahead >= self._max_in_flight
+    def _require_within(self) -> None:
+        if self._stage != "within":
+            raise RuntimeError(
+                f"expected it inside of the with block of LASGD, got it {self._stage} that; write "
+                "the training loop into `with LASGD(...) as lasgd:`"
+            )
 
     def _note_batch(self, claim: Claim) -> None:
         with self._shared.changed:

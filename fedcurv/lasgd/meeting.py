@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from fedcurv.lasgd.checksum import checksum
+from fedcurv.lasgd.constants import is_table
 from fedcurv.lasgd.control import Control, Generation
 from fedcurv.lasgd.hosting import host_store
 
@@ -36,14 +37,14 @@ class Place:
         store: given, or None for the one that torchrun's environment names.
         rank: given with the store.
         world_size: given with the store.
-        group: of torch.distributed, in the store's place.
+        process_group: of torch.distributed, in the store's place.
         join: whether this worker enters a training that has begun.
     """
 
     store: Any
     rank: int | None
     world_size: int | None
-    group: dist.ProcessGroup | None
+    process_group: dist.ProcessGroup | None
     join: bool
 
 
@@ -67,8 +68,8 @@ def take_part(
         return enter_later(place.store, timeout_s, signature_with({}))
     store, rank, size = (
         meet(place.store, place.rank, place.world_size, timeout_s)
-        if place.group is None
-        else meet_in_group(place.group, timeout_s)
+        if place.process_group is None
+        else meet_in_group(place.process_group, timeout_s)
     )
     control = Control(store, rank, timeout_s)
     return control, begin(control, size, signature_with({"world_size": size})), size
@@ -249,9 +250,7 @@ def _as_text(value: object) -> str:
 def _constant(tensor: Tensor) -> str:
     if isinstance(tensor, nn.Parameter):
         return "" if tensor.requires_grad else f" frozen, with the checksum {checksum(tensor)}"
-    # scalars count what a worker has seen, others decide what the model computes
-    is_table = not tensor.is_floating_point() and tensor.dim() > 0
-    return f", with the checksum {checksum(tensor)}" if is_table else ""
+    return f", with the checksum {checksum(tensor)}" if is_table(tensor) else ""
 
 
 def require_same(signatures: Mapping[int, str]) -> None:
@@ -268,7 +267,7 @@ def require_same(signatures: Mapping[int, str]) -> None:
     for worker, other in others:
         for what in _PARTS:
             spared = _NOT_OF_NEWCOMERS if worker < 0 else ()
-            name = _differing(other[what], reference[what], spared)
+            name = differing(other[what], reference[what], spared)
             if name is not None:
                 raise ValueError(
                     f"expected the same {what}s at all workers, but {name!r} is "
@@ -285,24 +284,12 @@ def require_same(signatures: Mapping[int, str]) -> None:
                 )
 
 
-def _differing(
+def differing(
     one: Mapping[str, Any], other: Mapping[str, Any], spared: Collection[str] = ()
 ) -> str | None:
+    """Return the first name under which two have different values, but those that are spared."""
     names = (name for name in dict.fromkeys([*other, *one]) if name.split(" of ")[0] not in spared)
     return next((name for name in names if one.get(name) != other.get(name)), None)
-
-
-def difference_of_loaders(control: Control, description: Mapping[str, Any]) -> str | None:
-    """Return in what a worker's loader differs from the first that was made; None for equal."""
-    own = {"worker": control.worker, **json.loads(json.dumps(description))}
-    first = json.loads(control.agree("loader", json.dumps(own)))
-    name = _differing(own, first, ("worker",))
-    if name is None:
-        return None
-    return (
-        f"expected the same loader() at all workers, but {name!r} is {first[name]} at worker "
-        f"{first['worker']} and {own[name]} here"
-    )
 
 
 def _called(worker: int) -> str:

@@ -1,31 +1,17 @@
 """One worker's copy of the model: its progress since the common anchor, and what comes back."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fedcurv.lasgd.arguments import require_all
+from fedcurv.lasgd.flat import Sizes, views_of
 from fedcurv.lasgd.momentum import Momentum
 from fedcurv.lasgd.streams import streams_of
 from fedcurv.parameters import accumulation_dtype, listed, trainable_parameters
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many numbers the flat tensor has of each sort, in this order."""
-
-    parameters: int
-    buffers: int
-    momentum: int
-    presence: int
-
-    @property
-    def total(self) -> int:
-        """All together."""
-        return self.parameters + self.buffers + self.momentum + self.presence
 
 
 class Replica:
@@ -87,11 +73,11 @@ class Replica:
         )
         of_parameters = [p.shape for p in self._parameters]
         of_buffers = [b.shape for b in self._buffers]
-        self._own_views = _views(self._own_parameters, of_parameters)
-        self._views_of_own_buffers = _views(self._own_buffers, of_buffers)
-        self._views_of_own_momentum = _views(self._own_momentum, shapes)
-        self._anchor_views = _views(self.anchor, [*of_parameters, *of_buffers])
-        self._correction_views = _views(self._correction, [*of_parameters, *shapes])
+        self._own_views = views_of(self._own_parameters, of_parameters)
+        self._views_of_own_buffers = views_of(self._own_buffers, of_buffers)
+        self._views_of_own_momentum = views_of(self._own_momentum, shapes)
+        self._anchor_views = views_of(self.anchor, [*of_parameters, *of_buffers])
+        self._correction_views = views_of(self._correction, [*of_parameters, *shapes])
         self._pending = self._reset = False
         self._since_snapshot = self._since_correction = 0
 
@@ -127,9 +113,10 @@ class Replica:
         self.take_anchor()
 
     @torch.no_grad()
-    def set_anchor(self) -> None:
-        """Take the live model for the anchor."""
-        torch._foreach_copy_(self._anchor_views, [*self._parameters, *self._buffers])
+    def set_anchor(self, *, with_buffers: bool = True) -> None:
+        """Take the live model for the anchor, or its parameters alone."""
+        live = [*self._parameters, *(self._buffers if with_buffers else ())]
+        torch._foreach_copy_(self._anchor_views[: len(live)], live)
 
     @torch.no_grad()
     def take_anchor(self) -> None:
@@ -236,7 +223,7 @@ class Replica:
             self._pending = True
             self._correction_of_parameters.add_(progress).sub_(self._own_parameters)
             if self._momentum is not None and counts:
-                views = _views(momentum, self._momentum.shapes)
+                views = views_of(momentum, self._momentum.shapes)
                 torch._foreach_div_(views, [max(1.0, count) for count in counts])
                 self._correct_momentum(momentum)
 
@@ -246,7 +233,9 @@ class Replica:
             self._correction_of_momentum.copy_(average)
             return
         average.sub_(self._own_momentum)
-        _scale(_views(average, self._momentum.shapes), self._momentum.decays(self._since_snapshot))
+        _scale(
+            views_of(average, self._momentum.shapes), self._momentum.decays(self._since_snapshot)
+        )
         self._correction_of_momentum.add_(average)
 
     @torch.no_grad()
@@ -303,11 +292,6 @@ def _move(anchor: Tensor, mean: Tensor, number: int) -> None:
 def _scale(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:
     if tensors:
         torch._foreach_mul_(list(tensors), list(factors))
-
-
-def _views(flat: Tensor, shapes: Sequence[torch.Size]) -> list[Tensor]:
-    parts = torch.split(flat, [shape.numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _one_device(tensors: Sequence[Tensor]) -> torch.device:

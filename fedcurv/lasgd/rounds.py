@@ -101,7 +101,8 @@ class Rounds(Thread):
         with self._shared.changed:
             with streams.beside_training():
                 anchor.copy_(sent)
-            if self._control.worker in self.generation.fresh:
+            # who hands it out as well, if it does not train yet: a sum makes 0 of -0
+            if self._control.worker in self.generation.fresh or self.ident is None:
                 self._shared.replica.take_anchor()
         return True
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Condition
 
+from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.data import Claim
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.store import WorkerLost
@@ -130,3 +131,23 @@ class Shared:
             raise WorkersDiffer(str(self.error)) from self.error
         if self.error is not None:
             raise WorkerLost(str(self.error)) from self.error
+
+
+def end_if(change: str | None, shared: Shared, control: Control) -> None:
+    """End the training at every worker if something has changed, before it is written.
+
+    Args:
+        change: what; None if nothing has.
+        shared: of this worker.
+        control: a view of the store that nobody waits with.
+
+    Raises:
+        WorkersDiffer: that says what.
+    """
+    if change is None:
+        return
+    reason = control.stop(f"worker {control.worker}: {change}", shared.round)
+    with shared.changed:
+        shared.error = shared.error or WorkersDiffer(reason)
+        shared.changed.notify_all()
+    shared.raise_error()

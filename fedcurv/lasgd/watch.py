@@ -1,15 +1,19 @@
 """What must not change while workers train one model, and how a change is noticed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from fedcurv.lasgd.checksum import checksum
+from fedcurv.lasgd.constants import Constants
 from fedcurv.parameters import trainable_parameters
 
 _REMEDY = (
     "leave the with block before such a change and begin another LASGD after it, at all workers"
 )
+
+_Look = tuple[torch.dtype, torch.Size, torch.device]
 
 
 class WorkersDiffer(RuntimeError):
@@ -24,11 +28,11 @@ class Watch:
     Args:
         model: in which the parameters that train are the optimizer's.
         optimizer: of that model.
-        buffers: names of those that are averaged; None if none is, and none is watched.
+        with_buffers: watch the buffers too, as they are averaged.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, buffers: Sequence[str] | None
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, with_buffers: bool
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._trained = trainable_parameters(model)
@@ -36,10 +40,19 @@ class Watch:
         # kept, so that no other parameter gets the id of one of them
         self._held = list(_held_by(optimizer))
         self._ids = {id(p) for p in [*self._held, *self._trained.values()]}
-        self._watches_buffers = buffers is not None
+        self._with_buffers = with_buffers
         self._forms = [(p.shape, p.dtype) for p in self._trained.values()]
-        self._looks = {name: _look(p) for name, p in self._trained.items()}
-        self._looks |= {name: _look(model.get_buffer(name)) for name in buffers or ()}
+        self._looks = {n: _look(t) for n, t in {**self._trained, **self._buffers()}.items()}
+        self._constants = Constants(
+            dict(model.named_parameters()), self._buffers(), self._trained.values()
+        )
+
+    def checksums(self) -> dict[str, int]:
+        """Return a number for the bits of each parameter that trains."""
+        return {name: checksum(p) for name, p in self._trained.items()}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return dict(self._model.named_buffers()) if self._with_buffers else {}
 
     def before_a_step(self) -> str | None:
         """Return what has changed of what this optimizer trains; None if nothing has.
@@ -61,29 +74,36 @@ class Watch:
         name = next(names.get(id(p), "a parameter") for p in self._frozen if p.requires_grad)
         return f"{name!r} was frozen as LASGD began and requires gradients now; {_REMEDY}"
 
-    def of_tensors(self) -> str | None:
-        """Return what has changed of the tensors that are averaged; None if nothing has."""
-        parameters = dict(self._model.named_parameters())
+    def of_tensors(self, *, to_the_last_bit: bool = False) -> str | None:
+        """Return what has changed of the model; None if nothing has.
+
+        Args:
+            to_the_last_bit: read all that no round sums; see ``Constants.change``.
+        """
+        parameters, buffers = dict(self._model.named_parameters()), self._buffers()
         present = {id(p) for p in parameters.values()}
         for name, parameter in self._trained.items():
             if id(parameter) not in present:
                 how = "replaced" if name in parameters else "removed"
                 return f"{name!r} was {how} in the model; {_REMEDY}"
-        now: dict[str, Tensor] = dict(self._trained)
-        if self._watches_buffers:
-            now |= {n: b for n, b in self._model.named_buffers() if b.is_floating_point()}
-        for name in dict.fromkeys([*self._looks, *now]):
-            before = self._looks.get(name, "missing")
-            after = _look(now[name]) if name in now else "missing"
-            if before != after:
-                return f"{name!r} was {before} as LASGD began and is {after} now; {_REMEDY}"
-        return None
+        now = {n: _look(t) for n, t in {**self._trained, **buffers}.items()}
+        if now != self._looks:
+            name = next(n for n in [*self._looks, *now] if self._looks.get(n) != now.get(n))
+            one, other = (_told(looks.get(name)) for looks in (self._looks, now))
+            return f"{name!r} was {one} as LASGD began and is {other} now; {_REMEDY}"
+        return self._constants.change(parameters, buffers, to_the_last_bit=to_the_last_bit)
 
 
 def _held_by(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     return (p for group in optimizer.param_groups for p in group["params"])
 
 
-def _look(tensor: Tensor) -> str:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"{dtype} {list(tensor.shape)} on {tensor.device}"
+def _look(tensor: Tensor) -> _Look:
+    return tensor.dtype, tensor.shape, tensor.device
+
+
+def _told(look: _Look | None) -> str:
+    if look is None:
+        return "missing"
+    dtype, shape, device = look
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)} on {device}"

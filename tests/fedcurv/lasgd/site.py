@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from fedcurv.lasgd import host_store
+from fedcurv.lasgd import LASGD, host_store
 from tests.forks import forks
 
 LIMIT_S = 90
@@ -118,3 +118,30 @@ def _in_process(work, rank, port, folder, arguments) -> None:
     temporary = folder / f"part-{rank}"
     temporary.write_bytes(pickle.dumps(result))
     temporary.rename(folder / f"result-{rank}")
+
+
+def block(model, optimizer, store, rank, size, **options):
+    options = {"sync_every": 4, "timeout_s": 20.0, **options}
+    return LASGD(model, optimizer, store=store, rank=rank, world_size=size, **options)
+
+
+def sgd(model, **options):
+    return torch.optim.SGD(model.parameters(), lr=0.05, **options)
+
+
+def steps(model, optimizer, number=12, width=3):
+    for _ in range(number):
+        optimizer.zero_grad()
+        model(torch.randn(8, width)).square().mean().backward()
+        optimizer.step()
+
+
+def bits(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_bits(states):
+    one, *others = states
+    for other in others:
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), (one, other)

@@ -387,6 +387,9 @@ class Endless(torch.utils.data.IterableDataset):
         (range(8), {"num_workers": -1}, "num_workers to torch's DataLoader: num_workers option s"),
         (range(8), {"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
         (range(8), {"batch_size": 2.5}, r"batch_size must be an integer >= 1, got 2\.5"),
+        (range(8), {"seed": "7"}, "seed must be an integer of at most 2.40 in size, got '7'"),
+        (range(8), {"seed": 2**60}, "seed must be an integer of at most"),
+        (range(8), {"shuffle": "no"}, "shuffle must be True or False, got 'no'"),
         (range(8), {"workers": 2}, "knows no workers, nor does torch's DataLoader"),
     ],
 )
@@ -396,7 +399,9 @@ def test_loaders_that_cannot_share_are_refused_at_once(dataset, options, message
         with pytest.raises(ValueError, match=message):
             lasgd.loader(dataset, **{"batch_size": 2, **options})
         # what takes away nothing is let in
-        assert len(list(lasgd.loader(range(8), 2, drop_last=False, sampler=None))) == 4
+        loader = lasgd.loader(range(8), 2, drop_last=False, sampler=None)
+        with lasgd:
+            assert len(list(loader)) == 4
 
     in_threads(work, 1)
 

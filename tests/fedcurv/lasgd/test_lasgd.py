@@ -367,10 +367,12 @@ def test_steps_in_flight_are_bounded():
 
 
 def test_synchronize_gives_the_common_model_in_the_middle():
+    """Up to the rounding of rounds without a step: not both need have asked for the same one."""
     meet = threading.Barrier(2)
 
     def work(rank, store, size):
-        model = make_model()
+        model = nn.Linear(4, 3).double()
+        nn.init.ones_(model.weight)
         optimizer = sgd(model)
         options = {"store": store, "rank": rank, "world_size": size}
         with LASGD(model, optimizer, sync_every=10**6, **options) as lasgd:
@@ -385,8 +387,9 @@ def test_synchronize_gives_the_common_model_in_the_middle():
         return middle, values(model)
 
     one, other = in_threads(work, 2)
-    assert torch.equal(one[0], other[0])
-    assert torch.equal(one[1], one[0])
+    torch.testing.assert_close(one[0], other[0], rtol=0, atol=1e-14)
+    torch.testing.assert_close(one[1], one[0], rtol=0, atol=1e-14)
+    assert torch.equal(one[1], other[1])
 
 
 def test_a_hosted_store_listens_on_its_own_address_only():
@@ -477,29 +480,90 @@ def test_nobody_to_join():
         LASGD(model, sgd(model), store=client(host.port), join=True, timeout_s=0.2)
 
 
+def store_of_one():
+    return {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"model": "mlp"}, "model must be a torch.nn.Module, got 'mlp'"),
+        ({"model": None}, "model must be a torch.nn.Module, got None"),
+        ({"optimizer": "sgd"}, "optimizer must be a torch.optim.Optimizer, whose steps call hooks"),
         ({"sync_every": 0}, "sync_every must be an integer >= 1, got 0"),
         ({"sync_every": 2.5}, r"sync_every must be an integer >= 1, got 2\.5"),
+        ({"sync_every": True}, "sync_every must be an integer >= 1, got True"),
+        ({"sync_every": "8"}, "sync_every must be an integer >= 1, got '8'"),
+        ({"overlap": "no"}, "overlap must be True or False, got 'no'"),
+        ({"overlap": 1}, "overlap must be True or False, got 1"),
         ({"max_in_flight": 0}, "max_in_flight must be an integer >= 1, got 0"),
+        ({"max_in_flight": True}, "max_in_flight must be an integer >= 1, got True"),
+        ({"max_in_flight": None}, "max_in_flight must be an integer >= 1, got None"),
         ({"weights": "mine"}, "weights must be gradient, steps or worker, got 'mine'"),
+        (
+            {"weights": ["steps"]},
+            "weights must be gradient, steps or worker, got one of class list",
+        ),
         ({"momentum": True}, "momentum must be average or local, got True"),
+        ({"momentum": 0.9}, r"momentum must be average or local, got 0\.9"),
         ({"buffers": "no"}, "buffers must be average or local, got 'no'"),
+        ({"buffers": torch.zeros(2)}, "buffers must be average or local, got one of class Tensor"),
         ({"backend": "mpi"}, "backend must be gloo or nccl, got 'mpi'"),
-        ({"timeout_s": float("nan")}, "timeout_s must be > 0 and finite, got nan"),
+        ({"backend": None}, "backend must be gloo or nccl, got None"),
+        ({"timeout_s": float("nan")}, r"timeout_s must be a number > 0 and <= 1e\+09, got nan"),
+        ({"timeout_s": float("inf")}, r"timeout_s must be a number > 0 and <= 1e\+09, got inf"),
+        ({"timeout_s": 1e300}, r"timeout_s must be a number > 0 and <= 1e\+09, got 1e\+300"),
+        ({"timeout_s": 0}, "timeout_s must be a number > 0"),
+        ({"timeout_s": "60"}, "timeout_s must be a number > 0 .*, got '60'"),
+        ({"timeout_s": True}, "timeout_s must be a number > 0 .*, got True"),
+        ({"timeout_s": None}, "timeout_s must be a number > 0 .*, got None"),
         ({}, "expected the environment that torchrun sets, got none of RANK, WORLD_SIZE"),
         ({"join": True}, "expected the store of the training to join, got none"),
-        ({"store": "s"}, "expected rank and world_size, 0 <= rank < world_size"),
-        ({"store": "s", "rank": 2, "world_size": 2}, "with the store, got 2 and 2"),
+        ({"join": "yes"}, "join must be True or False, got 'yes'"),
+        ({"store": "s"}, "store must be a torch.distributed.Store, got 's'"),
+        ({**store_of_one(), "rank": None}, "expected rank and world_size, 0 <= rank < world_size"),
+        ({**store_of_one(), "rank": 2, "world_size": 2}, "with the store, got 2 and 2"),
+        ({**store_of_one(), "rank": "0"}, "rank must be an integer >= 0, got '0'"),
+        ({**store_of_one(), "rank": False}, "rank must be an integer >= 0, got False"),
+        ({**store_of_one(), "rank": -1}, "rank must be an integer >= 0, got -1"),
+        ({**store_of_one(), "world_size": "1"}, "world_size must be an integer >= 1, got '1'"),
+        ({**store_of_one(), "world_size": 0}, "world_size must be an integer >= 1, got 0"),
+        ({**store_of_one(), "world_size": 1.0}, r"world_size must be an integer >= 1, got 1\.0"),
+        ({"rank": 0}, "rank must be left out without a store, as torchrun's environment"),
+        ({"world_size": 1}, "world_size must be left out without a store"),
+        ({**store_of_one(), "join": True}, "rank must be left out with join=True, which .* got 0"),
+        ({"process_group": -100}, "process_group must be a .*ProcessGroup that this process is in"),
+        (
+            {**store_of_one(), "process_group": dist.ProcessGroup(0, 1)},
+            "process_group must be left out where a store is given",
+        ),
+        (
+            {**store_of_one(), "backend": "nccl"},
+            "backend nccl must have a model on a GPU, got one on cpu",
+        ),
     ],
 )
 def test_bad_arguments(options, message, monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     model = make_model()
-    with pytest.raises(ValueError, match=message):
-        LASGD(model, sgd(model), **options)
+    with pytest.raises(ValueError, match=message) as raised:
+        LASGD(**{"model": model, "optimizer": sgd(model), **options})
+    assert "\n" not in str(raised.value)
+
+
+def test_all_bad_arguments_are_named_at_once():
+    model = make_model()
+    with pytest.raises(
+        ValueError, match=r"sync_every must be .*; timeout_s must be .*; rank must "
+    ):
+        LASGD(model, sgd(model), sync_every=True, timeout_s="1", rank="1")
+
+
+def test_complex_parameters_are_refused_by_name():
+    model = nn.Linear(4, 3, dtype=torch.complex64)
+    with pytest.raises(ValueError, match="expected real parameters, got complex weight, bias"):
+        LASGD(model, sgd(model), **store_of_one())
 
 
 def test_no_store_at_the_address(monkeypatch):

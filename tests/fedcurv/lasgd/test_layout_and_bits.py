@@ -1,39 +1,14 @@
 """What workers have in another order or of their own, and that all end with the same bits."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 
-from fedcurv.lasgd import LASGD
+from fedcurv.lasgd.checksum import checksum
 from fedcurv.lasgd.replica import Replica
-from tests.fedcurv.lasgd.site import in_threads
-
-
-def block(model, optimizer, store, rank, size, **options):
-    options = {"sync_every": 4, "timeout_s": 20.0, **options}
-    return LASGD(model, optimizer, store=store, rank=rank, world_size=size, **options)
-
-
-def sgd(model, **options):
-    return torch.optim.SGD(model.parameters(), lr=0.05, **options)
-
-
-def steps(model, optimizer, number=12, width=3):
-    for _ in range(number):
-        optimizer.zero_grad()
-        model(torch.randn(8, width)).square().mean().backward()
-        optimizer.step()
-
-
-def bits(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def assert_same_bits(states):
-    one, *others = states
-    for other in others:
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one), (one, other)
+from tests.fedcurv.lasgd.site import assert_same_bits, bits, block, in_threads, sgd, steps
 
 
 class Branches(nn.Module):
@@ -207,3 +182,22 @@ def test_waits_before_the_block_and_a_second_block_are_refused():
         steps(model, optimizer)
 
     in_threads(work, 1)
+
+
+def test_a_checksum_tells_permutations_and_flipped_bits_apart():
+    orders = [torch.tensor(order) for order in itertools.permutations(range(6))]
+    assert len({checksum(order) for order in orders}) == len(orders)
+    assert len({checksum(order.to(torch.int8)) for order in orders}) == len(orders)
+    for dtype in (torch.float16, torch.float32, torch.float64, torch.complex64):
+        signs = [torch.tensor(s, dtype=dtype) for s in itertools.product((1.0, -1.0), repeat=6)]
+        assert len({checksum(one) for one in signs}) == len(signs)
+    large = torch.zeros(3 * 2**16 + 5)
+    places = [0, 1, 2**16 - 1, 2**16, 2**17, len(large) - 1]
+    seen = {checksum(large), checksum(large[1:])}
+    for place in places:
+        other = large.clone()
+        other[place] = 1.0
+        seen.add(checksum(other))
+    assert len(seen) == len(places) + 2
+    assert checksum(large.view(-1, 1).t()) == checksum(large.clone()) < 2**64
+    assert checksum(large[:0]) == 0

@@ -1,0 +1,68 @@
+"""A saved state of a training: what it must be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedcurv.lasgd.checksum import checksum
+
+_EXPECTED = "expected what state_dict() of LASGD has returned"
+
+
+def require_state(state: object) -> None:
+    """Raise a ValueError unless it is what ``LASGD.state_dict`` has returned, for any model."""
+    if not isinstance(state, Mapping) or state.keys() != {"model", "data"}:
+        raise ValueError(
+            f"{_EXPECTED}, a dict of 'model' and 'data', got {_told(state)}; a model's own state "
+            "is for the load_state_dict() of the model, before LASGD(...) is made"
+        )
+    values, data = state["model"], state["data"]
+    if not isinstance(values, Mapping) or not all(
+        isinstance(v, Tensor) and v.is_floating_point() for v in values.values()
+    ):
+        raise ValueError(f"{_EXPECTED}, got under 'model' no floating-point tensors by name")
+    if data is not None and not _is_of_data(data):
+        raise ValueError(
+            f"{_EXPECTED}, got under 'data' no num_samples, first epoch and rests that fit together"
+        )
+
+
+def _is_of_data(data: object) -> bool:
+    if not isinstance(data, Mapping) or data.keys() != {"num_samples", "first", "rests"}:
+        return False
+    number, first, rests = data["num_samples"], data["first"], data["rests"]
+    if not (_is_natural(number) and _is_natural(first) and isinstance(rests, Mapping)):
+        return False
+    return all(
+        _is_natural(epoch) and epoch >= first and _is_part_of(rest, number)
+        for epoch, rest in rests.items()
+    )
+
+
+def _is_natural(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_part_of(rest: object, num_samples: int) -> bool:
+    """Return whether these are indices of samples, each at most once."""
+    if not isinstance(rest, Tensor) or rest.dtype != torch.int64 or rest.dim() != 1:
+        return False
+    in_range = bool(((rest >= 0) & (rest < num_samples)).all())
+    return in_range and bool((rest.bincount(minlength=1) <= 1).all())
+
+
+def describe_data(data: Mapping[str, Any] | None) -> str:
+    """Return a text that tells what is left of data sets apart."""
+    if data is None:
+        return "all"
+    rests = {epoch: checksum(rest) for epoch, rest in sorted(data["rests"].items())}
+    return f"{data['num_samples']} samples, from epoch {data['first']}, {rests}"
+
+
+def _told(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return f"one of class {type(state).__name__}"
+    names = [repr(name)[:60] for name in state]
+    return f"one of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
