@@ -67,7 +67,7 @@ class LearningRates:
             return self.lr
         if not 1 <= server_round <= _LAST_ROUND:
             raise ValueError(
-                f"schedule: expected a round from 1 to {_LAST_ROUND:,}, got {server_round}"
+                f"client.schedule: expected a round from 1 to {_LAST_ROUND:,}, got {server_round}"
             )
         return self._rates(server_round)[-1]
 
@@ -80,11 +80,11 @@ class LearningRates:
         try:
             choice = SCHEDULES.choose(self.schedule)
         except ValueError as error:
-            raise ValueError(f"schedule: {error}") from error
+            raise ValueError(f"client.schedule: {error}") from error
         options = dict(choice.options)
         warm_up = options.pop("warm_up", 0)
         if type(warm_up) is not int or warm_up < 0:
-            raise ValueError(f"schedule: warm_up must be an integer >= 0, got {warm_up!r}")
+            raise ValueError(f"client.schedule: warm_up must be an integer >= 0, got {warm_up!r}")
         rates = [self.lr * r / (warm_up + 1) for r in range(1, min(number, warm_up) + 1)]
         if (left := number - len(rates)) > 0:
             longer = 1 << (left - 1).bit_length()  # for the rounds that come next, too
@@ -92,8 +92,8 @@ class LearningRates:
         for server_round, rate in enumerate(rates, 1):
             if not 0 < rate < math.inf:
                 raise ValueError(
-                    f"schedule: round {server_round} has the learning rate {rate:g}, expected one "
-                    "> 0 and finite; end before it, or change the schedule"
+                    f"client.schedule: round {server_round} has the learning rate {rate:g}, "
+                    "expected one > 0 and finite; end before it, or change the schedule"
                 )
         return rates
 
@@ -112,5 +112,5 @@ def _stepped(name: str, options: str, lr: float, number: int) -> Sequence[float]
                 scheduler.step()
         except Exception as error:  # of whatever class torch's code raises
             why = " ".join(str(error).split())
-            raise ValueError(f"schedule: {name} refuses this: {why}") from error
+            raise ValueError(f"client.schedule: {name} refuses this: {why}") from error
     return rates

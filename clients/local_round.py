@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from fedcurv.clients.curvature import ClientCurvature
 from fedcurv.clients.settings import TrainingSettings
-from fedcurv.clients.terms import LOCAL_TERM, CurvatureTerm, LocalTerm, MakeTerm, ProximalTerm
+from fedcurv.clients.terms import CurvatureTerm, LocalTerm, MakeTerm, ProximalTerm
 from fedcurv.clients.training import InMemoryBatches
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.global_state import cudnn, num_threads, seeded
 from fedcurv.likelihoods import Likelihood
 from fedcurv.parameters import listed
-from fedcurv.strategies.wire.records import client_id_of, unpack_tensors
+from fedcurv.strategies.wire.records import LOCAL_TERM, client_id_of, unpack_tensors
 
 Samples = tuple[Tensor, Tensor]
 

@@ -80,7 +80,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         """Collect everything that is out of range and raise once."""
         faults = [
-            f"{name} must be {wanted}, got {getattr(self, name)!r}"
+            f"client.{name} must be {wanted}, got {getattr(self, name)!r}"
             for name, (holds, wanted) in _RULES.items()
             if not _holds_without_error(holds, getattr(self, name))
         ]
@@ -96,7 +96,7 @@ class TrainingSettings:
         try:
             check_optimizer(self.optimizer, self._shared())
         except ValueError as error:
-            raise ValueError(f"optimizer: {error}") from error
+            raise ValueError(f"client.optimizer: {error}") from error
 
     def _check_schedule(self) -> None:
         LearningRates(self.lr, self.schedule)
@@ -141,7 +141,7 @@ class TrainingSettings:
         try:
             return make_optimizer(self.optimizer, parameters, self.lr, self._shared())
         except ValueError as error:
-            raise ValueError(f"optimizer: {error}") from error
+            raise ValueError(f"client.optimizer: {error}") from error
 
     def make_device(self) -> torch.device:
         """Return the device to train on.

@@ -28,8 +28,6 @@ from fedcurv.steps import (
     scale_of,
 )
 
-LOCAL_TERM = "local-term"  # the key of the messages' config under which a strategy names its term
-
 _TERM_IN_LOSS = "add (mu/2)·‖w − w_t‖² to the loss inside its closure instead"
 
 

@@ -169,7 +169,7 @@ def require_few_processes(settings: TrainingSettings) -> None:
     most = max(_MOST_PROCESSES, os.cpu_count() or 1)
     for name in ("workers", "num_threads"):
         if getattr(settings, name) > most:
-            raise ValueError(f"{name} must be at most {most}, got {getattr(settings, name)}")
+            raise ValueError(f"client.{name} must be at most {most}, got {getattr(settings, name)}")
 
 
 def make_terms(config: Mapping[str, Any]) -> dict[str, MakeTerm]:

@@ -1,6 +1,7 @@
 """A command's configuration as plain values, checked before anything starts."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedcurv.simulations.build import (
     require_few_processes,
     require_same_parts,
 )
+from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
@@ -30,7 +32,7 @@ from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import check_own_loss, make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
-from fedcurv.simulations.parts.strategies import estimates_fisher
+from fedcurv.simulations.parts.strategies import check_targets, estimates_fisher
 from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
 from fedcurv.simulations.rules import check_strategy, check_values
 
@@ -73,6 +75,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise ValueError("strategy: expected at least one, got none")
     for name, options in settings["strategy"].items():
         check_strategy(f"strategy.{name}", options, num_clients)
+        check_targets(f"strategy.{name}", options)
     try:
         training = make_settings(settings)
     except TypeError as error:  # an option that there is not
@@ -128,7 +131,13 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
     if settings["client"]["loss"] == AUTO:
         settings["client"]["loss"] = task.loss
     check_noise(settings["data"]["noise"], settings["num_clients"], task)
-    check_metric(settings.get("metric"), metric_of(settings))
+    metric, targets = metric_of(settings), settings["target_accuracies"]
+    check_metric(settings.get("metric"), metric)
+    if not metric.is_share and targets and targets != _default_targets():
+        tell_once(
+            f"target_accuracies={targets} is not used, as {metric.label} is no accuracy; its "
+            "targets are metric.targets"
+        )
     kind = settings["client"].get("fisher_kind", TrainingSettings.fisher_kind)
     wants = [name for name, options in settings["strategy"].items() if estimates_fisher(options)]
     if wants and kind not in task.fisher_kinds:
@@ -146,6 +155,11 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
             f"task={task.name}: expected test targets that differ, got equal ones, for which R² is "
             "not defined; give others, or name a metric of your own by metric.function"
         )
+
+
+@lru_cache(maxsize=1)
+def _default_targets() -> Any:
+    return OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"))["target_accuracies"]  # type: ignore[index, call-overload]
 
 
 def _described(data: DataSet | DeviceData) -> str:

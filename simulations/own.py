@@ -5,10 +5,13 @@ through the environment. On a device they are what its own node configuration sa
 """
 
 import copy
+import difflib
 import importlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 OWN_VARIABLE = "FEDCURV_OWN"
@@ -131,17 +134,48 @@ def own_function(path: str, name: str) -> Callable[..., Any]:
     module, _, function = str(name).partition(":")
     if not module or not function:
         raise ValueError(f"{path} must be module:function, got {name!r}")
+    found = getattr(_imported(path, name, module), function, None)
+    if not callable(found):
+        raise ValueError(f"{path}={name}: {module} has no function {function!r}")
+    own: Callable[..., Any] = found
+    return own
+
+
+def dotted_object(path: str, name: Any) -> Any:
+    """Return a class or a function of anybody's, as a ``_target_`` names it.
+
+    Args:
+        path: where the configuration names it, for messages.
+        name: ``package.module.Class``.
+
+    Raises:
+        ValueError: in one line, if it cannot be found.
+    """
+    parts = name.split(".") if isinstance(name, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise ValueError(f"{path} must be package.module.Class, got {name!r:.80}")
+    found, place = _imported(path, name, parts[0]), parts[0]
+    for part in parts[1:]:
+        inner = f"{place}.{part}"
+        is_package = isinstance(found, ModuleType) and hasattr(found, "__path__")
+        if not hasattr(found, part) and is_package and importlib.util.find_spec(inner):
+            _imported(path, name, inner)
+        if not hasattr(found, part):
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f"is {near[0]!r} meant?" if near else "look for it there"
+            raise ValueError(f"{path}={name}: {place} has no {part!r}; {hint}")
+        found, place = getattr(found, part), inner
+    return found
+
+
+def _imported(path: str, name: str, module: str) -> ModuleType:
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        return importlib.import_module(module)
     except (Exception, SystemExit) as error:  # whatever its code raises
         raise ValueError(
             f"{path}={name}: {module} cannot be imported ({in_one_line(error)}); start where it "
             "lies, or install it"
         ) from error
-    if not callable(found):
-        raise ValueError(f"{path}={name}: {module} has no function {function!r}")
-    own: Callable[..., Any] = found
-    return own
 
 
 def in_one_line(error: BaseException) -> str:

@@ -148,7 +148,7 @@ _REQUIRED = (
 
 
 # what is read at the top level; a configuration may have names of its own there, to refer to
-_TOP = (
+TOP = (
     *(path for path in _REQUIRED if "." not in path),
     *("strategy", "experiment", "checkpoint_every", "resume", "task", "metric"),
 )
@@ -216,7 +216,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
 def _require_no_near_miss(settings: Mapping[str, Any]) -> None:
     """Refuse a name of the top level that is nearly one that is read; others are the user's own."""
     for name in map(str, settings):
-        near = [] if name in _TOP else difflib.get_close_matches(name, _TOP, n=1, cutoff=0.8)
+        near = [] if name in TOP else difflib.get_close_matches(name, TOP, n=1, cutoff=0.8)
         if near:
             raise ValueError(f"unknown name {name!r}; is {near[0]!r} meant?")
 

@@ -26,7 +26,7 @@ from fedcurv.simulations.reports.comparison import (
     write_config,
     write_report,
 )
-from fedcurv.simulations.reports.history import History
+from fedcurv.simulations.reports.history import History, tell_unused_terms
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation
 from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
@@ -141,6 +141,7 @@ def simulate(
             write_report(folder, histories, resolved, command, overrides, picture=False)
         interrupted.how_to_go_on = f"go on with: fedcurv-simulate resume={folder}"
         raise
+    tell_unused_terms(resolved, histories)
     forget(folder)
     return summaries
 

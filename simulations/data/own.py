@@ -2,7 +2,7 @@
 
 import difflib
 import zipfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fedcurv.parameters import listed
+from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.data.samples import DataSet, mean_and_deviation
 from fedcurv.simulations.data.targets import read_targets
+from fedcurv.simulations.parts.models import seems_channels_last
 from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_named
 
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _NAMES = (*_PARTS, "train_groups", "classes")
+_GROUPS = ("group", "groups")
 # of classes without names, unless there are more samples: a model has a row of weights for each
 _MOST_CLASSES = 1_000_000
 
@@ -43,7 +47,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             f"data.file={path}: expected arrays as numpy.savez writes them, without pickled "
             f"objects ({error})"
         ) from error
-    _require_no_misspelling(names, f"data.file={path}")
+    _look_at_names(names, _NAMES, f"data.file={path}")
     return arrays
 
 
@@ -74,7 +78,7 @@ def data_set_of(
     if not isinstance(arrays, Mapping):
         raise ValueError(f"{source}: expected a mapping of arrays, got {type(arrays).__name__}")
     known = {**arrays}
-    _require_no_misspelling(known, source)
+    _look_at_names(known, (*_NAMES, "train", "test"), source)
     for part in ("train", "test"):
         if isinstance(known.get(part), Dataset):
             known |= _stacked(known.pop(part), part, source, task)
@@ -104,6 +108,9 @@ def data_set_of(
             f"training and {tuple(targets['test'].shape)} for testing"
         )
     learned = CLASSIFICATION if task == AUTO else task_named(task)
+    are_tokens = not (inputs["train"].is_floating_point() or standardise)
+    if learned is CLASSIFICATION and names is None and not are_tokens:
+        _tell_of_idle_output(targets.values(), source)
     mean, deviation = mean_and_deviation(inputs["train"]) if standardise else (None, 1.0)
     return DataSet(
         inputs["train"],
@@ -132,12 +139,24 @@ def _num_classes(task: Task, targets: Collection[Tensor], highest: int | None, s
     return 1 + largest
 
 
-def _require_no_misspelling(names: Iterable[object], source: str) -> None:
-    """Raise a ValueError for a name that is nearly one of ours; others may stand beside them."""
-    for name in names:
-        near = difflib.get_close_matches(str(name), _NAMES, n=1, cutoff=0.9)
-        if near and str(name) != near[0]:
-            raise ValueError(f"{source}: expected {near[0]}, got {name}")
+def _look_at_names(names: Iterable[object], known: Sequence[str], source: str) -> None:
+    """Raise a ValueError for a name that is nearly one of ours; say that others are not read."""
+    others = [str(name) for name in names if name not in known]
+    for name in others:
+        near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.9)
+        if near or name in _GROUPS:
+            raise ValueError(f"{source}: expected {(*near, 'train_groups')[0]}, got {name}")
+    if others:
+        tell_once(f"{source}: {listed(others)}: not used; what is known: {', '.join(known)}")
+
+
+def _tell_of_idle_output(targets: Collection[Tensor], source: str) -> None:
+    lowest = min(int(one.min()) for one in targets)
+    if lowest > 0:
+        tell_once(
+            f"{source}: classes are numbered from {lowest} on, so that the model's outputs before "
+            "it are idle; number them from 0 on, or give the names of all as classes"
+        )
 
 
 def _stacked(data: Any, part: str, source: str, task: str) -> dict[str, Tensor]:
@@ -183,6 +202,11 @@ def _inputs(known: Mapping[str, Any], part: str, source: str, channels_last: boo
             raise ValueError(
                 f"{what}: data.channels_last is for pictures (N, height, width, channels), got "
                 f"{tuple(inputs.shape)}"
+            )
+        if seems_channels_last(tuple(reversed(inputs.shape[1:]))):
+            raise ValueError(
+                f"{what}: data.channels_last=true is for pictures (N, height, width, channels), "
+                f"got {tuple(inputs.shape)}, whose channels seem to be the first axis; leave it out"
             )
         inputs = inputs.permute(0, 3, 1, 2).contiguous()
     return inputs

@@ -16,7 +16,7 @@ from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import summarise, write_report
-from fedcurv.simulations.reports.history import History
+from fedcurv.simulations.reports.history import History, tell_unused_terms
 from fedcurv.simulations.reports.round_files import evaluation
 from fedcurv.strategies import BestModel, JsonLines
 from fedcurv.strategies.loop.rounds import RoundRecord
@@ -66,6 +66,7 @@ def main(grid: Grid, context: Context) -> None:
         raise ValueError("resume needs output: the folder of the run that is to go on")
     strategy = make_strategy(node, resolved)
     make_server_app(resolved, strategy, history, watchers, **options)(grid, context)
+    tell_unused_terms(resolved, [history])
     if output is not None:
         with made_private():
             write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")

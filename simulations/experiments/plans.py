@@ -7,7 +7,7 @@ from typing import Any
 
 from fedcurv.simulations.experiments.runs import Run, Settings
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric
-from fedcurv.simulations.rules import is_integer, is_list_of, is_number, require_distinct
+from fedcurv.simulations.rules import TOP, is_integer, is_list_of, is_number, require_distinct
 
 # a line for each method in each cell, with rounds to targets; or for each method, a column a cell
 TABLES = ("rounds", "last")
@@ -18,6 +18,12 @@ _KEYS_OF_METHOD = ("strategy", "set", "grid")
 
 def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
     """Raise a ValueError that names what an experiment's description lacks or cannot mean."""
+    if misplaced := [str(key) for key in experiment if key in TOP and key not in _KEYS]:
+        raise ValueError(
+            f"experiment.{misplaced[0]}: {misplaced[0]} belongs to the top level; is "
+            "`# @package _global_` the first line of the experiment's file? Without it all of the "
+            "file's keys stand below experiment"
+        )
     _require_known("experiment", experiment, _KEYS)
     _check_seeds("seeds", experiment.get("seeds"))
     target: Any = experiment.get("target")

@@ -69,7 +69,8 @@ def _section(name: str) -> Iterator[None]:
     except (FileNotFoundError, ImportError):
         raise  # nothing is wrong with the description
     except ValueError as error:
-        raise ValueError(f"task: {name}: {error}") from error
+        place = "" if str(error).startswith((f"{name}.", f"{name}=")) else f"{name}: "
+        raise ValueError(f"task: {place}{error}") from error
     except Exception as error:  # of whatever class a value of a wrong type makes
         raise ValueError(
             f"task: {name} cannot be meant: {type(error).__name__}: {error}"

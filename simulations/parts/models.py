@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 Shape = tuple[int, ...]
 
+# of pictures: grey, colour, and colour with alpha
+_CHANNELS = (1, 3, 4)
+
 
 def mlp(shape: Shape, num_classes: int, *, hidden: Sequence[int] = (200, 200)) -> nn.Module:
     """Return a multilayer perceptron; with the default layers McMahan et al.'s "2NN"."""
@@ -33,8 +36,7 @@ def cnn(shape: Shape, num_classes: int, *, padding: int = 2) -> nn.Module:
     if min(sides) < 1:
         raise ValueError(
             f"model=cnn: {channels} channels of {height}x{width} are too small for "
-            f"model.padding={padding}; use a larger one, or data.channels_last=true where the "
-            "channels are the last axis"
+            f"model.padding={padding}; use a larger one"
         )
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=padding),
@@ -171,8 +173,18 @@ def _of_picture(name: str, shape: Shape) -> tuple[int, int, int]:
             f"model={name} takes pictures of shape (channels, height, width), got inputs of shape "
             f"{tuple(shape)}; use model=mlp or a function of your own"
         )
+    if seems_channels_last(shape):
+        raise ValueError(
+            f"model={name} takes pictures of shape (channels, height, width), got {tuple(shape)}, "
+            "whose channels seem to be the last axis; use data.channels_last=true, or move them"
+        )
     channels, height, width = shape
     return channels, height, width
+
+
+def seems_channels_last(shape: Shape) -> bool:
+    """Return whether a picture's last axis is its channels, as grey, colour and alpha have them."""
+    return shape[-1] in _CHANNELS and shape[0] not in _CHANNELS
 
 
 def _require_tokens(name: str, shape: Shape) -> None:

@@ -1,21 +1,39 @@
 """The strategy that a configuration describes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.clients.optimizers import require_proximal
+from fedcurv.simulations.own import dotted_object
 from fedcurv.strategies import FedCurv
+
+
+def check_targets(path: str, described: Any) -> None:
+    """Raise a ValueError, in one line, for a ``_target_`` that is not there.
+
+    Args:
+        path: of what is described, in the configuration.
+        described: a strategy with its options, among which others may be described.
+    """
+    if isinstance(described, Mapping):
+        if "_target_" in described:
+            dotted_object(f"{path}._target_", described["_target_"])
+        for key, value in described.items():
+            check_targets(f"{path}.{key}", value)
+    elif isinstance(described, Sequence) and not isinstance(described, str):
+        for index, value in enumerate(described):
+            check_targets(f"{path}.{index}", value)
 
 
 def estimates_fisher(options: Mapping[str, Any]) -> bool:
     """Return whether a strategy is FedCurv or derived from it, or wraps one that is."""
     try:
-        found: Any = get_object(str(options.get("_target_")))
-    except (Exception, SystemExit):  # whatever code of the user's does; making it will say so
+        found = dotted_object("_target_", options.get("_target_"))
+    except ValueError:  # making it will say so
         return False
     if isinstance(found, type) and issubclass(found, FedCurv):
         return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
-from fedcurv.strategies.wire.records import client_id_order
+from fedcurv.strategies.wire.records import LOCAL_TERM, client_id_order
 
 # larger ones have no place in JSON, nor in a float
 _LARGEST_INTEGER = 2**64
@@ -24,6 +24,7 @@ class ClientRecord:
         down: payload of the message sent to it, bytes by record.
         up: payload of its reply, likewise.
         metrics: what it reported.
+        local_term: that it was asked to add to its objective; nothing if to add none.
     """
 
     client_id: str
@@ -32,6 +33,7 @@ class ClientRecord:
     down: Mapping[str, int]
     up: Mapping[str, int]
     metrics: Mapping[str, float]
+    local_term: str = ""
 
     @property
     def bytes_down(self) -> int:
@@ -119,9 +121,15 @@ class Traffic:
                     down=_bytes_by_record(message),
                     up=self._sizes.get(message_id, {}),
                     metrics=self._metrics.get(message_id, {}),
+                    local_term=_local_term(message),
                 )
             )
         return tuple(sorted(rows, key=lambda row: client_id_order(row.client_id)))
+
+
+def _local_term(message: Message) -> str:
+    terms = (record.get(LOCAL_TERM, "") for record in message.content.config_records.values())
+    return next((str(term) for term in terms if term), "")
 
 
 def _bytes_by_record(message: Message) -> dict[str, int]:

@@ -42,6 +42,8 @@ WIRE_VERSION = 2
 _VERSION = "wire-version"
 
 CONFIG = "fedcurv"
+# the key of the messages' config under which a strategy names its local term
+LOCAL_TERM = "local-term"
 PRECISION = "fedcurv.precision"
 WEIGHTED = "fedcurv.weighted-parameters"
 

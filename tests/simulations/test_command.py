@@ -163,8 +163,23 @@ BAD = {
     "runner=ray runner.client_resources.num_gpus=99": "num_gpus=99: this machine has 0 GPUs",
     "runner=ray runner.client_resources.num_cpus=9999": "num_cpus=9999: this machine has",
     "runner=ray +runner.init_args.adress=x": "runner.init_args: ray.init has no adress",
-    "client.lr=-1": "lr must be > 0 and finite, got -1",
-    "client.lr=fast": "lr must be > 0 and finite, got 'fast'",
+    "client.lr=-1": "client.lr must be > 0 and finite, got -1",
+    "client.optimizer=sgdd": "client.optimizer: expected one of .* got 'sgdd'",
+    "client.optimizer=adamw client.momentum=0.9": "client.optimizer: AdamW has no momentum",
+    "client.schedule=cosine": "client.schedule: expected one of .*'cosine'",
+    "client.schedule={name:PolynomialLR,total_iters:2}": "client.schedule: round 3 has the",
+    "strategy.fedcurv._target_=fedcurv.strategies.FedCruv": (
+        "strategy.fedcurv._target_=fedcurv.strategies.FedCruv: fedcurv.strategies has no 'FedCruv';"
+        r" is 'FedCurv' meant\?$"
+    ),
+    "strategy.fedcurv._target_=fedcruv.FedCurv": (
+        "_target_=fedcruv.FedCurv: fedcruv cannot be imported .*; start where it lies"
+    ),
+    "strategy.fedcurv._target_=wine:FedCurv": "_target_ must be package.module.Class, got 'wine:",
+    "strategy=[] +strategy.x={_target_:fedcurv.strategies.FedCurv,strategy:{_target_:x.Y}}": (
+        "strategy.x.strategy._target_=x.Y: x cannot be imported"
+    ),
+    "client.lr=fast": "client.lr must be > 0 and finite, got 'fast'",
     "model.hidden=wide": "model.hidden must be a list of layer sizes",
     "partition=dirichlet partition.alpha=much": "alpha must be > 0 and finite, got 'much'",
     "partition.size_ratio=0.5": "size_ratio must be >= 1 and finite, got 0.5",

@@ -151,6 +151,11 @@ def test_cells_may_hold_names(tmp_path):
         ({"cells": [{"client.epochs": 1}] * 2}, "cells: expected each once, got .* twice"),
         ({"cells": [{"client.loss": "gcee"}]}, "client.loss must be one of .* got 'gcee'"),
         ({"cells": [{"client.epoch": 3}]}, "'client.epoch' of method averaging .* is no key"),
+        (
+            {"num_clients": 4, "experiment": {}},
+            "^experiment.num_clients: num_clients belongs to the top level; "
+            "is `# @package _global_` the first line",
+        ),
         ({"tabel": "last"}, r"^experiment has no key tabel; its keys are cells, .*, table, target"),
         (
             {"methods": {"a": {"strategy": "fedavg", "gird": {"client.lr": [0.1]}}}},

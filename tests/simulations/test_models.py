@@ -36,8 +36,12 @@ def test_a_picture_that_is_too_small_is_named():
 
 
 def test_channels_that_stand_last_unsaid_are_hinted_at():
-    with pytest.raises(ValueError, match=r"19 channels of 23x3 .* or data\.channels_last=true"):
-        cnn((19, 23, 3), 10)
+    for model in (cnn, resnet18):
+        for shape in ((32, 32, 3), (19, 23, 1), (5, 3, 4)):
+            with pytest.raises(ValueError, match=r"whose channels seem .* data\.channels_last"):
+                model(shape, 10)
+        model((3, 32, 32), 10)
+        model((3, 28, 4), 10)
 
 
 @pytest.mark.parametrize("name", OF_TOKENS)

@@ -186,6 +186,14 @@ def test_pictures_with_their_channels_last_and_tokens_are_taken(tmp_path):
         assert all(np.isfinite(float(row["loss"])) for row in rows)
 
 
+def test_pictures_with_their_channels_first_are_not_taken_for_the_contrary():
+    pictures = np.zeros((4, 3, 20, 24), np.float32)
+    made = arrays(train_inputs=pictures, test_inputs=pictures[:2])
+    assert data_set_of(made, "here").shape == (3, 20, 24)
+    with pytest.raises(ValueError, match=r"channels_last=true is for .* seem to be the first axis"):
+        data_set_of(made, "here", channels_last=True)
+
+
 def test_torch_data_sets_are_taken_as_they_are(tmp_path):
     summaries, _ = run(
         tmp_path / "out", "data=function", "data.function=own_things:pairs", "num_rounds=1"
@@ -324,6 +332,11 @@ def arrays(**changes):
         ({"train_groups": np.array([1.0, np.nan, 2.0, 2.0])}, "a group for each sample, got NaN"),
         ({"train_groups": np.array(["a", None, "b", "b"])}, "expected names or numbers"),
         ({"train_group": np.zeros(4)}, "expected train_groups, got train_group"),
+        ({"groups": np.zeros(4)}, "expected train_groups, got groups"),
+        (
+            {"groups": np.zeros(4), "train_groups": np.zeros(4)},
+            "expected train_groups, got groups",
+        ),
         ({"train_inputs": torch.zeros(4, 3).to_sparse()}, "expected a dense array, got one of"),
         ({"train_targets": np.array([0, 1, 10**9, 1])}, "without large gaps, got 1000000000"),
         ({"train_inputs": [[1, 2], [3]]}, "train_inputs: expected an array of numbers"),

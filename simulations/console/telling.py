@@ -1,0 +1,14 @@
+"""What may surprise a user, told once a process however often it is met."""
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+_told: set[str] = set()
+
+
+def tell_once(text: str) -> None:
+    """Log a line as a warning, unless this process has told it already."""
+    if text not in _told:
+        _told.add(text)
+        logger.warning("%s", text)

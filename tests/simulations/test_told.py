@@ -1,0 +1,80 @@
+"""What would do nothing, or is likely a mistake, is told once."""
+
+import numpy as np
+import pytest
+
+from fedcurv.simulations.commands.simulate import simulate
+from fedcurv.simulations.configuration import resolve
+from fedcurv.simulations.console import telling
+from fedcurv.simulations.data.own import data_set_of
+from tests.simulations.test_own import arrays
+from tests.simulations.test_run import configuration
+
+OWN = ["data=function", "data.function=tests.own_tables:rows", "num_clients=3", "num_rounds=1"]
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch, caplog):
+    """Return the lines that have been told, of which none was before."""
+    monkeypatch.setattr(telling, "_told", set())
+    return lambda: [r.getMessage() for r in caplog.records if r.name == telling.__name__]
+
+
+def test_a_line_is_told_once(told):
+    for _ in range(2):
+        telling.tell_once("a")
+        telling.tell_once("b %s")
+    assert told() == ["a", "b %s"]
+
+
+def test_arrays_that_nothing_reads_are_told_once(told):
+    for _ in range(2):
+        data_set_of(arrays(writers=np.zeros(4), test_groups=np.zeros(2)), "here")
+    (line,) = told()
+    assert line.startswith("here: writers, test_groups: not used; what is known: train_inputs,")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "more", "is_told"),
+    [
+        (0, {}, False),
+        (1, {}, True),
+        (1, {"classes": ["none", "a", "b", "c"]}, False),
+        (1, {"train_inputs": np.zeros((4, 3), int), "test_inputs": np.zeros((2, 3), int)}, False),
+    ],
+)
+def test_classes_that_are_numbered_from_one_on_are_told(lowest, more, is_told, told):
+    targets = {"train_targets": np.array([0, 1, 2, 1]), "test_targets": np.array([0, 1])}
+    data_set_of(arrays(**{k: v + lowest for k, v in targets.items()}, **more), "here")
+    assert [line[:41] for line in told()] == is_told * ["here: classes are numbered from 1 on, so "]
+
+
+def test_a_class_that_only_the_other_part_has_is_not_missed(told):
+    data_set_of(arrays(train_targets=np.array([1, 2, 1, 2])), "here")
+    assert not told()
+
+
+@pytest.mark.parametrize(
+    ("targets", "is_told"), [("[0.5]", True), ("[]", False), ("[0.8,0.9,0.95]", False)]
+)
+def test_targets_of_an_accuracy_are_told_beside_another_metric(targets, is_told, told):
+    metric = "metric.function=tests.own_tables:first_right"
+    for _ in range(2):
+        resolve(configuration(*OWN, metric, f"target_accuracies={targets}"))
+    says = "target_accuracies=[0.5] is not used, as first_right is no accuracy; its targets are"
+    assert told() == is_told * [f"{says} metric.targets"]
+
+
+def test_a_local_term_that_no_strategy_names_is_told(tmp_path, told):
+    both = "strategy=[fedavg,fedprox]"
+    term = "+client.terms.mine=tests.own_tables:no_term"
+    simulate(configuration(*OWN, both, term), tmp_path / "out", command="it")
+    (line,) = told()
+    assert line.startswith("client.terms.mine was not used, as no strategy's messages name it; a")
+
+
+def test_a_local_term_that_one_of_the_strategies_names_is_not_told(tmp_path, told):
+    term = "+client.terms.mine=tests.own_tables:no_term"
+    own = "+strategy.own._target_=tests.own_tables.NamesATerm"
+    simulate(configuration(*OWN, "strategy=[fedavg]", own, term), tmp_path / "out", command="it")
+    assert not told()
