@@ -148,7 +148,12 @@ class Screen:
         key = getattr(self._strategy, "train_loss_key", None)
         if isinstance(key, str) and content.array_records:
             (metrics,) = content.metric_records.values()
-            _require_loss(metrics.get(key), key, float(getattr(self._strategy, "q", 0.0)))
+            if key not in metrics:
+                raise ValueError(
+                    f"expected the metric {key!r} (the strategy's train_loss_key), got "
+                    f"{', '.join(sorted(metrics))[:200]}; name there the one that is the loss"
+                )
+            _require_loss(metrics[key], key, float(getattr(self._strategy, "q", 0.0)))
         return weight
 
     def _array_names(self, content: RecordDict) -> frozenset[str]:

@@ -285,6 +285,12 @@ def test_empty_settings_in_a_message_or_a_reply_end_no_run(make):
     assert federation.rounds[1].clients[1].up["note"] == len("textlistbyteséab")
 
 
+def test_a_loss_under_another_name_is_refused_with_the_names_that_came():
+    federation = Federation(num_nodes=2)
+    with pytest.raises(RuntimeError, match=r"expected the metric 'train_loss' .* got .*loss"):
+        federation.run(QFedAvg(0.1, **options()), num_rounds=1)
+
+
 @pytest.mark.parametrize("loss", [1e300, 1e20])
 def test_a_loss_whose_power_no_float_holds_does_not_end_qfedavg(loss):
     federation = Federation(num_nodes=4, spoil={(1, 1): metrics(loss=loss)})
