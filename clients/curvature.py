@@ -5,30 +5,25 @@ import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fedcurv.batches import Forward, Targets
 from fedcurv.clients.state import Contribution, store_for
+from fedcurv.clients.telling import tell_once
 from fedcurv.clients.travelling import names_of_arrays, require_known, spoken_of, withheld
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.fisher import fisher_diagonal
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.parameters import Chosen, listed, only_these_require_gradients, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
-from fedcurv.strategies.wire.records import (
-    Instruction,
-    add_report,
-    client_id_of,
-    take_instruction,
-)
+from fedcurv.strategies.wire.records import Instruction, add_report, take_instruction
 
 logger = logging.getLogger(__name__)
-
-# in Context.state, what this client has been told
-_TOLD = "fedcurv.told"
 
 
 class ClientCurvature:
@@ -133,8 +128,10 @@ class ClientCurvature:
         self,
         content: RecordDict,
         model: nn.Module,
-        batches: Iterable[tuple[Tensor, Tensor]],
+        batches: Iterable[Any],
         *,
+        forward: Forward | None = None,
+        targets: Targets | None = None,
         kind: FisherKind = "empirical",
         likelihood: Likelihood = "categorical",
         generator: torch.Generator | None = None,
@@ -147,10 +144,12 @@ class ClientCurvature:
             content: the reply's content. Its ArrayRecord should hold the model as it is now, by
                 parameter name; where it does not (a list of arrays, say), F·θ̂ is sent as well.
             model: the trained model.
-            batches: the node's own training data, (inputs, targets).
-            kind: see ``fisher_diagonal``; docs/results.md shows what each kind is worth.
-            likelihood: see ``fisher_diagonal``.
-            generator: see ``fisher_diagonal``.
+            batches: the node's own training data, in any form that ``fisher_diagonal`` takes.
+            forward: see ``fisher_diagonal``.
+            targets: likewise.
+            kind: likewise; docs/results.md shows what each kind is worth.
+            likelihood: likewise.
+            generator: likewise.
 
         Returns:
             ``content``, with FedCurv's records added if the server asked for them.
@@ -167,7 +166,13 @@ class ClientCurvature:
             return content
         with only_these_require_gradients(model, names):
             fisher = fisher_diagonal(
-                model, batches, kind=kind, likelihood=likelihood, generator=generator
+                model,
+                batches,
+                forward=forward,
+                targets=targets,
+                kind=kind,
+                likelihood=likelihood,
+                generator=generator,
             )
         return self.report_fisher(content, model, fisher)
 
@@ -248,7 +253,8 @@ class ClientCurvature:
             )
         self._sums_names = frozenset(shapes)
         if new := [name for name in self._about if name not in shapes]:
-            self._tell_once(
+            tell_once(
+                self._context,
                 "unknown",
                 f"not pulled and not reported, as the first rounds' statistics are without them: "
                 f"{', '.join(new)}",
@@ -257,18 +263,12 @@ class ClientCurvature:
     def _tell_what_stays(self, model: nn.Module, stays: Collection[str]) -> None:
         stay = [name for name in trainable_parameters(model) if name in stays]
         if stay and self._chosen is None:
-            self._tell_once(
+            tell_once(
+                self._context,
                 "withheld",
                 "left out of penalty and report, as they are not among the message's arrays: "
                 f"{', '.join(stay)} (parameters= chooses otherwise)",
             )
-
-    def _tell_once(self, what: str, text: str) -> None:
-        """Log a text once in this client's life: a deployed one is a new process each round."""
-        told = self._context.state.setdefault(_TOLD, ConfigRecord())
-        if isinstance(told, ConfigRecord) and what not in told:
-            told[what] = True
-            logger.warning("client %s: %s", client_id_of(self._context), text)
 
     def _end_penalty(self) -> None:
         if self._handles and self.penalty is not None and not self.penalty.found_optimizer:
@@ -277,7 +277,7 @@ class ClientCurvature:
                 "was another model trained, or a copy of this one?"
             )
         if self.penalty is not None and (said := self.penalty.too_strong()):
-            self._tell_once("pull", said)
+            tell_once(self._context, "pull", said)
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None

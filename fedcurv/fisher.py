@@ -14,11 +14,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from fedcurv.batches import Batches, Forward, Targets
 from fedcurv.cotangents import cotangents
 from fedcurv.curvature import extremes
 from fedcurv.likelihoods import (
@@ -28,10 +29,11 @@ from fedcurv.likelihoods import (
     Likelihood,
     by_sample,
 )
-from fedcurv.parameters import described, listed, plain, refuse_complex, trainable_parameters
+from fedcurv.parameters import described, listed, refuse_complex, trainable_parameters
 from fedcurv.per_sample import (
     Findings,
     PerSampleSquares,
+    Samples,
     SelfCheck,
     samples_at_once,
     unchecked,
@@ -46,8 +48,10 @@ _SQUASHING = ("SigmoidBackward0", "SoftmaxBackward0", "HardsigmoidBackward0")
 
 def fisher_diagonal(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Any],
     *,
+    forward: Forward | None = None,
+    targets: Targets | None = None,
     kind: FisherKind = "empirical",
     likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
@@ -64,7 +68,14 @@ def fisher_diagonal(
 
     Args:
         model: maps inputs to what the likelihood takes.
-        batches: pairs (inputs, targets) of shapes (N, ...); moved to the model's device.
+        batches: pairs (inputs, targets), or mappings with ``labels``; moved to the model's device.
+            Inputs are a tensor (N, ...), or a nest of mappings, lists and dataclasses: the samples
+            are along the first axis of every tensor whose length is that of the targets, and what
+            else is there is shared by all of them.
+        forward: from the model and a batch to outputs (N, ...), where the model is not simply
+            called on the inputs. Without it a mapping's values are given by name, a list's by
+            place; of an object with ``.logits`` these are the outputs.
+        targets: from a batch to its targets, or their name in it.
         kind: ``empirical`` takes the given targets, ``exact`` the expectation over the model's own
             distribution (C − 1 backward passes for C classes; one for each output of the other
             likelihoods), ``sampled`` a target per sample that is drawn from it.
@@ -126,14 +137,15 @@ def fisher_diagonal(
     num_samples = 0
     probes: list[tuple[int, Tensor]] = []
     squares: PerSampleSquares | None = None
+    reader = Batches(forward, targets, device)
     with undisturbed(model, device), ExitStack() as stack:
         model.eval()
         for index, batch in enumerate(batches):
-            inputs, targets = _pair(batch, index, device)
-            samples = inputs.shape[0]
+            inputs, given = reader.read(batch, index)
+            samples = len(inputs)
             if samples == 0:
                 continue
-            with _named(index, inputs, targets, parameters):
+            with _named(index, inputs, given, parameters):
                 if squares is None:
                     squares = stack.enter_context(
                         PerSampleSquares(
@@ -150,7 +162,7 @@ def fisher_diagonal(
                 size = chunk_size or samples_at_once(
                     squares.findings.graph_bytes(inputs), samples, device
                 )
-                for x, y in _in_parts(inputs, targets, -(-samples // size)):
+                for x, y in _in_parts(inputs, given, -(-samples // size)):
                     vs = squares.add(x, partial(cotangents_of, targets=y))
                     if vs is None:  # samples interact: each is a batch of its own
                         for x_n, y_n in _in_parts(x, y, len(x)):
@@ -187,54 +199,16 @@ def fisher_diagonal(
     return {name: total.div_(num_samples).contiguous() for name, total in squares.totals.items()}
 
 
-def _in_parts(inputs: Tensor, targets: Tensor, number: int) -> Iterable[tuple[Tensor, Tensor]]:
+def _in_parts(inputs: Samples, targets: Tensor, number: int) -> Iterable[tuple[Samples, Tensor]]:
     """Return at most so many parts, of about equal length."""
     if number == 1:
         return [(inputs, targets)]
     return zip(inputs.chunk(number), targets.chunk(number), strict=True)
 
 
-def _pair(batch: object, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return inputs and targets as plain tensors on the device."""
-    if not (isinstance(batch, tuple | list) and len(batch) == 2):
-        items = f" of {len(batch)} items" if isinstance(batch, tuple | list) else ""
-        raise ValueError(
-            f"batch {index}: expected a pair (inputs, targets) of tensors, got "
-            f"{type(batch).__name__}{items}"
-        )
-    inputs, targets = batch
-    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
-        raise ValueError(
-            f"batch {index}: expected a pair (inputs, targets) of tensors, got inputs of "
-            f"{_kind_of(inputs)} and targets of {_kind_of(targets)}; give one tensor each, and let "
-            "the model's forward make of the inputs what it needs"
-        )
-    if not inputs.ndim or not targets.ndim or len(inputs) != len(targets):
-        number = [len(tensor) if tensor.ndim else "no" for tensor in (inputs, targets)]
-        raise ValueError(
-            f"batch {index}: expected as many targets as inputs, got {number[1]} targets for "
-            f"{number[0]} inputs"
-        )
-    return _apart(inputs).to(device, non_blocking=True), _apart(targets).to(
-        device, non_blocking=True
-    )
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """Return a tensor that no subclass answers for and no graph leads to."""
-    tensor = plain(tensor).detach()
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _kind_of(value: object) -> str:
-    if isinstance(value, Mapping):
-        return f"{type(value).__name__} with {', '.join(map(repr, list(value)[:5]))}"
-    return type(value).__name__
-
-
 @contextmanager
 def _named(
-    index: int, inputs: Tensor, targets: Tensor, parameters: Mapping[str, Tensor]
+    index: int, inputs: Samples, targets: Tensor, parameters: Mapping[str, Tensor]
 ) -> Iterator[None]:
     """Say in an error which batch it is of, and what that is like."""
     try:
@@ -245,9 +219,10 @@ def _named(
             message if message.startswith("batch ") else f"batch {index}: {message}"
         ) from error
     except (RuntimeError, IndexError, TypeError) as error:
-        batch = f"inputs {described(inputs)} and targets {described(targets)}"
+        batch = f"inputs {inputs.described()} and targets {described(targets)}"
         dtypes = {p.dtype for p in parameters.values() if p.is_floating_point()}
-        if inputs.is_floating_point() and inputs.dtype not in dtypes:
+        of_inputs = {t.dtype for t in inputs.tensors if t.is_floating_point()}
+        if of_inputs and not of_inputs <= dtypes:
             names = ", ".join(sorted(_name_of(dtype) for dtype in dtypes))
             (wanted, *_) = dtypes
             raise ValueError(

@@ -5,6 +5,7 @@ from fedcurv.per_sample.check import SelfCheck, unchecked
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import samples_at_once
 from fedcurv.per_sample.rules.registry import LayerRule, register_rule
+from fedcurv.per_sample.samples import Samples
 from fedcurv.per_sample.squares import PerSampleSquares
 from fedcurv.per_sample.surroundings import undisturbed
 
@@ -12,6 +13,7 @@ __all__ = [
     "Findings",
     "LayerRule",
     "PerSampleSquares",
+    "Samples",
     "SelfCheck",
     "register_rule",
     "rules",

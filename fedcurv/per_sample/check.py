@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.global_state import random_states_kept
-from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
+from fedcurv.parameters import accumulation_dtype, fresh_gradients
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
 from fedcurv.per_sample.recent import remember
 from fedcurv.per_sample.replay import close
+from fedcurv.per_sample.samples import Samples
 from fedcurv.per_sample.squares import PerSampleSquares
 
 logger = logging.getLogger(__name__)
@@ -42,9 +43,9 @@ class SelfCheck:
         """Return what was found out about a computation before, with any model."""
         return _remembered.get(key)
 
-    def findings(self, key: Hashable, inputs: Tensor) -> Findings:
+    def findings(self, key: Hashable, inputs: Samples) -> Findings:
         """Return what two samples show, and remember it; see ``hooked.Check``."""
-        two = inputs[:2] if len(inputs) > 1 else torch.cat([inputs, inputs])
+        two = inputs[:2] if len(inputs) > 1 else inputs[torch.tensor([0, 0])]
         findings = _compare(self._model, self._parameters, two)
         if findings is None:  # numbers that are not finite say nothing
             return Findings(slow=set(self._parameters))
@@ -58,7 +59,7 @@ def unchecked(model: nn.Module) -> Findings:
 
 
 def _compare(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Samples
 ) -> Findings | None:
     with PerSampleSquares(model, parameters, Findings(), looks=len(inputs) > 1) as squares:
         with random_states_kept(inputs.device):  # both draw the same numbers, if any
@@ -100,7 +101,9 @@ class _Alone:
     bytes_in_graph: int
 
 
-def _one_by_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Tensor) -> _Alone:
+def _one_by_one(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Samples
+) -> _Alone:
     """Take the samples' gradients one by one from one forward pass.
 
     In a forward pass of its own a sample would be rounded otherwise, which can switch a ReLU and
@@ -110,7 +113,7 @@ def _one_by_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs
     meter = GraphMeter(model)
     with fresh_gradients(parameters.values()), torch.enable_grad():
         with meter.counting():
-            outputs = plain(model(inputs))
+            outputs = inputs.outputs(model)
         for n, v in enumerate(_cotangent(outputs)):
             if outputs.requires_grad:
                 torch.autograd.backward((outputs[n] * v).sum(), retain_graph=True)
@@ -121,9 +124,9 @@ def _one_by_one(model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs
     return _Alone(squares, outputs.detach(), meter.bytes)
 
 
-def _samples_interact(model: nn.Module, inputs: Tensor, outputs: Tensor) -> bool:
+def _samples_interact(model: nn.Module, inputs: Samples, outputs: Tensor) -> bool:
     with torch.no_grad():
-        alone = torch.cat([plain(model(x)) for x in torch.split(inputs, 1)])
+        alone = torch.cat([one.outputs(model) for one in inputs.chunk(len(inputs))])
     return not close(alone, outputs)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from fedcurv.per_sample.samples import Samples
 
 
 @dataclass
@@ -22,6 +22,6 @@ class Findings:
     by_loop: set[str] = field(default_factory=set)
     bytes_per_number: float = 0.0
 
-    def graph_bytes(self, inputs: Tensor) -> float:
+    def graph_bytes(self, inputs: Samples) -> float:
         """Return about how much a graph over these inputs keeps; 0 if that is not known."""
         return self.bytes_per_number * inputs.numel()

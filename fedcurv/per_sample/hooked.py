@@ -15,12 +15,13 @@ from fedcurv.per_sample.layouts import Layout, Look
 from fedcurv.per_sample.memory import keep_freed_memory
 from fedcurv.per_sample.replay import Replay
 from fedcurv.per_sample.rules.registry import LayerRule
+from fedcurv.per_sample.samples import Samples, WholeModel
 from fedcurv.per_sample.surroundings import (
     no_memory_of_casts,
     plain_attention,
     requiring_gradients,
 )
-from fedcurv.per_sample.watched import Watched, one_tensor
+from fedcurv.per_sample.watched import Watched
 
 
 class Check(Protocol):
@@ -29,7 +30,7 @@ class Check(Protocol):
     def remembered(self, key: Hashable) -> Findings | None:
         """Return what was found out about a computation before."""
 
-    def findings(self, key: Hashable, inputs: Tensor) -> Findings:
+    def findings(self, key: Hashable, inputs: Samples) -> Findings:
         """Return what inputs for it show; the model is not hooked meanwhile."""
 
 
@@ -76,7 +77,9 @@ class HookedModel:
         }
         self._layers = layers_of(model, parameters, self._attentions, findings.by_loop)
         self._rule_layers = [layer for layer in self._layers if isinstance(layer, ClosedFormLayer)]
-        self._whole = Replay("", model, parameters, findings.by_loop)
+        whole = {f"{WholeModel.PREFIX}{name}": p for name, p in parameters.items()}
+        kind = type(model).__name__
+        self._whole = Replay("", WholeModel(model), whole, findings.by_loop, kind=kind)
         self._told: set[str] = set()
         self._pass = Pass()
         self._stack = ExitStack()
@@ -116,23 +119,22 @@ class HookedModel:
         """Leave the model as it was."""
         self._stack.close()
 
-    def _forward(self, inputs: Tensor) -> tuple[Tensor, list[Watched], Graph]:
+    def _forward(self, inputs: Samples) -> tuple[Tensor, list[Watched], Graph]:
         self._pass.calls, self._pass.spans, self._pass.phase = [], [], Phase.FORWARD
         try:
             with torch.enable_grad():
-                outputs = self._model(inputs)
+                outputs = inputs.outputs(self._model)
         finally:
             self._pass.phase = Phase.NOTHING
-        outputs = one_tensor(outputs, self._model)
         return outputs, self._pass.calls, Graph(outputs, self._leaves, self._pass.spans)
 
 
-def require_rows(outputs: Tensor, inputs: Tensor) -> None:
+def require_rows(outputs: Tensor, inputs: Samples) -> None:
     """Refuse outputs with fewer or more rows than there are samples: which are whose?"""
     if not outputs.ndim or len(outputs) != len(inputs):
         raise OtherRowsError(
             f"expected outputs with a row for each of {len(inputs)} samples, got outputs "
-            f"{tuple(outputs.shape)} for inputs {tuple(inputs.shape)}; let the model return the "
+            f"{tuple(outputs.shape)} for inputs {inputs.described()}; let the model return the "
             "outputs of every sample along the first axis, all that belongs to a sample in its "
             "row, and leave samples out of the batches instead"
         )

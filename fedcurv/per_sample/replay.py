@@ -108,6 +108,7 @@ class Replay:
         module: in eval mode.
         parameters: those whose gradients may be wanted, by name within the module.
         by_loop: names of modules that cannot be vectorised; gets this one's if it is found out.
+        kind: the name of its class, for the log; None for the module's own.
     """
 
     def __init__(
@@ -116,7 +117,10 @@ class Replay:
         module: nn.Module,
         parameters: Mapping[str, nn.Parameter],
         by_loop: set[str],
+        *,
+        kind: str | None = None,
     ) -> None:
+        self._kind = kind or type(module).__name__
         self._name = name
         self._module = module
         self._parameters = parameters
@@ -160,7 +164,7 @@ class Replay:
         self._by_loop.add(self._name)
         logger.warning(
             "Fisher diagonal of %s: one backward pass per sample, %s",
-            type(self._module).__name__,
+            self._kind,
             reason,
         )
 

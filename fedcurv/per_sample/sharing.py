@@ -6,7 +6,7 @@ inputs must go on having as many parts as there are samples, must not be read by
 not pick samples.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fedcurv.per_sample.replay import Nest
+from fedcurv.per_sample.samples import Samples
 
 # few, and a number that seldom divides the sizes of layers
 _SAMPLES = 7
@@ -34,11 +35,11 @@ class _Following(TorchFunctionMode):
         shares: the first function that makes of the samples something that is not by sample.
     """
 
-    def __init__(self, inputs: Tensor) -> None:
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.shares: str | None = None
         # kept, so that no other object gets the number of one of these
-        self._followed: dict[int, object] = {id(inputs): inputs}
+        self._followed: dict[int, object] = {id(tensor): tensor for tensor in inputs}
 
     def __torch_function__(
         self,
@@ -102,14 +103,14 @@ def _by_mask(index: Nest) -> bool:
     )
 
 
-def shared_by(model: nn.Module, inputs: Tensor) -> str | None:
+def shared_by(model: nn.Module, inputs: Samples) -> str | None:
     """Return the function that makes of all samples one value, or reads values; None if none does.
 
     What compiled and scripted modules do inside is not seen.
 
     Args:
         model: to be run without gradients.
-        inputs: shape (N, ...).
+        inputs: of N samples.
     """
     if any(getattr(module, "_compiled_call_impl", None) for module in model.modules()):
         return None
@@ -117,10 +118,10 @@ def shared_by(model: nn.Module, inputs: Tensor) -> str | None:
         few = inputs[:_SAMPLES]
     else:
         few = inputs[torch.arange(_SAMPLES, device=inputs.device) % len(inputs)]
-    following = _Following(few)
+    following = _Following(few.tensors)
     try:
         with torch.no_grad(), following:
-            model(few)
+            few.outputs(model)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None  # what is wrong shows in a pass of its own
     return following.shares

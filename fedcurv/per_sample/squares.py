@@ -21,10 +21,11 @@ from fedcurv.per_sample.hooked import Check, HookedModel, OtherRowsError, requir
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
 from fedcurv.per_sample.replay import Call, close
+from fedcurv.per_sample.samples import Samples, WholeModel
 from fedcurv.per_sample.sharing import shared_by
 from fedcurv.per_sample.sums import Use, add_squares_of_sums
 from fedcurv.per_sample.surroundings import buffers_kept
-from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size, one_tensor
+from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class PerSampleSquares(HookedModel):
     Built and entered as ``HookedModel`` is.
     """
 
-    def begin(self, inputs: Tensor) -> None:
+    def begin(self, inputs: Samples) -> None:
         """Look at one sample of the first batch, and have the computation checked if it is new."""
         if not self._looks:
             return
@@ -50,25 +51,25 @@ class PerSampleSquares(HookedModel):
         if len(inputs) > 1:
             self._follow(inputs)
 
-    def _follow(self, inputs: Tensor) -> None:
+    def _follow(self, inputs: Samples) -> None:
         """Follow the first batch of several samples, of which one may decide for another."""
         self._followed = True
         with buffers_kept(self._model), random_states_kept(inputs.device):
             shares = shared_by(self._model, inputs)
             if shares is not None:
                 with torch.no_grad():
-                    require_rows(one_tensor(self._model(inputs), self._model), inputs)
+                    require_rows(inputs.outputs(self._model), inputs)
         if shares is not None:
             self._interact(
                 f"the model's forward makes one value of a whole batch, or reads values "
                 f"({shares}), by which samples may decide for one another"
             )
 
-    def add(self, inputs: Tensor, cotangents_of: CotangentsOf) -> Sequence[Tensor] | None:
+    def add(self, inputs: Samples, cotangents_of: CotangentsOf) -> Sequence[Tensor] | None:
         """Add the sums over a batch and return the cotangents.
 
         Args:
-            inputs: shape (N, ...).
+            inputs: of N samples.
             cotangents_of: gives the cotangents to sum over.
 
         Returns:
@@ -78,7 +79,7 @@ class PerSampleSquares(HookedModel):
         Raises:
             ValueError: if the model returns anything but one tensor, or something else each time.
         """
-        samples = inputs.shape[0]
+        samples = len(inputs)
         if samples > 1 and self.findings.alone:
             return None
         # a model that draws random numbers must draw them once more where it is run once more
@@ -113,7 +114,7 @@ class PerSampleSquares(HookedModel):
 
     def _add_by_layers(
         self,
-        inputs: Tensor,
+        inputs: Samples,
         outputs: Tensor,
         cotangents: Sequence[Tensor],
         layout: Layout,
@@ -150,7 +151,7 @@ class PerSampleSquares(HookedModel):
         if replayed or layout.whole:
             self._tell_of(layout, replayed)
 
-    def _look_at(self, inputs: Tensor) -> Look:
+    def _look_at(self, inputs: Samples) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
         one = inputs[1:2] if len(inputs) > 1 else inputs
         with buffers_kept(self._model), random_states_kept(one.device):
@@ -161,7 +162,7 @@ class PerSampleSquares(HookedModel):
         self._have_checked(look.key, inputs)
         return look
 
-    def _require_repeatable(self, inputs: Tensor) -> None:
+    def _require_repeatable(self, inputs: Samples) -> None:
         """Refuse a model that goes other ways from call to call."""
         looks = [self._look_at(inputs) for _ in range(_LOOKS)]
         if any(
@@ -172,7 +173,7 @@ class PerSampleSquares(HookedModel):
                 "once more; make it depend on its inputs alone in eval mode"
             )
 
-    def _have_checked(self, key: Hashable, inputs: Tensor) -> None:
+    def _have_checked(self, key: Hashable, inputs: Samples) -> None:
         if self._check is None or key in self._checked:
             return
         self._checked.add(key)
@@ -184,7 +185,7 @@ class PerSampleSquares(HookedModel):
             self._interact()
         self.findings.bytes_per_number = found.bytes_per_number or self.findings.bytes_per_number
 
-    def _checked_now(self, check: Check, key: Hashable, inputs: Tensor) -> Findings:
+    def _checked_now(self, check: Check, key: Hashable, inputs: Samples) -> Findings:
         self.__exit__()  # the check hooks the model itself
         try:
             with buffers_kept(self._model), random_states_kept(inputs.device):
@@ -195,7 +196,7 @@ class PerSampleSquares(HookedModel):
             self.__enter__()
 
     def _layout_of(
-        self, inputs: Tensor, outputs: Tensor, calls: list[Watched], graph: Graph
+        self, inputs: Samples, outputs: Tensor, calls: list[Watched], graph: Graph
     ) -> Layout | None:
         """Return how to take a pass's squares; None if its samples interact."""
         samples, uses = len(inputs), graph.uses()
@@ -226,7 +227,7 @@ class PerSampleSquares(HookedModel):
 
     def _add_by_whole(
         self,
-        inputs: Tensor,
+        inputs: Samples,
         outputs: Tensor,
         cotangents: Sequence[Tensor],
         names: Iterable[str],
@@ -234,9 +235,12 @@ class PerSampleSquares(HookedModel):
     ) -> bool:
         """Add squares by running the model again; return whether it gave the same outputs."""
         squares = {name: torch.zeros_like(self.totals[name]) for name in names}
+        inside = {f"{WholeModel.PREFIX}{name}": square for name, square in squares.items()}
+        axes = (None, *(0 for _ in inputs.tensors))
         for v in cotangents:
-            call = Call((inputs,), {}, [v], ((0,), {}, [0]), outputs.detach(), state)
-            if not self._whole.add_squares(call, squares):
+            args = (inputs.run, *inputs.tensors)
+            call = Call(args, {}, [v], (axes, {}, [0]), outputs.detach(), state)
+            if not self._whole.add_squares(call, inside):
                 return False
         for name, square in squares.items():
             self.totals[name].add_(square)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedcurv.parameters import plain
 from fedcurv.per_sample.replay import Nest, mapped
 
 # in the place of an axis: all of the input belongs to one sample, wherever that lies
@@ -112,22 +111,3 @@ class Shape:
 def shape_of(value: Any) -> Any:
     """Return a tensor's shape; None for any other value."""
     return Shape(tuple(value.shape)) if isinstance(value, Tensor) else None
-
-
-def one_tensor(outputs: object, model: nn.Module) -> Tensor:
-    """Return what a model returned, if it is one tensor of real numbers.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    if not isinstance(outputs, Tensor):
-        raise ValueError(
-            f"expected a model that returns one tensor, got {type(outputs).__name__} from "
-            f"{type(model).__name__}; wrap it in a module that returns its logits"
-        )
-    if not outputs.is_floating_point():
-        raise ValueError(
-            f"expected a model that returns real numbers, got {outputs.dtype} from "
-            f"{type(model).__name__}"
-        )
-    return plain(outputs)

@@ -219,6 +219,23 @@ def test_the_report_names_the_client_and_holds_the_fisher_diagonal():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-9)
 
 
+def test_a_report_takes_batches_in_any_form():
+    model = new_model()
+    curvature = ClientCurvature(message_with(Instruction(0.1, 1)), context_of(3), model)
+    inputs, labels = samples(3)
+    batch = {"pixels": {"x": inputs}, "y": labels}
+    content = curvature.report(
+        RecordDict(),
+        model,
+        [batch],
+        forward=lambda net, batch: net(batch["pixels"]["x"]),
+        targets="y",
+    )
+    expected = fisher_at(model.state_dict(), 3)
+    for name, tensor in content[PRECISION].to_torch_state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("sums_round", "contributors", "is_subtracted"),
     [

@@ -145,7 +145,6 @@ X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
             {},
             r"batch 0: .*take their second axis away by .squeeze\(1\)",
         ),
-        (nn.Linear(4, 3), ({"input_ids": X}, Y), {}, "inputs of dict with 'input_ids'"),
         (
             nn.Linear(4, 3, dtype=torch.complex64),
             (X, Y),

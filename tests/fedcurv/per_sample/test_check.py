@@ -7,6 +7,7 @@ from torch import nn
 from fedcurv import fisher_diagonal
 from fedcurv.per_sample import Findings, PerSampleSquares, check
 from fedcurv.per_sample.rules.registry import RULES, LayerRule
+from fedcurv.per_sample.samples import Samples, on_one_tensor
 from tests.fedcurv.per_sample.test_squares import AlsoUsedOutside, BatchStatistics
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, FLAT, ZOO, resnet18
@@ -36,7 +37,7 @@ def findings_of(model, inputs):
     with PerSampleSquares(
         model, parameters, Findings(), check=check.SelfCheck(model, parameters)
     ) as squares:
-        squares.begin(inputs)
+        squares.begin(Samples((inputs,), on_one_tensor))
     return squares.findings
 
 

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from fedcurv import fisher_diagonal
 from fedcurv.per_sample import check
 from fedcurv.per_sample.replay import Replay
+from fedcurv.per_sample.samples import WholeModel
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, FLAT, SEQUENCE, ZOO, LayerScale, inputs_for
 
@@ -26,7 +27,7 @@ def replayed(monkeypatch):
     original = Replay.add_squares
 
     def spy(self, call, totals):
-        seen.update((self._name, name) for name in totals)
+        seen.update((self._name, name.removeprefix(WholeModel.PREFIX)) for name in totals)
         return original(self, call, totals)
 
     monkeypatch.setattr(Replay, "add_squares", spy)

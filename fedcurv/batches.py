@@ -1,0 +1,190 @@
+"""Batches of any form: which of their tensors hold samples, and how a model is run on them."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fedcurv.parameters import described, listed, plain
+from fedcurv.per_sample.samples import Run, Samples, on_one_tensor
+
+# from the model and a batch to the outputs, with the samples along the first axis
+Forward = Callable[[nn.Module, Any], Any]
+# from a batch to the targets; or their name in a batch that is a mapping
+Targets = Callable[[Any], Tensor] | str
+
+_LABELS = "labels"
+
+
+class Batches:
+    """Reads batches, which may be of any form, one by one.
+
+    Args:
+        forward: see ``fedcurv.fisher_diagonal``.
+        targets: likewise.
+        device: where the tensors are put.
+    """
+
+    def __init__(
+        self, forward: Forward | None, targets: Targets | None, device: torch.device
+    ) -> None:
+        self._forward = forward
+        self._targets = targets
+        self._device = device
+        self._by_sample: dict[str, bool] = {}
+
+    def read(self, batch: Any, index: int) -> tuple[Samples, Tensor]:
+        """Return a batch's samples and targets, as plain tensors on the device.
+
+        Raises:
+            ValueError: if there are no targets, or no tensor has as many samples as they have.
+        """
+        inputs, targets = self._inputs_and_targets(batch, index)
+        if not isinstance(targets, Tensor) or not targets.ndim:
+            raise ValueError(
+                f"batch {index}: expected targets as a tensor with the samples along its first "
+                f"axis, got {_kind_of(targets)}"
+            )
+        targets = self._moved(targets)
+        if self._forward is None and isinstance(inputs, Tensor):
+            if not inputs.ndim or len(inputs) != len(targets):
+                number = len(inputs) if inputs.ndim else "no"
+                raise ValueError(
+                    f"batch {index}: expected as many targets as inputs, got {len(targets)} "
+                    f"targets for {number} inputs"
+                )
+            return Samples((self._moved(inputs),), on_one_tensor), targets
+        nest = inputs if self._forward is None else batch
+        return self._samples_in(nest, len(targets), index), targets
+
+    def _inputs_and_targets(self, batch: Any, index: int) -> tuple[Any, Any]:
+        if callable(self._targets):
+            return _first_of_pair(batch), self._targets(batch)
+        name = _LABELS if self._targets is None else self._targets
+        if isinstance(batch, Mapping) and name in batch:
+            return {key: value for key, value in batch.items() if key != name}, batch[name]
+        if self._targets is None and isinstance(batch, tuple | list) and len(batch) == 2:
+            return batch[0], batch[1]
+        raise ValueError(
+            f"batch {index}: expected a pair (inputs, targets), or a mapping with {name!r}, got "
+            f"{_kind_of(batch)}; or say where they are: targets=lambda batch: batch[1]"
+        )
+
+    def _samples_in(self, nest: Any, number: int, index: int) -> Samples:
+        values = [
+            self._moved(value) if isinstance(value, Tensor) else value for _, value in _leaves(nest)
+        ]
+        places = [place for place, _ in _leaves(nest)]
+        by_sample = [_has_samples(value, number) for value in values]
+        self._require_as_before(dict(zip(places, by_sample, strict=True)), index)
+        tensors = tuple(v for v, samples in zip(values, by_sample, strict=True) if samples)
+        if not tensors:
+            shapes = [described(value) for value in values if isinstance(value, Tensor)]
+            raise ValueError(
+                f"batch {index}: expected a tensor with the {number} samples of the targets along "
+                f"its first axis, got {', '.join(shapes) or 'no tensors'}"
+            )
+        return Samples(tensors, self._run(nest, values, by_sample))
+
+    def _run(self, nest: Any, values: Sequence[Any], by_sample: Sequence[bool]) -> Run:
+        call = _called if self._forward is None else self._forward
+
+        def run(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+            rows = iter(tensors)
+            filled = [
+                next(rows) if samples else value
+                for value, samples in zip(values, by_sample, strict=True)
+            ]
+            return call(model, _filled(nest, iter(filled)))
+
+        return run
+
+    def _require_as_before(self, by_sample: Mapping[str, bool], index: int) -> None:
+        """Refuse a tensor that has as many rows as there are samples in some batches only."""
+        before = self._by_sample
+        changed = [place for place, now in by_sample.items() if before.get(place, now) != now]
+        if changed:
+            raise ValueError(
+                f"batch {index}: expected {listed(changed)} to have the samples along the first "
+                "axis in all batches or in none; take what all samples share out of the batch, "
+                "into forward="
+            )
+        before.update(by_sample)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Return a tensor that no subclass answers for and no graph leads to."""
+        tensor = plain(tensor).detach()
+        if tensor.is_inference():
+            tensor = tensor.clone()
+        return tensor.to(self._device, non_blocking=True)
+
+
+def _has_samples(value: Any, number: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == number
+
+
+def _first_of_pair(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+
+
+def _called(model: nn.Module, inputs: Any) -> Any:
+    """Call a model with a mapping's values by name, with a sequence's by place."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+
+def _children(nest: Any) -> Iterator[tuple[str, Any]] | None:
+    """Return the names and values in a nest; None for what is a value itself."""
+    if isinstance(nest, Mapping):
+        return ((str(name), value) for name, value in nest.items())
+    if isinstance(nest, tuple | list):
+        return ((str(place), value) for place, value in enumerate(nest))
+    if dataclasses.is_dataclass(nest) and not isinstance(nest, type):
+        return ((f.name, getattr(nest, f.name)) for f in dataclasses.fields(nest) if f.init)
+    return None
+
+
+def _leaves(nest: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the place and the value of all that is in a nest of mappings, lists, dataclasses."""
+    if (children := _children(nest)) is None:
+        yield prefix, nest
+        return
+    for name, value in children:
+        yield from _leaves(value, f"{prefix}.{name}" if prefix else name)
+
+
+def _filled(nest: Any, values: Iterator[Any]) -> Any:
+    """Return a nest like this one, with other values in the order of ``_leaves``."""
+    if _children(nest) is None:
+        return next(values)
+    if isinstance(nest, Mapping):
+        new = {name: _filled(value, values) for name, value in nest.items()}
+        return new if type(nest) is dict else _replaced(nest, new)
+    if isinstance(nest, tuple | list):
+        items = [_filled(value, values) for value in nest]
+        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
+    fields = (f.name for f in dataclasses.fields(nest) if f.init)
+    return dataclasses.replace(
+        nest, **{name: _filled(getattr(nest, name), values) for name in fields}
+    )
+
+
+def _replaced(mapping: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
+    """Return a mapping of the same class (a tokenizer's, say) with other values."""
+    copied: Any = copy.copy(mapping)
+    for name, value in new.items():
+        copied[name] = value
+    return copied
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, Tensor):
+        return described(value)
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} with {', '.join(map(repr, list(value)[:5]))}"
+    items = f" of {len(value)} items" if isinstance(value, tuple | list) else ""
+    return f"{type(value).__name__}{items}"
