@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from fedcurv.batches import Batches, Forward, Targets
 from fedcurv.cotangents import cotangents
+from fedcurv.criteria import likelihood_of
 from fedcurv.curvature import extremes
 from fedcurv.likelihoods import (
     LIKELIHOODS,
     LIKELIHOODS_OF_LOGITS,
+    Categorical,
     FisherKind,
     Likelihood,
-    by_sample,
 )
 from fedcurv.parameters import described, listed, refuse_complex, trainable_parameters
 from fedcurv.per_sample import (
@@ -77,17 +78,21 @@ def fisher_diagonal(
             place; of an object with ``.logits`` these are the outputs.
         targets: from a batch to its targets, or their name in it.
         kind: ``empirical`` takes the given targets, ``exact`` the expectation over the model's own
-            distribution (C − 1 backward passes for C classes; one for each output of the other
-            likelihoods), ``sampled`` a target per sample that is drawn from it.
+            distribution (C − 1 backward passes for C classes, as many for each position that a
+            sample has; one for each output of the other likelihoods), ``sampled`` targets that are
+            drawn from it.
         likelihood: ``categorical`` takes logits (N, C) and targets as
             ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), or (N, d1, ..., C) with
             labels where no other reading fits; a sample's log-likelihood is the sum over its
-            positions. ``bernoulli`` takes one logit, (N,) or (N, 1), before any sigmoid, and
-            targets in [0, 1] of either shape; ``multilabel`` a logit for each of several labels
-            and targets in [0, 1], of one shape; ``gaussian`` is regression with unit variance,
-            outputs and targets of one shape. Or a function of outputs and targets that returns one
-            negative log-likelihood per sample, shape (N,). The kinds ``exact`` and ``sampled``
-            exist for logits (N, C) of categories and the other likelihoods with names.
+            positions, and a label that is ignored (−100) counts nothing. ``bernoulli`` takes one
+            logit, (N,) or (N, 1), before any sigmoid, and targets in [0, 1] of either shape;
+            ``multilabel`` a logit for each of several labels and targets in [0, 1], of one shape;
+            ``gaussian`` is regression with unit variance, outputs and targets of one shape. Or the
+            criterion of torch that the model is trained with: ``CrossEntropyLoss`` (with its
+            ignored label, its smoothing, and its weights as how many times a sample counts),
+            ``NLLLoss``, ``BCEWithLogitsLoss``, ``MSELoss`` (taken as ``gaussian``); its reduction
+            is of no account. Or a function of outputs and targets that returns one negative
+            log-likelihood per sample, shape (N,), for which there is no kind but ``empirical``.
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
         chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
@@ -111,11 +116,8 @@ def fisher_diagonal(
     """
     if kind not in get_args(FisherKind):
         raise ValueError(f"kind must be one of {', '.join(get_args(FisherKind))}, got {kind!r}")
-    if not callable(likelihood) and likelihood not in LIKELIHOODS:
-        raise ValueError(
-            f"likelihood must be one of {', '.join(LIKELIHOODS)}, or a function, got {likelihood!r}"
-        )
-    if kind != "empirical" and not isinstance(likelihood, str):
+    losses_of, has_kinds = likelihood_of(likelihood)
+    if kind != "empirical" and not has_kinds:
         raise ValueError(
             f"kind={kind!r} needs one of the likelihoods {', '.join(LIKELIHOODS)}, of which the "
             "expectation is known, got a function; use kind='empirical'"
@@ -133,7 +135,6 @@ def fisher_diagonal(
             type(model).__name__,
             listed(hooked),
         )
-    losses_of = LIKELIHOODS[likelihood] if isinstance(likelihood, str) else by_sample(likelihood)
     num_samples = 0
     probes: list[tuple[int, Tensor]] = []
     squares: PerSampleSquares | None = None
@@ -182,12 +183,13 @@ def fisher_diagonal(
             "used up before?)"
         )
     _require_finite(squares.totals, probes)
-    if losses_of in LIKELIHOODS_OF_LOGITS and squares.last_operation in _SQUASHING:
+    of_logits = isinstance(losses_of, Categorical) or losses_of in LIKELIHOODS_OF_LOGITS
+    if of_logits and squares.last_operation in _SQUASHING:
         logger.warning(
             "Fisher diagonal of %s: expected logits for likelihood=%r, got what a sigmoid or "
             "softmax makes of them, which is taken for logits; leave it out of the model",
             type(model).__name__,
-            losses_of.__name__,
+            likelihood,
         )
     if not any(bool(total.any()) for total in squares.totals.values()):
         logger.warning(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,18 +19,42 @@ FisherKind = Literal["empirical", "exact", "sampled"]
 Likelihood = Literal["categorical", "bernoulli", "multilabel", "gaussian"] | NegativeLogLikelihood
 
 
-def categorical(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return each sample's cross-entropy, summed over its positions if it has several."""
-    require_classes(outputs)
-    if targets.is_floating_point():
-        _require_probabilities(outputs, targets)
-        losses = nn.functional.cross_entropy(outputs, targets.to(outputs.dtype), reduction="none")
-    else:
-        outputs = with_classes_second(outputs, targets)
-        labels = targets.long()
-        require_in_range(labels, outputs.shape[1])
-        losses = nn.functional.cross_entropy(outputs, labels, reduction="none")
-    return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+@dataclass(frozen=True, eq=False)
+class Categorical:
+    """Each sample's cross-entropy, summed over its positions if it has several.
+
+    Attributes:
+        weight: by class, how many times a label of it counts, >= 0; None for once each. The losses
+            are without it: where they are squared, its root goes with the gradient.
+        ignored: the label that says nothing.
+        smoothing: the share of a label, in [0, 1), that all classes have in common.
+    """
+
+    weight: Tensor | None = None
+    ignored: int = IGNORED
+    smoothing: float = 0.0
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return one value per sample."""
+        require_classes(outputs)
+        if targets.is_floating_point():
+            _require_probabilities(outputs, targets)
+            targets = targets.to(outputs.dtype)
+        else:
+            outputs = with_classes_second(outputs, targets)
+            targets = targets.long()
+            require_in_range(targets, outputs.shape[1], self.ignored)
+        losses = nn.functional.cross_entropy(
+            outputs,
+            targets,
+            ignore_index=self.ignored,
+            label_smoothing=self.smoothing,
+            reduction="none",
+        )
+        return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+
+
+categorical = Categorical()
 
 
 def bernoulli(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -65,6 +90,11 @@ def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
     return squares.flatten(1).sum(1) if squares.ndim > 1 else squares
 
 
+def binary(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return what ``bernoulli`` does for one output per sample, what ``multilabel`` for several."""
+    return (bernoulli if outputs.shape[1:].numel() == 1 else multilabel)(outputs, targets)
+
+
 LIKELIHOODS: dict[str, NegativeLogLikelihood] = {
     "categorical": categorical,
     "bernoulli": bernoulli,
@@ -74,7 +104,7 @@ LIKELIHOODS: dict[str, NegativeLogLikelihood] = {
 
 
 # which take what comes before a sigmoid or softmax
-LIKELIHOODS_OF_LOGITS = (categorical, bernoulli, multilabel)
+LIKELIHOODS_OF_LOGITS = (bernoulli, multilabel, binary)
 
 
 def by_sample(likelihood: NegativeLogLikelihood) -> NegativeLogLikelihood:
@@ -82,8 +112,6 @@ def by_sample(likelihood: NegativeLogLikelihood) -> NegativeLogLikelihood:
 
     The first batch of several samples shows it. One that draws random numbers is taken as it is.
     """
-    if likelihood in LIKELIHOODS.values():
-        return likelihood
     seen = False
 
     def losses_of(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -156,12 +184,12 @@ def require_labels(labels: Tensor) -> None:
         )
 
 
-def require_in_range(labels: Tensor, classes: int) -> None:
+def require_in_range(labels: Tensor, classes: int, ignored: int = IGNORED) -> None:
     """Refuse labels of classes that there are not."""
-    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    wrong = labels[(labels != ignored) & ((labels < 0) | (labels >= classes))]
     if wrong.numel():
         raise ValueError(
-            f"expected labels from 0 to {classes - 1} for {classes} classes (or {IGNORED}, which "
+            f"expected labels from 0 to {classes - 1} for {classes} classes (or {ignored}, which "
             f"is ignored), got {int(wrong[0])} among {described(labels)}; count classes from 0, "
             "or give the model as many outputs as there are classes"
         )
