@@ -180,17 +180,11 @@ def begin_round(
         device = torch.device("cpu") if by_site else task.settings.make_device()
     model = task.model.to(device)
     load_weights(model, message.content)
-    curvature = ClientCurvature(message, context, model)
-    return LocalRound(
-        message,
-        context,
-        task,
-        model,
-        (inputs.to(device), targets.to(device)),
-        curvature,
-        _terms(task, message, context, model, curvature),
-        seed=_seed(task, context, server_round),
-    )
+    curvature, seed = ClientCurvature(message, context, model), _seed(task, context, server_round)
+    with seeded(seed, device):  # a user's term may draw random numbers as it is made
+        terms = _terms(task, message, context, model, curvature)
+    samples = (inputs.to(device), targets.to(device))
+    return LocalRound(message, context, task, model, samples, curvature, terms, seed)
 
 
 def _terms(

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from flwr.app import Context, Message
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from fedcurv.clients import TrainingSettings
 from fedcurv.clients.terms import LocalTerm, MakeTerm
@@ -20,7 +19,13 @@ from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.partition import BY_CLASS, PARTITIONS, checked_parts, natural
 from fedcurv.simulations.data.samples import DataSet
-from fedcurv.simulations.own import call_own, in_one_line, own_function, own_options
+from fedcurv.simulations.own_calls import (
+    SAME,
+    call_own,
+    own_function,
+    own_options,
+    version_of,
+)
 from fedcurv.simulations.parts.label_noise import drawn
 from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_named
@@ -112,13 +117,17 @@ def _require_classification(config: Mapping[str, Any]) -> None:
 def _own_data(settings: Mapping[str, Any], task: str) -> DataSet:
     place = str(settings[_OWN_DATA[settings["name"]]])
     options = json.dumps(own_options("data.function", settings.get("options")), sort_keys=True)
-    changed = 0
-    if settings["name"] == "arrays" and Path(place).is_file():
-        changed = Path(place).stat().st_mtime_ns
+    version = version_of(f"data.{_OWN_DATA[settings['name']]}", place)
     flags = [bool(settings.get(key)) for key in ("standardise", "channels_last")]
     if task != AUTO:
         task_named(task)
-    return _own_data_set(settings["name"], place, options, *flags, task, changed)
+    return _own_data_set(settings["name"], place, options, *flags, task, version)
+
+
+def load_anew(config: Mapping[str, Any]) -> DataSet:
+    """Return the same as ``load_data``, but from the user's file or function once more."""
+    _own_data_set.cache_clear()
+    return load_data(config)
 
 
 @lru_cache(maxsize=1)
@@ -129,17 +138,26 @@ def _own_data_set(
     standardise: bool,
     channels_last: bool,
     task: str,
-    changed: int,
+    version: tuple[object, ...],
 ) -> DataSet:
-    """Return the last one that was asked for from memory, unless its file has changed."""
+    """Return the last one that was asked for from memory, unless its file is another now."""
     if kind == "arrays":
         arrays: Any = read_arrays(Path(place))
     else:
-        arrays = call_own("data.function", place, **json.loads(options))
+        arrays = call_own("data.function", place, SAME, **json.loads(options))
     source = f"data.{_OWN_DATA[kind]}={place}"
     return data_set_of(
         arrays, source, standardise=standardise, channels_last=channels_last, task=task
     )
+
+
+def versions_of(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return what is another once the data or the partition that a task names are others."""
+    data, partition = config["data"], config["partition"]
+    named = [(f"data.{key}", data.get(key)) for key in (_OWN_DATA.get(str(data["name"])),) if key]
+    if partition["name"] == "function":
+        named.append(("partition.function", partition.get("function")))
+    return tuple(version_of(path, str(name)) for path, name in named)
 
 
 def make_settings(config: Mapping[str, Any], client: int | None = None) -> TrainingSettings:
@@ -189,7 +207,7 @@ def make_terms(config: Mapping[str, Any]) -> dict[str, MakeTerm]:
 def _make_term(
     path: str, place: str, message: Message, context: Context, model: nn.Module
 ) -> LocalTerm | None:
-    term = call_own(path, place, message, context, model)
+    term = call_own(path, place, None, message, context, model)
     if term is not None and not isinstance(term, LocalTerm):
         raise ValueError(f"{path}={place}: expected a LocalTerm or None, got {type(term).__name__}")
     return term
@@ -202,7 +220,8 @@ def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:
     if name == "function":
         place, inner = options.pop("function"), options.pop("options", None)
         all_options = own_options("model.function", inner, options)
-        own = call_own("model.function", place, data.shape, data.num_outputs, **all_options)
+        shape, outputs = data.shape, data.num_outputs
+        own = call_own("model.function", place, config["seed"], shape, outputs, **all_options)
         if not isinstance(own, nn.Module):
             raise ValueError(
                 f"model.function={place}: expected a torch.nn.Module, got {type(own).__name__}"
@@ -213,38 +232,6 @@ def make_model(config: Mapping[str, Any], data: DataShape) -> nn.Module:
     return model
 
 
-def check_model(model: nn.Module, data: DataSet, name: str) -> None:
-    """Raise a ValueError unless a model turns inputs of these data into what their task needs."""
-    inputs, targets = data.telling_inputs(), data.train_targets
-    taken = f"{str(inputs.dtype).removeprefix('torch.')} inputs of shape {tuple(inputs.shape)}"
-    if not inputs.is_floating_point():
-        taken += f" with numbers from {int(inputs.min())} to {int(inputs.max())}"
-    was_training = model.training
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(inputs)
-    except Exception as error:  # whatever the model's code raises
-        hint = "" if inputs.is_floating_point() else "; data.standardise=true makes floats of them"
-        raise ValueError(
-            f"model={name} cannot take {taken} ({in_one_line(error)}){hint}"
-        ) from error
-    finally:
-        model.train(was_training)
-    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    wanted = data.task.shapes(len(inputs), data.num_outputs, tuple(targets.shape[1:]))
-    if got not in wanted:
-        shapes = " or ".join(map(str, wanted))
-        raise ValueError(
-            f"model={name}: expected {data.task.outputs.format(shapes)}, from {taken}, got {got}"
-        )
-    if not data.task.like_outputs and targets.ndim > 1 and got[1:-1] == got[2:]:
-        raise ValueError(
-            f"model={name}: cannot tell which axis of the outputs {got} has the classes, for "
-            f"targets {tuple(targets.shape)}; name more classes in the data, or take another "
-            "number of positions"
-        )
-
-
 def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.int64]]:
     """Return every client's training samples."""
     options = dict(config["partition"])
@@ -253,7 +240,7 @@ def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.
         place, inner = options.pop("function"), options.pop("options", None)
         labels = data.labels.copy()  # the data set stays as it is, whatever is done to them
         all_options = own_options("partition.function", {"seed": seed}, inner, options)
-        own = call_own("partition.function", place, labels, number, **all_options)
+        own = call_own("partition.function", place, seed, labels, number, **all_options)
         return checked_parts(own, len(data.labels), number, f"partition.function={place}")
     if name == "natural":
         if data.train_groups is None:
@@ -270,20 +257,6 @@ def make_partition(config: Mapping[str, Any], data: DataSet) -> list[NDArray[np.
         )
     parts: list[NDArray[np.int64]] = make(data.labels, number, seed=seed, **options)
     return parts
-
-
-def require_same_parts(
-    parts: list[NDArray[np.int64]], again: list[NDArray[np.int64]], place: str
-) -> None:
-    """Raise a ValueError if a partition, asked once more, deals out otherwise.
-
-    Clients in other processes ask for themselves; they would share samples.
-    """
-    if not all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True)):
-        raise ValueError(
-            f"partition.function={place}: expected the same parts each time, got others when it "
-            "was called again; draw from a generator made of seed"
-        )
 
 
 def _by_name(table: dict[str, Any], what: str, name: str, *others: str) -> Any:

@@ -13,7 +13,6 @@ from torch import nn
 from fedcurv.clients import TrainingSettings
 from fedcurv.clients.learning_rates import LearningRates
 from fedcurv.simulations.build import (
-    check_model,
     described_data,
     make_model,
     make_partition,
@@ -21,20 +20,25 @@ from fedcurv.simulations.build import (
     make_terms,
     on_devices,
     require_few_processes,
-    require_same_parts,
 )
 from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
-from fedcurv.simulations.own import in_one_line
+from fedcurv.simulations.own_calls import in_one_line
 from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
-from fedcurv.simulations.parts.losses import check_own_loss, make_loss
+from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
 from fedcurv.simulations.parts.strategies import check_targets, estimates_fisher
 from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
 from fedcurv.simulations.rules import check_strategy, check_values
+from fedcurv.simulations.tried import (
+    check_model,
+    check_own_loss,
+    require_same_data,
+    require_same_parts,
+)
 
 CONF = Path(__file__).parent / "conf"
 
@@ -96,6 +100,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
                 settings["data"][key] = str(place)
     data = described_data(settings)
     _settle_task(settings, data)
+    if isinstance(data, DataSet):
+        require_same_data(settings, data)
     parts: dict[str, Callable[[], Any]] = {"model": lambda: make_model(settings, data)}
     if isinstance(data, DataSet):
         parts["partition"] = lambda: make_partition(settings, data)

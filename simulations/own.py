@@ -5,13 +5,9 @@ through the environment. On a device they are what its own node configuration sa
 """
 
 import copy
-import difflib
-import importlib
-import importlib.util
 import json
 import os
-from collections.abc import Callable, Mapping
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 OWN_VARIABLE = "FEDCURV_OWN"
@@ -75,112 +71,6 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
 def own_names(config: Mapping[str, Any]) -> str:
     """Return the names in a configuration as ``FEDCURV_OWN`` has them."""
     return json.dumps({p: name for p in _PATHS if (name := _value(config, p)) is not None})
-
-
-def call_own(path: str, name: str, /, *arguments: Any, **options: Any) -> Any:
-    """Return what a user's function returns.
-
-    Args:
-        path: where the configuration names it, for messages.
-        name: ``module:function``.
-        *arguments: for it.
-        **options: for it.
-
-    Raises:
-        ValueError: in one line, if it cannot be found, or for whatever it raises.
-    """
-    function = own_function(path, name)
-    try:
-        return function(*arguments, **options)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"{path}={name} raised {in_one_line(error)}") from error
-
-
-def own_options(path: str, *tables: Any) -> dict[str, Any]:
-    """Return the options for a user's function.
-
-    Args:
-        path: where the configuration names the function, for messages.
-        *tables: options by name, or None for none; no name may stand in two of them.
-
-    Raises:
-        ValueError: in one line, for what is no such table, or a name that is given twice.
-    """
-    options: dict[str, Any] = {}
-    place = f"{path.rpartition('.')[0]}.options"
-    for table in tables:
-        is_table = isinstance(table, Mapping | None)
-        if not is_table or not all(isinstance(name, str) for name in table or ()):
-            raise ValueError(f"{place}: expected a table of options by name, got {table!r:.80}")
-        for name in table or ():
-            if name in options:
-                raise ValueError(
-                    f"{place}: the function of {path} is given {name!r} already; leave it out there"
-                )
-        options |= dict(table or {})
-    return options
-
-
-def own_function(path: str, name: str) -> Callable[..., Any]:
-    """Return a function of the user's.
-
-    Args:
-        path: where the configuration names it, for messages.
-        name: ``module:function``.
-
-    Raises:
-        ValueError: in one line, if it cannot be found.
-    """
-    module, _, function = str(name).partition(":")
-    if not module or not function:
-        raise ValueError(f"{path} must be module:function, got {name!r}")
-    found = getattr(_imported(path, name, module), function, None)
-    if not callable(found):
-        raise ValueError(f"{path}={name}: {module} has no function {function!r}")
-    own: Callable[..., Any] = found
-    return own
-
-
-def dotted_object(path: str, name: Any) -> Any:
-    """Return a class or a function of anybody's, as a ``_target_`` names it.
-
-    Args:
-        path: where the configuration names it, for messages.
-        name: ``package.module.Class``.
-
-    Raises:
-        ValueError: in one line, if it cannot be found.
-    """
-    parts = name.split(".") if isinstance(name, str) else []
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise ValueError(f"{path} must be package.module.Class, got {name!r:.80}")
-    found, place = _imported(path, name, parts[0]), parts[0]
-    for part in parts[1:]:
-        inner = f"{place}.{part}"
-        is_package = isinstance(found, ModuleType) and hasattr(found, "__path__")
-        if not hasattr(found, part) and is_package and importlib.util.find_spec(inner):
-            _imported(path, name, inner)
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"is {near[0]!r} meant?" if near else "look for it there"
-            raise ValueError(f"{path}={name}: {place} has no {part!r}; {hint}")
-        found, place = getattr(found, part), inner
-    return found
-
-
-def _imported(path: str, name: str, module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # whatever its code raises
-        raise ValueError(
-            f"{path}={name}: {module} cannot be imported ({in_one_line(error)}); start where it "
-            "lies, or install it"
-        ) from error
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return what a user's code has raised: its class and its text, without line ends."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _needed(config: Mapping[str, Any]) -> list[str]:

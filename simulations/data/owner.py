@@ -3,7 +3,6 @@
 What travels is only what all devices must agree on: shape, classes in their order, standardisation.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from fedcurv.simulations.data.pictures import read_pictures
 from fedcurv.simulations.data.rows import read_rows
+from fedcurv.simulations.own_calls import SAME, call_own
 from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 
 Samples = tuple[Tensor, Tensor]
@@ -126,7 +126,6 @@ def load_device(source: Mapping[str, Any], data: DeviceData) -> tuple[Samples, S
     Raises:
         ValueError: naming what was expected and what is there.
         FileNotFoundError: if the folder or file is missing.
-        ImportError: if the module cannot be imported.
     """
     named = [key for key in SOURCES if source.get(key)]
     if len(named) != 1:
@@ -153,7 +152,7 @@ def load_test_set(source: Mapping[str, Any], data: DeviceData) -> Samples | None
     Raises:
         ValueError: naming what was expected and what is there.
         FileNotFoundError: if the file is missing.
-        ImportError: if the module cannot be imported.
+        ImportError: if pictures need Pillow.
     """
     named = {kind: place for kind, place in source.items() if place}
     if not named:
@@ -188,14 +187,8 @@ def _from_csv(source: Mapping[str, Any], part: str, data: DeviceData) -> Samples
 
 def _from_function(source: Mapping[str, Any], part: str, data: DeviceData) -> Samples | None:
     name = str(source["data-function"])
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise ValueError(f"data-function must be module:function, got {name!r}")
-    load: Callable[[str, Mapping[str, Any]], Any] | None
-    load = getattr(importlib.import_module(module), function, None)
-    if load is None:
-        raise ValueError(f"data-function={name}: {module} has no function {function!r}")
-    return _checked(load(part, source), f"{name} for {part!r}", data)
+    samples = call_own("data-function", name, SAME, part, source)
+    return _checked(samples, f"{name} for {part!r}", data)
 
 
 def _checked(samples: Any, what: str, data: DeviceData) -> Samples | None:

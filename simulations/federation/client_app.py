@@ -33,6 +33,7 @@ from fedcurv.simulations.build import (
     make_terms,
     on_devices,
     require_few_processes,
+    versions_of,
 )
 from fedcurv.simulations.data.owner import DeviceData, load_device
 from fedcurv.simulations.data.samples import DataSet
@@ -47,7 +48,10 @@ DATA_DOWNLOAD_VARIABLE = "FEDCURV_DATA_DOWNLOAD"
 
 
 @lru_cache(maxsize=1)
-def _world(task: str, root: str, download: bool) -> tuple[DataSet, list[NDArray[np.int64]]]:
+def _world(
+    task: str, root: str, download: bool, versions: tuple[object, ...]
+) -> tuple[DataSet, list[NDArray[np.int64]]]:
+    """Return data and partition; the last ones stay in memory, unless their files have changed."""
     config = json.loads(task)
     config["data"] |= {"root": root, "download": download}  # the node's own affair, both
     with _section("data"):
@@ -121,7 +125,10 @@ def _task_on_own_data(config: TaskDescription, message: Message, context: Contex
 
 def _task_on_partition(config: TaskDescription, message: Message, context: Context) -> LocalTask:
     may_download = owner_allows(context.node_config, "data-download", DATA_DOWNLOAD_VARIABLE)
-    data, parts = _world(json.dumps(config), data_root(context.node_config), may_download)
+    with _section("data"):
+        versions = versions_of(config)
+    root = data_root(context.node_config)
+    data, parts = _world(json.dumps(config), root, may_download, versions)
     if "partition-id" not in context.node_config:
         raise ValueError(
             f"data={config['data']['name']} is dealt out by partition-id, which is not in the "

@@ -4,13 +4,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fedcurv import losses
-from fedcurv.clients.training import fault_of_loss
 from fedcurv.losses import RobustLoss
-from fedcurv.simulations.own import call_own, in_one_line
+from fedcurv.simulations.own_calls import SAME, call_own
 from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, known_positions
 from fedcurv.simulations.rules import is_number
 
@@ -93,7 +91,7 @@ def make_loss(description: str | Mapping[str, Any], task: Task = CLASSIFICATION)
         name = task.loss
     if name == "function":
         place = options.pop("function", None)
-        own = call_own("client.loss.function", str(place), **options)
+        own = call_own("client.loss.function", str(place), SAME, **options)
         if not isinstance(own, nn.Module):
             raise ValueError(
                 f"client.loss.function={place}: expected a torch.nn.Module that takes logits and "
@@ -109,30 +107,3 @@ def make_loss(description: str | Mapping[str, Any], task: Task = CLASSIFICATION)
     except TypeError as error:
         raise ValueError(f"client.loss: {name!r} has no such setting: {error}") from error
     return loss if task.like_outputs or task is CLASSIFICATION else PerPosition(loss)
-
-
-def check_own_loss(
-    description: str | Mapping[str, Any], model: nn.Module, samples: tuple[Tensor, Tensor]
-) -> None:
-    """Raise a ValueError unless a model can be trained by the user's own loss, if there is one.
-
-    Args:
-        description: see :func:`make_loss`.
-        model: left as it is.
-        samples: inputs and targets, as a client has them.
-    """
-    if not isinstance(description, Mapping) or description.get("name") != "function":
-        return
-    place, (inputs, targets) = f"client.loss.function={description.get('function')}", samples
-    loss, was_training = make_loss(description), model.training
-    try:
-        with torch.enable_grad():
-            fault = fault_of_loss(loss(model.eval()(inputs), targets))
-    except Exception as error:  # whatever the loss's code raises
-        raise ValueError(
-            f"{place} raised {in_one_line(error)}, for {len(inputs)} samples' outputs and targets"
-        ) from error
-    finally:
-        model.train(was_training)
-    if fault:
-        raise ValueError(f"{place}: {fault}")

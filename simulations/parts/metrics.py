@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedcurv.simulations.own import call_own, own_function
+from fedcurv.simulations.own_calls import SAME, call_own, own_function
 from fedcurv.strategies.loop.stopping import Mode, sign_of
 
 
@@ -154,7 +154,7 @@ def metric_function(
 
 
 def _called(place: str, outputs: Tensor, targets: Tensor) -> float:
-    value = call_own(_FUNCTION, place, outputs, targets)
+    value = call_own(_FUNCTION, place, SAME, outputs, targets)
     try:
         if isinstance(value, str | bytes):
             raise TypeError("text is no number, also where it reads like one")

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.clients.optimizers import require_proximal
-from fedcurv.simulations.own import dotted_object
+from fedcurv.simulations.own_calls import dotted_object
 from fedcurv.strategies import FedCurv
 
 

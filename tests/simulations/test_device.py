@@ -204,7 +204,7 @@ def test_what_is_missing_is_named(tmp_path):
         load_device({"data-folder": str(tmp_path)}, PICTURES)
     with pytest.raises(FileNotFoundError, match=re.escape("none.csv")):
         load_device({"data-csv": str(tmp_path / "none.csv")}, ROWS)
-    with pytest.raises(ImportError, match="no_such_module"):
+    with pytest.raises(ValueError, match=r"^data-function=no_such_module:load: .*imported"):
         load_device({"data-function": "no_such_module:load"}, ROWS)
 
 

@@ -1,22 +1,34 @@
+import importlib
 import json
+import random
+import sys
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
 
-from fedcurv.simulations.build import check_model, described_data, make_model
+from fedcurv.simulations.build import (
+    described_data,
+    load_anew,
+    load_data,
+    make_model,
+    make_partition,
+)
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.federation.client_app import make_task
 from fedcurv.simulations.federation.task_description import describe_task
-from fedcurv.simulations.own import NAMES, OWN_VARIABLE, own_options
+from fedcurv.simulations.own import NAMES, OWN_VARIABLE
+from fedcurv.simulations.own_calls import own_options
+from fedcurv.simulations.tried import check_model
 from tests.federation import message_with
 from tests.simulations.test_run import configuration, rows_of
 
 MODULE = '''
 import numpy as np
+import random
 import torch
 from torch import nn
 
@@ -67,7 +79,28 @@ def spoils(labels, num_clients, *, seed):
     return by_turns(labels, num_clients, seed=seed)
 
 def by_chance(labels, num_clients, *, seed):
+    return np.array_split(np.random.default_rng().permutation(len(labels)), num_clients)
+
+def by_global_chance(labels, num_clients, *, seed):
     return np.array_split(np.random.permutation(len(labels)), num_clients)
+
+def drawn(samples=30):
+    inputs = np.random.rand(samples, 2) + random.random() + float(torch.rand(()))
+    labels = np.arange(samples) % 3
+    return {"train_inputs": inputs, "train_targets": labels, "test_inputs": inputs[:9],
+            "test_targets": labels[:9]}
+
+def drawn_anew():
+    return drawn() | {"test_inputs": np.random.default_rng().random((9, 2))}
+
+class Projected(nn.Module):
+    """A network behind a random projection that is no part of its state."""
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.projection = torch.randn(shape[0], 4) + random.random()
+        self.output = nn.Linear(4, classes)
+    def forward(self, x):
+        return self.output(x @ self.projection)
 
 class Each(nn.Module):
     def forward(self, logits, targets):
@@ -214,6 +247,73 @@ def test_a_partition_that_changes_its_labels_changes_no_targets():
     assert set(described_data(settings).labels.tolist()) == {0, 1, 2}
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        ["data.function=own_things:drawn"],
+        ["model.function=own_things:Projected"],
+        ["partition=function", "partition.function=own_things:by_global_chance"],
+    ],
+)
+def test_global_random_numbers_are_the_same_at_every_call_and_stay_as_they_were(own):
+    """A client has what the server has, whatever was drawn meanwhile."""
+    network = ["model=function", "model.function=own_things:network"]
+    settings = resolve(configuration(*SMALL, *OWN, *network, *own))
+
+    def seen():
+        data = load_anew(settings)
+        model = make_model(settings, data)
+        parts = make_partition(settings, data)
+        projection = getattr(model, "projection", torch.zeros(1))
+        return [data.train_inputs, projection, *map(torch.from_numpy, parts)]
+
+    states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    first = seen()
+    after = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    assert after == states
+    random.random(), np.random.rand(), torch.rand(1)
+    assert all(torch.equal(one, other) for one, other in zip(first, seen(), strict=True))
+
+
+def test_an_own_model_follows_the_seed_of_the_configuration():
+    own = ["model=function", "model.function=own_things:Projected"]
+    one, other = (resolve(configuration(*SMALL, *OWN, *own, f"seed={seed}")) for seed in (1, 2))
+    data = load_data(one)
+    assert not torch.equal(make_model(one, data).projection, make_model(other, data).projection)
+
+
+def test_a_file_that_is_another_now_is_read_again_at_the_clients_too(tmp_path, monkeypatch):
+    monkeypatch.delenv(OWN_VARIABLE, raising=False)
+    file = tmp_path / "a.npz"
+    for number in (12, 18):
+        inputs, labels = np.zeros((number, 3)), np.arange(number) % 3
+        train = {"train_inputs": inputs, "train_targets": labels}
+        np.savez(file, **train, test_inputs=inputs, test_targets=labels)
+        config = resolve(configuration(*SMALL, "data=arrays", f"data.file={file}"))
+        made = make_task(*asked(config, describe_task(config), dataset_file=str(file)))
+        assert len(made.train_samples[1]) == number // 3
+
+
+def test_a_function_that_is_another_now_is_called_again(tmp_path, config):
+    task = describe_task(config)
+    assert len(make_task(*asked(config, task, **NODE)).train_samples[1]) == 20
+    shorter = MODULE.replace("samples=60", "samples=15 * 2")
+    assert shorter != MODULE
+    (tmp_path / "own_things.py").write_text(shorter)
+    importlib.invalidate_caches()
+    importlib.reload(sys.modules["own_things"])
+    assert len(make_task(*asked(config, task, **NODE)).train_samples[1]) == 10
+
+
+def test_a_module_that_has_changed_since_it_was_imported_is_told_once(tmp_path, caplog):
+    resolve(configuration(*SMALL, *OWN))
+    for _ in range(2):
+        (tmp_path / "own_things.py").write_text(MODULE + "# changed")
+        resolve(configuration(*SMALL, *OWN))
+    told = [r.getMessage() for r in caplog.records if "since this process imported" in r.message]
+    assert len(told) == 1 and "own_things.py has changed" in told[0]
+
+
 def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
@@ -232,6 +332,7 @@ def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
             ["partition=function", "partition.function=own_things:by_chance"],
             "expected the same parts each time",
         ),
+        (["data.function=own_things:drawn_anew"], "expected the same test_inputs each time, got"),
         (["data.function=own_things:broken"], "own_things:broken raised KeyError: 'column'"),
         (["data.function=own_things:nothing"], "expected a mapping of arrays, got NoneType"),
         (["+data.options.nothing=1"], "raised TypeError: .*unexpected keyword argument 'nothing'"),

@@ -1,0 +1,116 @@
+"""What a configuration's things make, tried before anything starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fedcurv.clients.training import fault_of_loss
+from fedcurv.simulations.build import load_anew, versions_of
+from fedcurv.simulations.data.samples import DataSet
+from fedcurv.simulations.own_calls import in_one_line
+from fedcurv.simulations.parts.losses import make_loss
+
+# numbers of a data set's inputs, from which on it is not loaded twice
+_LARGE = 20_000_000
+
+_found_same: set[tuple[object, ...]] = set()
+
+
+def check_model(model: nn.Module, data: DataSet, name: str) -> None:
+    """Raise a ValueError unless a model turns inputs of these data into what their task needs."""
+    inputs, targets = data.telling_inputs(), data.train_targets
+    taken = f"{str(inputs.dtype).removeprefix('torch.')} inputs of shape {tuple(inputs.shape)}"
+    if not inputs.is_floating_point():
+        taken += f" with numbers from {int(inputs.min())} to {int(inputs.max())}"
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs)
+    except Exception as error:  # whatever the model's code raises
+        hint = "" if inputs.is_floating_point() else "; data.standardise=true makes floats of them"
+        raise ValueError(
+            f"model={name} cannot take {taken} ({in_one_line(error)}){hint}"
+        ) from error
+    finally:
+        model.train(was_training)
+    got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    wanted = data.task.shapes(len(inputs), data.num_outputs, tuple(targets.shape[1:]))
+    if got not in wanted:
+        shapes = " or ".join(map(str, wanted))
+        raise ValueError(
+            f"model={name}: expected {data.task.outputs.format(shapes)}, from {taken}, got {got}"
+        )
+    if not data.task.like_outputs and targets.ndim > 1 and got[1:-1] == got[2:]:
+        raise ValueError(
+            f"model={name}: cannot tell which axis of the outputs {got} has the classes, for "
+            f"targets {tuple(targets.shape)}; name more classes in the data, or take another "
+            "number of positions"
+        )
+
+
+def require_same_parts(
+    parts: list[NDArray[np.int64]], again: list[NDArray[np.int64]], place: str
+) -> None:
+    """Raise a ValueError if a partition, asked once more, deals out otherwise.
+
+    Clients in other processes ask for themselves; they would share samples.
+    """
+    if not all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True)):
+        raise ValueError(
+            f"partition.function={place}: expected the same parts each time, got others when it "
+            "was called again; draw from a generator made of seed"
+        )
+
+
+def require_same_data(config: Mapping[str, Any], data: DataSet) -> None:
+    """Raise a ValueError if the user's function, called once more, returns other data.
+
+    Clients in other processes call it for themselves. It is called again once a process, and not
+    for data that are large.
+    """
+    named = config["data"]
+    place, versions = f"data.function={named.get('function')}", versions_of(config)
+    key = (place, str(named.get("options")), *versions)
+    is_large = data.train_inputs.numel() + data.test_inputs.numel() > _LARGE
+    if named["name"] != "function" or key in _found_same or is_large:
+        return
+    again = load_anew(config)
+    for part in ("train_inputs", "train_targets", "test_inputs", "test_targets", "train_groups"):
+        one, other = getattr(data, part), getattr(again, part)
+        if not np.array_equal(np.asarray(one), np.asarray(other)):
+            raise ValueError(
+                f"{place}: expected the same {part} each time, got others when it was called "
+                "again; draw from a generator with a seed of its own"
+            )
+    _found_same.add(key)
+
+
+def check_own_loss(
+    description: str | Mapping[str, Any], model: nn.Module, samples: tuple[Tensor, Tensor]
+) -> None:
+    """Raise a ValueError unless a model can be trained by the user's own loss, if there is one.
+
+    Args:
+        description: see :func:`make_loss`.
+        model: left as it is.
+        samples: inputs and targets, as a client has them.
+    """
+    if not isinstance(description, Mapping) or description.get("name") != "function":
+        return
+    place, (inputs, targets) = f"client.loss.function={description.get('function')}", samples
+    loss, was_training = make_loss(description), model.training
+    try:
+        with torch.enable_grad():
+            fault = fault_of_loss(loss(model.eval()(inputs), targets))
+    except Exception as error:  # whatever the loss's code raises
+        raise ValueError(
+            f"{place} raised {in_one_line(error)}, for {len(inputs)} samples' outputs and targets"
+        ) from error
+    finally:
+        model.train(was_training)
+    if fault:
+        raise ValueError(f"{place}: {fault}")
