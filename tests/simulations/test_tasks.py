@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from fedcurv import fisher_diagonal
-from fedcurv.simulations.build import check_model, described_data, make_model
+from fedcurv.simulations.build import described_data, make_model
 from fedcurv.simulations.commands.simulate import main, simulate
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.data.own import data_set_of
@@ -26,6 +26,7 @@ from fedcurv.simulations.parts.metrics import Metric
 from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.parts.tasks import TASKS
 from fedcurv.simulations.reports.sweep import write_sweep
+from fedcurv.simulations.tried import check_model
 from tests.federation import message_with
 from tests.own_tables import Tagger
 from tests.simulations.test_run import configuration, rows_of
