@@ -62,7 +62,7 @@ def _train_on_site(local: LocalRound) -> None:
     share = Share(model, local.samples, task.settings, task.criterion, terms, local.seed % 2**31)
     done = train_on_site(pool, share)
     model.load_state_dict(done.weights)
-    local.trained(done.loss_sum / done.num_samples)
+    local.trained(done.loss)
     if local.curvature.active:
         samples, likelihood = local.fisher_samples(), task.likelihood
         share = dataclasses.replace(share, terms=(), samples=samples, likelihood=likelihood)

@@ -1,6 +1,7 @@
 """A round's local training by all workers of a site: what they do, and how it is put together."""
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ class Trained:
     Attributes:
         weights: the common model, on the host.
         loss_sum: over the samples of its last epoch.
-        num_samples: how many these were.
+        num_samples: how many these were; 0 if others had them all.
         stats: of LASGD.
     """
 
@@ -62,6 +63,11 @@ class Trained:
     loss_sum: float
     num_samples: int
     stats: Stats
+
+    @property
+    def loss(self) -> float:
+        """Mean over these samples; NaN if who had them has been lost."""
+        return self.loss_sum / self.num_samples if self.num_samples else math.nan
 
 
 class _Rows(Dataset[Samples]):

@@ -31,10 +31,13 @@ except ImportError as error:
         "trainer=local there"
     ) from error
 
+import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 _NAP_S = 0.05
 START_S = 120.0
+# eleven days; the system's waits end at twice that
+_LONGEST_S = 1e6
 ADDRESS_FILE = "address.json"
 
 
@@ -95,10 +98,11 @@ class SitePool:
         devices: one for each worker, such as ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 4``.
         idle_s: after which the workers end, > 0.
         patience_s: for workers that are silent after another has done its job; then they are
-            replaced.
+            replaced; > 0.
 
     Raises:
-        ValueError: without devices, or if the folder's workers have others.
+        ValueError: for devices that torch cannot know or none, times out of range, or if the
+            folder's workers have other devices.
         PermissionError: for a folder that is not this user's alone.
         SiteFailed: if the workers do not start.
     """
@@ -111,10 +115,7 @@ class SitePool:
         idle_s: float = 900.0,
         patience_s: float = 120.0,
     ) -> None:
-        if not devices or not idle_s > 0:
-            raise ValueError(
-                f"expected at least one device and idle_s > 0, got {list(devices)} and {idle_s!r}"
-            )
+        _check(devices, idle_s, patience_s)
         self._folder = Path(folder)
         self._settings = {"devices": list(devices), "idle_s": idle_s, "patience_s": patience_s}
         with contextlib.suppress(FileExistsError):
@@ -235,6 +236,28 @@ class SitePool:
         key = bytes.fromhex(address["key"])
         with Client(("127.0.0.1", address["port"]), authkey=key) as connection:
             yield connection
+
+
+def _check(devices: Sequence[str], idle_s: float, patience_s: float) -> None:
+    if isinstance(devices, str) or not (devices and all(map(_is_device, devices))):
+        raise ValueError(
+            f'devices must be a list with one of torch\'s for each worker, such as ["cpu", "cpu"], '
+            f"got {devices!r}"
+        )
+    for name, value in (("idle_s", idle_s), ("patience_s", patience_s)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and 0 < value <= _LONGEST_S):
+            raise ValueError(f"{name} must be a number > 0 and <= {_LONGEST_S:g}, got {value!r}")
+
+
+def _is_device(name: object) -> bool:
+    if not isinstance(name, str):
+        return False
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True
 
 
 def require_private(folder: Path) -> None:

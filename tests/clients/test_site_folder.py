@@ -1,6 +1,7 @@
 """Whose folder a site's workers may be found in: what listens there is trusted with code."""
 
 import json
+import math
 import os
 import pickle
 import stat
@@ -14,7 +15,7 @@ import pytest
 
 from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.site import pool as site
-from fedcurv.clients.site.jobs import pool_for
+from fedcurv.clients.site.jobs import Trained, pool_for
 from fedcurv.clients.site.pool import SitePool
 
 OTHER_USER = 12345
@@ -183,3 +184,30 @@ def test_everything_in_the_folder_is_for_its_user_alone(tmp_path):
             assert mode == (0o700 if path.is_dir() else 0o600), path
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"devices": []}, r"devices must be a list with one .* for each worker, .*, got \[\]"),
+        ({"devices": "cpu"}, "devices must be a list .*, got 'cpu'"),
+        ({"devices": ["gpu:0"]}, r"devices must be a list .*, got \['gpu:0'\]"),
+        ({"devices": [0, 1]}, r"devices must be a list .*, got \[0, 1\]"),
+        ({"idle_s": 0}, "idle_s must be a number > 0 and <= 1e.06, got 0"),
+        ({"idle_s": "900"}, "idle_s must be a number > 0 and <= 1e.06, got '900'"),
+        ({"patience_s": None}, "patience_s must be a number > 0 and <= 1e.06, got None"),
+        ({"patience_s": float("nan")}, "patience_s must be a number > 0 .*, got nan"),
+        ({"patience_s": 1e9}, "patience_s must be a number > 0 .*, got 1000000000.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_a_folder_is_made(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as raised:
+        SitePool(tmp_path / "site", **{"devices": ["cpu"], **settings})
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_had_no_sample_in_the_last_epoch_has_no_loss():
+    """All were another's, which was lost before it answered."""
+    assert math.isnan(Trained({}, 0.0, 0, None).loss)
+    assert Trained({}, 3.0, 4, None).loss == 0.75
