@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.batches import Forward, Targets
 from fedcurv.clients.state import Contribution, store_for
-from fedcurv.clients.telling import tell_once
+from fedcurv.clients.telling import once_a_run, tell_once
 from fedcurv.clients.travelling import names_of_arrays, require_known, spoken_of, withheld
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.fisher import fisher_diagonal
@@ -98,6 +98,8 @@ class ClientCurvature:
             self._instruction = dataclasses.replace(instruction, sums=None)
             self._require_sums_of_what_travels(instruction.sums)
             self.penalty = self._penalty(model, instruction, instruction.sums)
+        if self.penalty is not None:
+            self.penalty.tell = once_a_run(context, instruction.federation, "optimizer")
         if mode is not None:
             self.attach(mode=mode)
 
@@ -277,7 +279,7 @@ class ClientCurvature:
                 "was another model trained, or a copy of this one?"
             )
         if self.penalty is not None and (said := self.penalty.too_strong()):
-            tell_once(self._context, "pull", said)
+            once_a_run(self._context, self._active_instruction.federation, "pull")(said)
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None

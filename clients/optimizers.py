@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fedcurv.clients.torch_classes import Classes, Named
+from fedcurv.steps import why_not_at_rate
 
 OPTIMIZERS = Classes(
     torch.optim,
@@ -18,15 +19,6 @@ OPTIMIZERS = Classes(
     # what else is said elsewhere, trains uphill, or is for graphs of CUDA and of gradients
     withheld=frozenset({"params", "lr", "maximize", "capturable", "differentiable"}),
 )
-
-# whose steps are not of the size that the learning rate says
-_OWN_RATES = {
-    "Adadelta": "finds the size of its steps by itself",
-    "Adafactor": "scales its learning rate by step and by weights",
-    "ASGD": "lowers its learning rate from step to step",
-    "Muon": "scales its learning rate by a matrix's shape",
-    "Rprop": "finds the size of its steps by itself",
-}
 
 
 def chosen_optimizer(
@@ -86,15 +78,11 @@ def check_optimizer(named: Named, shared: Mapping[str, float]) -> None:
 def require_proximal(named: Named) -> None:
     """Raise a ValueError for an optimizer that FedCurv's proximal step cannot follow.
 
-    That step goes as far as the learning rate says, and so must the optimizer's.
+    See :func:`fedcurv.steps.why_not_at_rate`.
     """
     choice = OPTIMIZERS.choose(named)
-    name = choice.cls.__name__
-    why = _OWN_RATES.get(name, "")
-    if choice.options.get("lr_decay"):
-        why = "lowers its learning rate from step to step with lr_decay"
-    if why:
+    if why := why_not_at_rate(choice.cls, choice.options):
         raise ValueError(
-            f"{name} {why}, so that a proximal step of that rate would be out of proportion; use "
+            f"{why}, so that a proximal step of that rate would be out of proportion; use "
             "client.penalty_mode=gradient, or another client.optimizer"
         )

@@ -1,6 +1,7 @@
 """Warnings that a client gives once in its life, though a deployed one is a new process a round."""
 
 import logging
+from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context
 
@@ -10,6 +11,8 @@ logger = logging.getLogger(__name__)
 
 # in Context.state, what this client has been told
 _TOLD = "fedcurv.told"
+# by federation, what a client in this process has been told
+_told_here: set[tuple[str, str]] = set()
 
 
 def tell_once(context: Context, what: str, text: str) -> None:
@@ -18,3 +21,23 @@ def tell_once(context: Context, what: str, text: str) -> None:
     if isinstance(told, ConfigRecord) and what not in told:
         told[what] = True
         logger.warning("client %s: %s", client_id_of(context), text)
+
+
+def once_a_run(context: Context, federation: str, what: str) -> Callable[[str], None]:
+    """Return what logs a text as ``tell_once`` does, for the first client of a run alone.
+
+    That is the first in this process. It is for texts that are nearly the same for all clients.
+
+    Args:
+        context: of the client.
+        federation: that the run is of, as the server says; nothing where it does not say.
+        what: the text is about.
+    """
+
+    def tell(text: str) -> None:
+        if (federation, what) not in _told_here:
+            if federation:
+                _told_here.add((federation, what))
+            tell_once(context, what, text)
+
+    return tell

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fedcurv.quadratic import Quadratic
+from fedcurv.steps import why_not_at_rate
 
 # of a step at most, and of a round's steps together, in units of lr·λ·max(P)
 _STEP, _ROUND = 2.0, 50.0
@@ -64,16 +65,42 @@ def sound_strength(lr: float, largest_precision: float, num_steps: float) -> flo
     return min(_STEP, _ROUND / num_steps) / (lr * largest_precision)
 
 
-def warn_of_divergence(lr: float, strength: float, largest_precision: float) -> None:
-    """Warn of a λ at which plain gradient steps on the penalty diverge, with max(P)."""
-    if lr * strength * largest_precision > 1:
-        # Python shows a warning of one text once, not for every client and round
-        warnings.warn(
-            f"strength={strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where plain "
-            "gradient steps on the penalty diverge; use mode='proximal', or a smaller strength",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+def divergence(lr: float, strength: float, largest_precision: float) -> str:
+    """Return what to say of a λ at which plain gradient steps on the penalty diverge; or nothing.
+
+    Args:
+        lr: learning rate.
+        strength: λ.
+        largest_precision: max(P).
+    """
+    if not lr * strength * largest_precision > 1:
+        return ""
+    return (
+        f"strength={strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where plain gradient "
+        "steps on the penalty diverge; use mode='proximal', or a smaller strength"
+    )
+
+
+def misfit(
+    optimizer: torch.optim.Optimizer, strength: float, largest_precision: float, *, proximal: bool
+) -> str:
+    """Return what to say of a pull that an optimizer's steps do not go well with; or nothing."""
+    groups = optimizer.param_groups
+    if not proximal:
+        lr = max(float(group["lr"]) for group in groups)
+        return divergence(lr, strength, largest_precision)
+    whys = [why for group in groups if (why := why_not_at_rate(type(optimizer), group))]
+    return (
+        f"{whys[0]}, so that proximal steps of that rate are out of proportion; use "
+        "mode='gradient', or another optimizer"
+        if whys
+        else ""
+    )
+
+
+def warn_who_attaches(text: str) -> None:
+    """Warn whoever has called ``CurvaturePenalty.attach``."""
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)

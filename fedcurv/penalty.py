@@ -6,7 +6,7 @@ lr·λ·max(P) > 1; the proximal step is stable for every λ and learning rate.
 """
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
-from fedcurv.hold import Holds, checked_strength, warn_of_divergence
+from fedcurv.hold import Holds, checked_strength, misfit, warn_who_attaches
 from fedcurv.parameters import (
     Chosen,
     chosen_parameters,
@@ -57,6 +57,8 @@ class CurvaturePenalty:
     Attributes:
         strength: λ.
         found_optimizer: whether it has been attached to an optimizer of the model's parameters.
+        tell: what is called with a line about an optimizer that it does not go well with; by
+            default a RuntimeWarning.
 
     Raises:
         ValueError: if strength is negative or not finite, the parameters differ or are complex, or
@@ -86,6 +88,7 @@ class CurvaturePenalty:
         # what an optimizer of this model may hold beside them
         self._others = [p for n, p in model.named_parameters() if n not in chosen]
         self.found_optimizer = False
+        self.tell: Callable[[str], object] = warn_who_attaches
         self._attachments = Attachments()
         self._checked: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         with plain_tensors():
@@ -218,7 +221,7 @@ class CurvaturePenalty:
             mode: ``gradient`` adds the penalty's gradient before the step: the paper's way, after
                 any clipping of the loss's own gradient. ``proximal`` follows the step with the
                 exact proximal one, whose learning rate is each group's ``lr``, whatever the
-                optimizer itself makes of it (Adadelta, Adafactor and Rprop take other steps).
+                optimizer itself makes of it, which is told where its steps are of other sizes.
 
         Raises:
             ValueError: for an unknown mode, an optimizer without any of the model's parameters, or
@@ -275,8 +278,8 @@ class CurvaturePenalty:
                 )
         if mode == "gradient":
             self._steppable.require_dense_steps(optimizer, "use mode='proximal'")
-            lr = max(float(group["lr"]) for group in optimizer.param_groups)
-            warn_of_divergence(lr, self.strength, self._largest)
+        if odd := misfit(optimizer, self.strength, self._largest, proximal=mode == "proximal"):
+            self.tell(odd)
         self._checked.add(optimizer)
         self.found_optimizer = True
 

@@ -27,6 +27,31 @@ Hook = Callable[[torch.optim.Optimizer, Any, Any], None]
 _STEP = torch.optim.Optimizer.profile_hook_step(lambda _: None).__code__
 
 
+# of torch.optim, whose steps are not of the size that the learning rate says
+_OWN_RATES = {
+    "Adadelta": "finds the size of its steps by itself",
+    "Adafactor": "scales its learning rate by step and by weights",
+    "ASGD": "lowers its learning rate from step to step",
+    "Muon": "scales its learning rate by a matrix's shape",
+    "Rprop": "finds the size of its steps by itself",
+}
+
+
+def why_not_at_rate(kind: type[torch.optim.Optimizer], options: Mapping[str, Any]) -> str:
+    """Return why an optimizer's steps are not of the size that its learning rate says; or nothing.
+
+    A proximal step goes as far as the learning rate says, and would be out of proportion.
+
+    Args:
+        kind: of optimizer, or derived from it.
+        options: of its parameters.
+    """
+    if options.get("lr_decay"):
+        return f"{kind.__name__} lowers its learning rate from step to step with lr_decay"
+    own = [base.__name__ for base in kind.__mro__ if base.__module__.startswith("torch.optim")]
+    return next((f"{kind.__name__} {_OWN_RATES[name]}" for name in own if name in _OWN_RATES), "")
+
+
 class Steppable:
     """Some parameters, as optimizers step them.
 

@@ -1,4 +1,5 @@
 import math
+import re
 import sys
 import warnings
 
@@ -155,6 +156,34 @@ def test_steps_that_would_diverge_are_warned_of(mode, strength, warns):
         optimizer.zero_grad()
         optimizer.step()
     assert (model.theta.abs().max() > 1) == warns
+
+
+@pytest.mark.parametrize(
+    ("make", "mode", "says"),
+    [
+        (lambda p: torch.optim.Rprop(p), "proximal", "Rprop finds the size of its steps by itself"),
+        (
+            lambda p: type("Mine", (torch.optim.ASGD,), {})(p),
+            "proximal",
+            "Mine lowers its",
+        ),
+        (lambda p: torch.optim.Adagrad(p, lr_decay=0.1), "proximal", "Adagrad lowers .* lr_decay"),
+        (lambda p: torch.optim.Rprop(p), "gradient", ""),
+        (lambda p: torch.optim.Adam(p), "proximal", ""),
+        (lambda p: torch.optim.Adagrad(p), "proximal", ""),
+    ],
+)
+def test_steps_of_other_sizes_than_the_learning_rate_are_told_beside_proximal_ones(
+    make, mode, says
+):
+    ones = torch.ones(2)
+    model = Vector(ones)
+    sums = Curvature({"theta": 0.01 * ones}, {"theta": 0 * ones})
+    penalty, told = CurvaturePenalty(model, sums, strength=0.1), []
+    penalty.tell = told.append
+    penalty.attach(make(model.parameters()), mode=mode)
+    assert len(told) == bool(says)
+    assert all(re.search(f"^{says}.* out of proportion; use mode='gradient'", one) for one in told)
 
 
 @pytest.mark.parametrize("mode", ["gradient", "proximal"])
