@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedcurv.clients.errors import private_errors_mod
 from fedcurv.clients.local_round import LocalRound, MakeTask, begin_round, load_weights
+from fedcurv.clients.scores import score_of, sums_of_numbers
 from fedcurv.clients.training import InMemoryBatches, evaluate, train
 from fedcurv.global_state import num_threads
 from fedcurv.strategies.wire.records import CLIENT_ID_ACTION, CONFIG, client_id_of, pack_client_id
@@ -77,8 +78,11 @@ def _evaluate(make_task: MakeTask, message: Message, context: Context) -> Messag
         model = task.model.to(task.settings.make_device())
         load_weights(model, message.content)
         batches = InMemoryBatches(*task.test_samples, _EVALUATION_BATCH_SIZE)
-        loss, accuracy, num_examples = evaluate(model, batches)
-    metrics = MetricRecord({"num-examples": num_examples, "loss": loss, "accuracy": accuracy})
+        score = score_of(task.likelihood, task.test_samples[1])
+        loss, accuracy, num_examples = evaluate(model, batches, score)
+    metrics = MetricRecord({"num-examples": num_examples, "loss": loss})
+    if score is not sums_of_numbers:  # of which none is right
+        metrics["accuracy"] = accuracy
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 

@@ -31,7 +31,7 @@ class LocalTask:
     Attributes:
         model: of the federation's architecture; its weights are replaced by the server's.
         train_samples: inputs (N, ...) and targets (N, ...) of this client.
-        test_samples: for evaluation on the client; None where it has none.
+        test_samples: for evaluation on the client, judged by the likelihood; None for none.
         settings: how to train.
         criterion: mean loss over a batch, of outputs and targets; None for cross-entropy.
         likelihood: that the Fisher information is of, whatever the criterion; see

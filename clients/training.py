@@ -1,13 +1,12 @@
 """The local training loop: E epochs over batches in memory, and evaluation."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-# of a batch: the sum of its losses, how many predictions are right, and how many there are
-Sums = tuple[Tensor, Tensor, int]
+from fedcurv.clients.scores import Score, sums_of_classes
 
 
 @dataclass
@@ -128,25 +127,18 @@ def fault_of_loss(loss: object) -> str:
     return ""
 
 
-def sums_of_classes(logits: Tensor, targets: Tensor) -> Sums:
-    """Return the sum of cross-entropies, how many classes are right, and how many there are."""
-    loss = nn.functional.cross_entropy(logits, targets, reduction="sum")
-    return loss, (logits.argmax(dim=1) == targets).sum(), len(targets)
-
-
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    sums: Callable[[Tensor, Tensor], Sums] = sums_of_classes,
+    sums: Score = sums_of_classes,
 ) -> tuple[float, float, int]:
     """Return mean loss, share of right predictions and their number, in eval mode.
 
     Args:
         model: to evaluate; left in the mode that it was in.
         batches: inputs and targets.
-        sums: of a batch's outputs and targets; by default those of cross-entropy and accuracy, with
-            a prediction for each sample.
+        sums: of a batch's outputs and targets; by default those of cross-entropy and accuracy.
 
     Raises:
         ValueError: if there are no samples.

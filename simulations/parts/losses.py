@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from fedcurv import losses
+from fedcurv.clients.scores import known_positions
 from fedcurv.losses import RobustLoss
 from fedcurv.simulations.own_calls import SAME, call_own
-from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, known_positions
+from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task
 from fedcurv.simulations.rules import is_number
 
 # of classes, by name, with what may be set beside the name

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedcurv.clients.training import Sums, sums_of_classes
-from fedcurv.likelihoods import IGNORED, FisherKind, Likelihood, with_classes_second
+from fedcurv.clients.scores import Score, sums_of_classes, sums_of_labels, sums_of_numbers
+from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.simulations.parts.metrics import ACCURACY, R2, Metric, own_metric
 
 AUTO = "auto"
@@ -39,7 +39,7 @@ class Task:
     likelihood: Likelihood
     fisher_kinds: tuple[FisherKind, ...]
     metric: Metric
-    sums: Callable[[Tensor, Tensor], Sums]
+    sums: Score
     of_guessing: Callable[[Tensor, int], float]
 
     def shapes(
@@ -73,33 +73,6 @@ def spread_of(targets: Tensor) -> float:
     return float((targets - targets.mean(0)).square().mean())
 
 
-def _sums_of_numbers(outputs: Tensor, targets: Tensor) -> Sums:
-    squares = (outputs.double() - targets.double()).square()
-    return squares.sum(), squares.new_zeros(()), targets.numel()
-
-
-def _sums_of_labels(outputs: Tensor, targets: Tensor) -> Sums:
-    loss = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="sum")
-    return loss, ((outputs > 0) == (targets > 0.5)).sum(), targets.numel()
-
-
-def _sums_of_positions(outputs: Tensor, targets: Tensor) -> Sums:
-    logits, classes = known_positions(outputs, targets)
-    return sums_of_classes(logits, classes)
-
-
-def known_positions(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits (K, C) and the classes (K,) of all positions that count.
-
-    Args:
-        outputs: (N, C, d1, ...) or (N, d1, ..., C).
-        targets: (N, d1, ...), of classes, or -100 where a position does not count.
-    """
-    logits = with_classes_second(outputs, targets).movedim(1, -1)
-    known = targets != IGNORED
-    return logits[known], targets[known]
-
-
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
@@ -124,7 +97,7 @@ TASKS: dict[str, Task] = {
             likelihood="gaussian",
             fisher_kinds=("empirical", "exact", "sampled"),
             metric=R2,
-            sums=_sums_of_numbers,
+            sums=sums_of_numbers,
             of_guessing=lambda targets, number: float(targets.double().square().mean()),
         ),
         Task(
@@ -136,7 +109,7 @@ TASKS: dict[str, Task] = {
             likelihood="bernoulli",
             fisher_kinds=("empirical", "exact", "sampled"),
             metric=ACCURACY,
-            sums=_sums_of_labels,
+            sums=sums_of_labels,
             of_guessing=lambda targets, number: math.log(2),
         ),
         Task(
@@ -148,7 +121,7 @@ TASKS: dict[str, Task] = {
             likelihood="multilabel",
             fisher_kinds=("empirical", "exact", "sampled"),
             metric=ACCURACY,
-            sums=_sums_of_labels,
+            sums=sums_of_labels,
             of_guessing=lambda targets, number: math.log(2),
         ),
         Task(
@@ -160,7 +133,7 @@ TASKS: dict[str, Task] = {
             likelihood="categorical",
             fisher_kinds=("empirical",),
             metric=ACCURACY,
-            sums=_sums_of_positions,
+            sums=sums_of_classes,
             of_guessing=lambda targets, number: math.log(number),
         ),
     )

@@ -12,6 +12,71 @@ from fedcurv.strategies.flower_private import task_identity
 from tests.federation import CLASSES, FEATURES, new_model, samples
 
 
+class Fixed(nn.Module):
+    """Gives the outputs that it was made with, for samples by their number."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = nn.Parameter(outputs)
+
+    def forward(self, numbers):
+        return self.outputs[numbers[:, 0].long()]
+
+
+def of_each(name, outputs, targets):
+    """Return loss and accuracy, number by number."""
+    losses, rights = [], []
+    if name == "classes":
+        for logits, label in zip(outputs.tolist(), targets.tolist(), strict=True):
+            for place in range(len(label)) if isinstance(label, list) else [None]:
+                mine = logits if place is None else [row[place] for row in logits]
+                wanted = label if place is None else label[place]
+                if wanted != -100:
+                    losses.append(math.log(sum(map(math.exp, mine))) - mine[wanted])
+                    rights.append(mine[wanted] == max(mine))
+    else:
+        pairs = zip(outputs.flatten().tolist(), targets.flatten().tolist(), strict=True)
+        for out, wanted in pairs:
+            p = 1 / (1 + math.exp(-out))
+            of_label = -math.log(p if wanted else 1 - p)
+            losses.append((out - wanted) ** 2 if name == "numbers" else of_label)
+            rights.append((out > 0) == (wanted == 1))
+    return sum(losses) / len(losses), sum(rights) / len(rights), len(losses)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "name", "outputs", "targets"),
+    [
+        ("categorical", "classes", (6, 3), torch.tensor([0, 1, 2, 1, 0, 2])),
+        ("categorical", "classes", (6, 3, 2), torch.tensor([[0, -100], [1, 2]] * 3)),
+        (nn.CrossEntropyLoss(), "classes", (6, 3), torch.tensor([0, 1, 2, 1, 0, 2])),
+        ("bernoulli", "labels", (6, 1), torch.tensor([[0.0], [1.0]] * 3)),
+        ("multilabel", "labels", (6, 2), torch.tensor([[0.0, 1.0], [1.0, 1.0]] * 3)),
+        ("gaussian", "numbers", (6, 2), torch.tensor([[0.5, 1.0], [-1.0, 2.0]] * 3)),
+    ],
+)
+def test_a_client_evaluates_every_kind_of_task(likelihood, name, outputs, targets):
+    torch.manual_seed(0)
+    model, numbers = Fixed(torch.randn(outputs)), torch.arange(6)[:, None]
+    samples = (numbers, targets)
+    task = LocalTask(model, samples, test_samples=samples, likelihood=likelihood)
+    arrays = ArrayRecord(model.state_dict())
+    metrics = dict(send("evaluate", task, arrays=arrays).content["metrics"])
+    loss, accuracy, number = of_each(name, model.outputs.detach(), targets)
+    assert metrics.pop("num-examples") == number
+    assert metrics.pop("loss") == pytest.approx(loss, rel=1e-5)
+    assert metrics == ({} if name == "numbers" else {"accuracy": pytest.approx(accuracy)})
+
+
+def test_a_likelihood_of_ones_own_needs_an_evaluation_of_ones_own():
+    numbers = torch.zeros(4, 1)
+    task = LocalTask(
+        new_model(), (numbers, numbers), test_samples=(numbers, numbers), likelihood=nn.L1Loss()
+    )
+    with pytest.raises(ValueError, match=r"likelihood by its name .* got L1Loss; use fraction"):
+        send("evaluate", task)
+
+
 def test_training_is_plain_sgd_over_the_batches():
     inputs, targets = samples(0)
     model, by_hand = new_model(), new_model()

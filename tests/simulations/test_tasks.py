@@ -258,6 +258,10 @@ def test_a_regression_that_diverges_is_told_and_counts_as_nothing(tmp_path):
         (NUMBERS[1:], r"\(60, 2\); other targets need a task by name: task=regression, task=bin"),
         ([*NUMBERS[1:], "task=classification"], r"shape \(60,\), got \(60, 2\)$"),
         (["task=regression", "data=digits"], "task=regression: data=digits has classes"),
+        (
+            ["task=binary", "data=device", "data.classes=[a,b]", "fraction_evaluate=1"],
+            "task=binary: data=device has classes; give targets of your own by data=function",
+        ),
         ([*NUMBERS, "client.loss=gce"], "client.loss must be one of squared_error, .* got 'gce'"),
         ([*NUMBERS, "client.loss={name: huber, delta: 0}"], "delta must be > 0 and finite, got 0"),
         ([*BINARY, "client.loss=cross_entropy"], "one of binary_cross_entropy, .*task=binary"),
