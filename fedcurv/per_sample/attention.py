@@ -1,53 +1,13 @@
-"""Multi-head attention as calls of linear layers, for which there is a closed form.
-
-``torch.nn.MultiheadAttention`` multiplies by its weights without calling a module, so that no hook
-can see it. While the squares are formed its ``forward`` is replaced by the same computation with
-its four projections as modules.
-"""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Multi-head attention as four linear maps, and the attention between them."""
 
 import torch
 from torch import Tensor, nn
 
-from fedcurv.per_sample.rules.linear import Linear
-from fedcurv.per_sample.rules.registry import register_rule
-
-# the name of another module's parameter, and which of its rows
-Source = tuple[str, slice]
+from fedcurv.per_sample.projections import Projection, StandIn
 
 
-class Projection(nn.Module):
-    """A linear map whose weight and bias are rows of another module's parameters.
-
-    Args:
-        owner: the other module.
-        sources: of ``weight`` and ``bias``; the latter may be None there.
-    """
-
-    def __init__(self, owner: nn.Module, sources: dict[str, Source]) -> None:
-        super().__init__()
-        self._owner = [owner]  # in a list it is no sub-module
-        self.sources = sources
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x·Wᵀ + b."""
-        weight, bias = self._rows("weight"), self._rows("bias")
-        assert weight is not None
-        return nn.functional.linear(x, weight, bias)
-
-    def _rows(self, local: str) -> Tensor | None:
-        name, rows = self.sources[local]
-        parameter = getattr(self._owner[0], name)
-        return None if parameter is None else parameter[rows]
-
-
-register_rule(Projection)(Linear)
-
-
-class AttentionByProjections:
-    """Stands in for a module's ``forward``.
+class AttentionByProjections(StandIn):
+    """Stands in for an attention module's ``forward``.
 
     Args:
         module: see :meth:`fits`.
@@ -57,7 +17,7 @@ class AttentionByProjections:
     """
 
     def __init__(self, module: nn.MultiheadAttention) -> None:
-        self._module = module
+        self._attention = module
         size, packed = module.embed_dim, module.in_proj_weight is not None
         self.query, self.key, self.value = (
             Projection(
@@ -73,10 +33,7 @@ class AttentionByProjections:
                 "qkv", (slice(i * size, (i + 1) * size) for i in range(3)), strict=True
             )
         )
-
-    def projections(self) -> dict[str, Projection]:
-        """Return those that are not the module's own, by name."""
-        return {"query": self.query, "key": self.key, "value": self.value}
+        super().__init__(module, {"query": self.query, "key": self.key, "value": self.value})
 
     @staticmethod
     def fits(module: nn.Module) -> bool:
@@ -87,15 +44,6 @@ class AttentionByProjections:
             and not module.add_zero_attn
             and "forward" not in vars(module)
         )
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Replace the module's ``forward``."""
-        self._module.forward = self  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            del self._module.forward
 
     def __call__(
         self,
@@ -109,7 +57,7 @@ class AttentionByProjections:
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return what the module would; ``is_causal`` only says what ``attn_mask`` holds."""
-        module = self._module
+        module = self._attention
         if query.ndim != 3 or query.is_nested:
             return type(module).forward(
                 module,
@@ -148,7 +96,8 @@ class AttentionByProjections:
         if attn_mask is not None:
             per_head = attn_mask.ndim == 3
             mask = _added(attn_mask, q.dtype)
-            mask = mask.view(len(q), self._module.num_heads, *mask.shape[1:]) if per_head else mask
+            heads = self._attention.num_heads
+            mask = mask.view(len(q), heads, *mask.shape[1:]) if per_head else mask
         if key_padding_mask is not None:
             padding = _added(key_padding_mask, q.dtype)[:, None, None]
             mask = padding if mask is None else mask + padding

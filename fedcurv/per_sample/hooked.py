@@ -7,7 +7,6 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from fedcurv.per_sample.attention import AttentionByProjections
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.graph import Graph, leaves_of
 from fedcurv.per_sample.layers import ClosedFormLayer, Pass, Phase, layers_of
@@ -16,6 +15,7 @@ from fedcurv.per_sample.memory import keep_freed_memory
 from fedcurv.per_sample.replay import Replay
 from fedcurv.per_sample.rules.registry import LayerRule
 from fedcurv.per_sample.samples import Samples, WholeModel
+from fedcurv.per_sample.stand_ins import stand_ins_for
 from fedcurv.per_sample.surroundings import (
     no_memory_of_casts,
     plain_attention,
@@ -70,12 +70,8 @@ class HookedModel:
         self.findings = findings
         self._looks = looks
         self._check = check
-        self._attentions = {
-            name: AttentionByProjections(module)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.MultiheadAttention) and AttentionByProjections.fits(module)
-        }
-        self._layers = layers_of(model, parameters, self._attentions, findings.by_loop)
+        self._stand_ins = stand_ins_for(model)
+        self._layers = layers_of(model, parameters, self._stand_ins, findings.by_loop)
         self._rule_layers = [layer for layer in self._layers if isinstance(layer, ClosedFormLayer)]
         whole = {f"{WholeModel.PREFIX}{name}": p for name, p in parameters.items()}
         kind = type(model).__name__
@@ -108,8 +104,8 @@ class HookedModel:
             stack.enter_context(requiring_gradients(list(self._parameters.values())))
             stack.enter_context(plain_attention())
             stack.enter_context(no_memory_of_casts())
-            for attention in self._attentions.values():
-                stack.enter_context(attention.in_place())
+            for stand_in in self._stand_ins.values():
+                stack.enter_context(stand_in.in_place())
             for layer in self._layers:
                 stack.callback(layer.hook(self._pass).remove)
             self._stack = stack.pop_all()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.parameters import accumulation_dtype, plain
-from fedcurv.per_sample.attention import AttentionByProjections, Source
 from fedcurv.per_sample.graph import Span, edges_of, nodes_of
+from fedcurv.per_sample.projections import Source, StandIn
 from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
 from fedcurv.per_sample.rules.registry import LayerRule, rule_for
 from fedcurv.per_sample.watched import WHOLE, Watched
@@ -245,7 +245,7 @@ def _detached(value: Any) -> Any:
 def layers_of(
     model: nn.Module,
     parameters: Mapping[str, nn.Parameter],
-    attentions: Mapping[str, AttentionByProjections],
+    stand_ins: Mapping[str, StandIn],
     by_loop: set[str],
 ) -> list[Layer]:
     """Return every module that owns some of the parameters, but for the model itself.
@@ -253,7 +253,7 @@ def layers_of(
     Args:
         model: whose modules are meant.
         parameters: the trainable ones, by name.
-        attentions: by name, the modules whose projections are hooked in their place.
+        stand_ins: by name, for the modules whose projections are hooked in their place.
         by_loop: names of modules that vmap cannot run; see ``Replay``.
     """
     name_by_id = {id(p): name for name, p in parameters.items()}
@@ -263,8 +263,8 @@ def layers_of(
         name_of = {local: name_by_id[id(p)] for local, p in own.items()}
         if isinstance(module, torch.jit.ScriptModule):
             continue  # which has no hooks
-        if name in attentions:
-            layers += _layers_of_attention(name, attentions[name], name_of)
+        if name in stand_ins:
+            layers += _layers_of_projections(name, stand_ins[name], name_of)
             continue
         sources = {local: (source, slice(None)) for local, source in name_of.items()}
         rule = rule_for(module)
@@ -279,10 +279,10 @@ def layers_of(
     return layers
 
 
-def _layers_of_attention(
-    name: str, attention: AttentionByProjections, name_of: Mapping[str, str]
+def _layers_of_projections(
+    name: str, stand_in: StandIn, name_of: Mapping[str, str]
 ) -> Iterator[Layer]:
-    for part, projection in attention.projections().items():
+    for part, projection in stand_in.projections.items():
         sources = {
             local: (name_of[source], rows)
             for local, (source, rows) in projection.sources.items()

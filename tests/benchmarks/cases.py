@@ -20,25 +20,33 @@ class Case:
 
     Attributes:
         make: builds the model.
-        shape: of a picture.
+        shape: of a picture, or of a text.
         samples: how many.
         batch_size: of training and of the estimate.
         target: in training epochs.
         memory_target: in the peak memory of a training step.
         rounds: how often to measure.
+        characters: how many different ones texts are made of; 0 for pictures.
+        vmap_runs: whether torch.func.vmap can run the model.
     """
 
     make: Callable[[], nn.Module]
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     samples: int
     batch_size: int
     target: float
     memory_target: float = 1.3
     rounds: int = 9
+    characters: int = 0
+    vmap_runs: bool = True
 
     def batches(self, device: torch.device) -> Batches:
         generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(self.samples, *self.shape, generator=generator).to(device)
+        size = (self.samples, *self.shape)
+        if self.characters:
+            inputs = torch.randint(0, self.characters, size, generator=generator).to(device)
+        else:
+            inputs = torch.randn(size, generator=generator).to(device)
         targets = torch.randint(0, CLASSES, (self.samples,), generator=generator).to(device)
         pairs = zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True)
         return list(pairs)
@@ -46,6 +54,20 @@ class Case:
 
 def small_cnn() -> nn.Module:
     return cnn(MNIST, CLASSES, padding=0)
+
+
+class TwoLstms(nn.Module):
+    """The character that follows, by two layers of 128."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.characters = nn.Embedding(80, 8)
+        self.lstm, self.head = nn.LSTM(8, 128, 2, batch_first=True), nn.Linear(128, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, _ = self.lstm(self.characters(x))
+        logits: Tensor = self.head(outputs[:, -1])
+        return logits
 
 
 def batch_norm_resnet18() -> nn.Module:
@@ -64,5 +86,8 @@ CASES = {
     ),
     "ResNet-18, BatchNorm in eval": Case(
         batch_norm_resnet18, CIFAR, 200, 50, 1.15, memory_target=1.6, rounds=5
+    ),
+    "LSTM 2x128, 80 characters": Case(
+        TwoLstms, (80,), 600, 32, 2.0, rounds=5, characters=80, vmap_runs=False
     ),
 }

@@ -46,7 +46,6 @@ def assert_right(model, inputs, labels, **options):
         torch.testing.assert_close(got[name], expected)
 
 
-LSTM = {("lstm", f"{kind}_{part}_l0") for kind in ("weight", "bias") for part in ("ih", "hh")}
 FUNCTIONAL = {("", "scale"), ("", "layer.weight"), ("", "layer.bias")}
 EXPECTED = {
     "transposed convolution": {("0", "weight"), ("0", "bias")},
@@ -56,8 +55,6 @@ EXPECTED = {
         *(("", f"attention.out_proj.{name}") for name in ("weight", "bias")),
     },
     "vision transformer": {("", "token"), ("", "positions"), ("scale", "factor")},
-    "lstm": LSTM,
-    "lstm, time first": LSTM,
     "weight norm": {("", f"0.parametrizations.weight.original{i}") for i in (0, 1)},
     "functional use and a raw parameter": FUNCTIONAL,
     "a value that is read": FUNCTIONAL,
