@@ -19,8 +19,9 @@ from torch import Tensor
 from fedcurv.quadratic import Quadratic
 from fedcurv.steps import why_not_at_rate
 
-# of a step at most, and of a round's steps together, in units of lr·λ·max(P)
-_STEP, _ROUND = 2.0, 50.0
+# of a step at most, by the pull's form, and of a round's steps together, in units of lr·λ·max(P)
+_STEP = {"proximal": 2.0, "gradient": 0.4}
+_ROUND = 50.0
 
 # below both, a round's training is next to none: of its steps' drift, and in steps
 _LEAST_SHARE, _LEAST_STEPS = 0.02, 1.0
@@ -48,21 +49,25 @@ def checked_strength(strength: float) -> float:
     return float(strength)
 
 
-def sound_strength(lr: float, largest_precision: float, num_steps: float) -> float:
-    """Return λ with lr·λ·max(P) = min(2, 50/T), for the proximal form.
+def sound_strength(
+    lr: float, largest_precision: float, num_steps: float, mode: str = "proximal"
+) -> float:
+    """Return λ with lr·λ·max(P) = min(2, 50/T); in the gradient form, min(0.4, 50/T).
 
-    The stiffest parameter then goes four fifths of the way to the others' optimum in a step, and
-    over a round about as far whatever the number of steps.
+    The stiffest parameter then goes four fifths of the way to the others' optimum in a step, in
+    either form, and over a round about as far whatever the number of steps. Plain gradient steps
+    would diverge above 1; for those of optimizers that normalise gradients there is no such bound.
 
     Args:
         lr: learning rate > 0.
         largest_precision: max(P) > 0, summed over the clients.
         num_steps: T, of a client in a round, > 0.
+        mode: ``proximal`` or ``gradient``, see ``CurvaturePenalty.attach``.
 
     Source: ours; the two numbers were found on one data set (digits), and a third or three times
     the λ that they give made little difference there.
     """
-    return min(_STEP, _ROUND / num_steps) / (lr * largest_precision)
+    return min(_STEP[mode], _ROUND / num_steps) / (lr * largest_precision)
 
 
 def divergence(lr: float, strength: float, largest_precision: float) -> str:

@@ -4,16 +4,18 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import get_args
 
 from fedcurv.curvature import Curvature
 from fedcurv.hold import checked_strength, sound_strength
+from fedcurv.penalty import PenaltyMode
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class AutoStrength:
-    """λ with lr·λ·max(P) = min(2, 50/T), from each round's sums, for the proximal form.
+    """λ with lr·λ·max(P) = min(2, 50/T), from each round's sums; min(0.4, 50/T) for gradients.
 
     max(P) is the stiffest parameter's precision, summed over the clients, and T the number of a
     client's steps in a round. The rule says how far that parameter goes towards the others'
@@ -23,6 +25,9 @@ class AutoStrength:
     round's pull, grows; with one λ for all rounds the pull can swing. What the rule is worth is in
     docs/results.md.
 
+    In the gradient form the bound is plain SGD's, whose steps diverge above 1. Optimizers that
+    normalise gradients, such as Adam, have no known bound there: λ may be too strong.
+
     T is ``epochs`` times the batches of a client with as many samples as the round's contributors
     have on average, by the weights of their replies (``num-examples``).
 
@@ -30,6 +35,7 @@ class AutoStrength:
         lr: the clients' learning rate, > 0; or a function of the round, from 1 on, that returns it.
         epochs: over a client's samples in a round, > 0.
         batch_size: of the clients' steps, >= 1.
+        mode: how clients apply the penalty, ``proximal`` or ``gradient``.
 
     Raises:
         ValueError: if one is out of range.
@@ -41,6 +47,7 @@ class AutoStrength:
     lr: float | Callable[[int], float]
     epochs: float
     batch_size: int
+    mode: PenaltyMode = "proximal"
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -49,6 +56,9 @@ class AutoStrength:
             raise ValueError(f"epochs must be > 0 and finite, got {self.epochs!r}")
         if not 1 <= self.batch_size < math.inf:
             raise ValueError(f"batch_size must be >= 1 and finite, got {self.batch_size!r}")
+        if self.mode not in get_args(PenaltyMode):
+            wanted = ", ".join(get_args(PenaltyMode))
+            raise ValueError(f"mode must be one of {wanted}, got {self.mode!r}")
 
     def _rate(self, server_round: int) -> float:
         lr = self.lr(server_round) if callable(self.lr) else self.lr
@@ -72,7 +82,7 @@ class AutoStrength:
         except ValueError:  # the schedule has come to its end, and the training with it
             return None
         local_steps = self.epochs * math.ceil(mean_samples / self.batch_size)
-        strength = sound_strength(lr, largest, local_steps)
+        strength = sound_strength(lr, largest, local_steps, self.mode)
         logger.info("strength: %g, with a largest precision of %g", strength, largest)
         return checked_strength(strength)
 

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from flwr.serverapp.strategy import Strategy
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from fedcurv.clients.optimizers import require_proximal
+from fedcurv.clients import TrainingSettings
+from fedcurv.clients.optimizers import OPTIMIZERS, require_proximal
+from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.own_calls import dotted_object
 from fedcurv.strategies import FedCurv
 
@@ -61,7 +64,9 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
             "lr": _learning_rate(config["client"]),
             "epochs": config["client"]["epochs"],
             "batch_size": config["client"]["batch_size"],
+            "mode": config["client"].get("penalty_mode", TrainingSettings.penalty_mode),
         }
+        _tell_of_no_bound(config["client"], rule["mode"])
         OmegaConf.update(node, "strength", rule, merge=False, force_add=True)
     strategy: Strategy = instantiate(node)
     if not isinstance(strategy, Strategy):
@@ -74,6 +79,16 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
     if proximal and isinstance(strategy, FedCurv) and strategy.strength != 0:
         require_proximal(client.get("optimizer", "sgd"))
     return strategy
+
+
+def _tell_of_no_bound(client: Mapping[str, Any], mode: str) -> None:
+    named = client.get("optimizer", TrainingSettings.optimizer)
+    if mode == "gradient" and OPTIMIZERS.choose(named).cls is not torch.optim.SGD:
+        tell_once(
+            f"strength=auto: for client.penalty_mode=gradient the bound is that of plain SGD; "
+            f"client.optimizer={named} has no known one, and λ may be too strong: tune it, or use "
+            "client.penalty_mode=proximal"
+        )
 
 
 def _learning_rate(client: Mapping[str, Any]) -> Any:

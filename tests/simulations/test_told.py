@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
+from fedcurv import Curvature
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.console import telling
 from fedcurv.simulations.data.own import data_set_of
+from fedcurv.simulations.parts.strategies import make_strategy
 from tests.simulations.test_own import arrays
 from tests.simulations.test_run import configuration
 
@@ -63,6 +66,27 @@ def test_targets_of_an_accuracy_are_told_beside_another_metric(targets, is_told,
         resolve(configuration(*OWN, metric, f"target_accuracies={targets}"))
     says = "target_accuracies=[0.5] is not used, as first_right is no accuracy; its targets are"
     assert told() == is_told * [f"{says} metric.targets"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "mode", "limit", "is_told"),
+    [
+        ("sgd", "proximal", 2.0, False),
+        ("sgd", "gradient", 0.4, False),
+        ("adam", "gradient", 0.4, True),
+        ("adam", "proximal", 2.0, False),
+    ],
+)
+def test_a_strength_to_be_found_follows_the_form_of_the_pull(optimizer, mode, limit, is_told, told):
+    one = ["strategy=fedcurv", "strategy.fedcurv.strength=auto", "client.epochs=1"]
+    how = [f"client.optimizer={optimizer}", f"client.penalty_mode={mode}", "client.lr=0.1"]
+    config = configuration(*one, *how)
+    strategy = make_strategy(config.strategy.fedcurv, resolve(config))
+    strategy._strength.see(Curvature({"w": torch.ones(2)}, {"w": torch.zeros(2)}), 16.0)
+    assert strategy.strength == pytest.approx(limit / 0.1)
+    assert [f"client.optimizer={optimizer} has no known" in line for line in told()] == [
+        True
+    ] * is_told
 
 
 def test_a_local_term_that_no_strategy_names_is_told(tmp_path, told):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from flwr.serverapp.strategy import FedAvg
 
-from fedcurv import Curvature
+from fedcurv import Curvature, CurvaturePenalty
 from fedcurv.strategies import AutoStrength, FedCurv
 from fedcurv.strategies.strength import Strength
 from tests.federation import Federation, options, same_bits
@@ -30,6 +30,26 @@ def test_the_rule(epochs, batch_size, mean_samples, largest, expected):
     assert rule.found(sums(largest / 7, largest), mean_samples) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("epochs", [1, 10])
+def test_the_stiffest_parameter_goes_four_fifths_of_the_way_in_either_form(epochs):
+    """A step of the pull alone, from 1 towards the optimum 0; 0.4 of lr·λ·max(P) at most."""
+    away = {}
+    for mode in ("gradient", "proximal"):
+        strength = AutoStrength(0.1, epochs, 8, mode).found(sums(1.0, 3.0), 8.0 * 5 * epochs)
+        model = torch.nn.ParameterDict({str(i): torch.ones(2) for i in range(2)})
+        penalty = CurvaturePenalty(model, sums(1.0, 3.0), strength=strength)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        penalty.attach(optimizer, mode=mode)
+        optimizer.zero_grad()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        away[mode] = float(model["1"][1])
+    long = epochs == 10  # 500 steps, in each of which a little
+    assert away["proximal"] == pytest.approx(1 / 1.2 if long else 0.2)
+    assert away["gradient"] == pytest.approx(0.8 if long else 0.2)
+
+
 def test_statistics_that_are_zero_say_nothing():
     assert AutoStrength(0.1, 5, 8).found(sums(0.0, 0.0), 40) is None
 
@@ -46,6 +66,8 @@ def test_statistics_that_are_zero_say_nothing():
     ],
 )
 def test_settings_out_of_range(lr, epochs, batch_size, message):
+    with pytest.raises(ValueError, match="mode must be one of gradient, proximal, got 'prox'"):
+        AutoStrength(0.1, 5, 8, "prox")
     with pytest.raises(ValueError, match=message):
         AutoStrength(lr, epochs, batch_size)
 
