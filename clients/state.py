@@ -96,6 +96,19 @@ def store_for(
     return store
 
 
+def forget_others(context: Context, server_round: int, kept: Collection[int]) -> None:
+    """Remove from ``Context.state`` what was contributed before a round, but in those ``kept``.
+
+    A store does so when it saves; this is for clients that were not chosen for that round.
+    """
+    for place in _PLACES:
+        config = context.state.get(place)
+        number = config.get("server-round") if isinstance(config, ConfigRecord) else None
+        if isinstance(number, int) and number < server_round and number not in kept:
+            for name in _names(place):
+                context.state.pop(name, None)
+
+
 def default_directory() -> Path:
     """Return the folder for state files: ``$FEDCURV_STATE_DIR``, or ``~/.cache/fedcurv/state``."""
     configured = os.environ.get(STATE_DIRECTORY_VARIABLE)

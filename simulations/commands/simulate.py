@@ -124,7 +124,8 @@ def simulate(
     folder.mkdir(parents=True, exist_ok=True)
     write_config(folder, resolved)
     files = RoundFiles(folder, resolved, overrides or {})
-    saved = {name: SavedStrategy(folder, name) for name in strategies}
+    every = resolved.get("checkpoint_every", 1)
+    saved = {name: SavedStrategy(folder, name, every) for name in strategies}
     histories: list[History] = []
     summaries: list[Summary] = []
     try:

@@ -34,10 +34,11 @@ class SavedStrategy:
     Args:
         folder: of the simulation's output.
         name: of the strategy.
+        every: rounds from one checkpoint of the server to the next.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name = name
+    def __init__(self, folder: Path, name: str, every: int = 1) -> None:
+        self.name, self._every = name, every
         self.folder = folder_of_progress(folder) / name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lines = JsonLines(self.folder / _ROUNDS)
@@ -82,12 +83,12 @@ class SavedStrategy:
             path.unlink()
 
     def save_clients(self, grid: Grid, server_round: int) -> None:
-        """Save every client's state after a round, before the server's state is saved.
+        """Save every client's state after a round, before the server's state is saved, if it is.
 
-        The state of the round before stays until the next one: the server may be killed before it
+        That of the checkpoint before stays until the next one: the server may be killed before it
         has saved its own.
         """
-        if not isinstance(grid, LocalGrid):
+        if not isinstance(grid, LocalGrid) or server_round % self._every:
             return
         states = {
             str(node_id): np.frombuffer(packed_records(context.state), dtype=np.uint8)
@@ -97,7 +98,7 @@ class SavedStrategy:
         if states:
             write_archive(self._clients(server_round), {}, states)
         for path in self.folder.glob(_CLIENTS.format("*")):
-            if path not in (self._clients(server_round), self._clients(server_round - 1)):
+            if path not in (self._clients(server_round), self._clients(server_round - self._every)):
                 path.unlink()
 
     def restore_clients(self, grid: Grid) -> None:

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedcurv.clients.errors import SEND_ERRORS
+from fedcurv.clients.state import forget_others
 from fedcurv.strategies.flower_private import (
     CLIENT_APP_RAISED_EXCEPTION,
     Run,
@@ -20,6 +21,7 @@ from fedcurv.strategies.flower_private import (
     set_message_id,
     task_identity,
 )
+from fedcurv.strategies.wire.records import rounds_told_of
 
 _SERVER_NODE_ID = 1
 _FIRST_NODE_ID = 1000
@@ -95,6 +97,7 @@ class LocalGrid(Grid):
         # of this grid alone: nodes that remember on disk must not take a later grid's for these
         self._series, self._message_ids = uuid4().hex[:12], itertools.count(1)
         self._replies: dict[str, Message] = {}
+        self._known: tuple[int, frozenset[int]] | None = None
         self.contexts = {
             _FIRST_NODE_ID + partition: Context(
                 run_id,
@@ -159,7 +162,20 @@ class LocalGrid(Grid):
         set_message_id(message, message_id)
         return message_id
 
+    def _forget(self, message: Message) -> None:
+        """Let go of what clients have contributed to sums that none of them can meet again.
+
+        Else every client that ever took part would hold two models.
+        """
+        told = rounds_told_of(message.content)
+        if told is None or told == self._known:
+            return
+        self._known = told
+        for context in self.contexts.values():
+            forget_others(context, *told)
+
     def _push(self, message: Message) -> str:
+        self._forget(message)
         self._name(message)
         context = self.contexts[message.metadata.dst_node_id]
         received = copy.deepcopy(message)

@@ -240,6 +240,19 @@ def _told_round(config: ConfigRecord, name: str) -> int:
     return number
 
 
+def rounds_told_of(content: RecordDict) -> tuple[int, frozenset[int]] | None:
+    """Return an instruction's round, and those whose contributions the server may still send.
+
+    None where it is no instruction, or says neither.
+    """
+    config = content.config_records.get(CONFIG, ConfigRecord())
+    told = [config.get(f"{name}-round") for name in ("server", "sums", "saved")]
+    first, *others = (number if type(number) is int else None for number in told)
+    if first is None or others[0] is None:
+        return None
+    return first, frozenset(number for number in others if number is not None)
+
+
 def take_instruction(content: RecordDict) -> Instruction | None:
     """Return the server's instruction as ``unpack_instruction`` does, and let go of its sums.
 

@@ -77,6 +77,7 @@ class BatchedGrid(LocalGrid):
         """Return a client's round if it can be stacked; None leaves it to the ClientApp."""
         if message.metadata.message_type != MessageType.TRAIN:
             return None
+        self._forget(message)
         context = self.contexts[message.metadata.dst_node_id]
         try:
             task = self._make_task(message, context)
