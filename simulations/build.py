@@ -14,11 +14,11 @@ from torch import nn
 
 from fedcurv.clients import TrainingSettings
 from fedcurv.clients.terms import LocalTerm, MakeTerm
-from fedcurv.simulations.data.named import load
 from fedcurv.simulations.data.own import data_set_of, read_arrays
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.partition import BY_CLASS, PARTITIONS, checked_parts, natural
 from fedcurv.simulations.data.samples import DataSet
+from fedcurv.simulations.data.sets import load
 from fedcurv.simulations.own_calls import (
     SAME,
     call_own,

@@ -25,6 +25,7 @@ from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
+from fedcurv.simulations.groups import store_groups
 from fedcurv.simulations.own_calls import in_one_line
 from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
@@ -41,6 +42,8 @@ from fedcurv.simulations.tried import (
 )
 
 CONF = Path(__file__).parent / "conf"
+
+store_groups(CONF)
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:

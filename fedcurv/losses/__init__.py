@@ -5,6 +5,7 @@ noise it then keeps its minimisers. Output regularisation makes cross-entropy sy
 (arXiv 2104.12477); the well-known bounded losses stand beside it.
 """
 
+from fedcurv.discovery import import_all
 from fedcurv.losses.base import RobustLoss
 from fedcurv.losses.modules import (
     ActivePassiveLoss,
@@ -21,10 +22,14 @@ from fedcurv.losses.modules import (
     TaylorCrossEntropy,
 )
 from fedcurv.losses.presets import PRESETS, preset
+from fedcurv.losses.registry import LOSSES, register_loss
 from fedcurv.losses.regularized import RegularizedCrossEntropy
 from fedcurv.losses.symmetry import symmetry_gap
 
+import_all(__name__, __path__)
+
 __all__ = [
+    "LOSSES",
     "PRESETS",
     "ActivePassiveLoss",
     "AsymmetricExponential",
@@ -41,5 +46,6 @@ __all__ = [
     "SymmetricCrossEntropy",
     "TaylorCrossEntropy",
     "preset",
+    "register_loss",
     "symmetry_gap",
 ]

@@ -1,6 +1,6 @@
 """The well-known losses that tolerate label noise, as modules."""
 
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 
@@ -8,8 +8,10 @@ from fedcurv.losses import formulas
 from fedcurv.losses.base import RobustLoss, in_range
 from fedcurv.losses.formulas import LOG_OF_ZERO
 from fedcurv.losses.reduction import LossOptions
+from fedcurv.losses.registry import register_loss
 
 
+@register_loss("cross_entropy")
 class CrossEntropy(RobustLoss):
     """−log p_y, as ``torch.nn.CrossEntropyLoss``; here to be compared and combined."""
 
@@ -18,6 +20,7 @@ class CrossEntropy(RobustLoss):
         return formulas.cross_entropy(logits)
 
 
+@register_loss("mae")
 class MeanAbsoluteError(RobustLoss):
     """1 − p_y: symmetric, and slow to learn from."""
 
@@ -26,6 +29,7 @@ class MeanAbsoluteError(RobustLoss):
         return formulas.mean_absolute_error(logits)
 
 
+@register_loss("gce")
 class GeneralizedCrossEntropy(RobustLoss):
     """(1 − p_y^q) / q, optionally truncated.
 
@@ -54,6 +58,7 @@ class GeneralizedCrossEntropy(RobustLoss):
         return formulas.generalized_cross_entropy(logits, self.q, self.truncation)
 
 
+@register_loss("rce")
 class ReverseCrossEntropy(RobustLoss):
     """−A (1 − p_y), with A for the logarithm of zero.
 
@@ -71,6 +76,7 @@ class ReverseCrossEntropy(RobustLoss):
         return formulas.reverse_cross_entropy(logits, self.log_of_zero)
 
 
+@register_loss("sce")
 class SymmetricCrossEntropy(RobustLoss):
     """α·cross-entropy + β·reverse cross-entropy.
 
@@ -98,6 +104,7 @@ class SymmetricCrossEntropy(RobustLoss):
         return formulas.symmetric_cross_entropy(logits, self.alpha, self.beta, self.log_of_zero)
 
 
+@register_loss("nce")
 class NormalizedCrossEntropy(RobustLoss):
     """log p_y / Σ_k log p_k: symmetric, and robust at the price of fitting less."""
 
@@ -106,6 +113,7 @@ class NormalizedCrossEntropy(RobustLoss):
         return formulas.normalized_cross_entropy(logits)
 
 
+@register_loss("nce+rce")
 class ActivePassiveLoss(RobustLoss):
     """α·active + β·passive: one loss that raises p_y and one that lowers the others'.
 
@@ -137,6 +145,7 @@ class ActivePassiveLoss(RobustLoss):
         return formulas.weighted_sum(self.alpha, active, self.beta, passive)
 
 
+@register_loss("agce")
 class AsymmetricGeneralizedCrossEntropy(RobustLoss):
     """((a + 1)^q − (a + p_y)^q) / q (AGCE).
 
@@ -156,6 +165,7 @@ class AsymmetricGeneralizedCrossEntropy(RobustLoss):
         return formulas.asymmetric_generalized_cross_entropy(logits, self.a, self.q)
 
 
+@register_loss("aul")
 class AsymmetricUnhinged(RobustLoss):
     """((a − p_y)^q − (a − 1)^q) / q (AUL).
 
@@ -175,6 +185,7 @@ class AsymmetricUnhinged(RobustLoss):
         return formulas.asymmetric_unhinged(logits, self.a, self.q)
 
 
+@register_loss("ael")
 class AsymmetricExponential(RobustLoss):
     """exp(−p_y / a) (AEL).
 
@@ -192,6 +203,7 @@ class AsymmetricExponential(RobustLoss):
         return formulas.asymmetric_exponential(logits, self.a)
 
 
+@register_loss("taylor")
 class TaylorCrossEntropy(RobustLoss):
     """Σ_{i=1..t} (1 − p_y)^i / i: cross-entropy's series, cut off.
 
@@ -210,6 +222,7 @@ class TaylorCrossEntropy(RobustLoss):
         return formulas.taylor_cross_entropy(logits, self.order)
 
 
+@register_loss("js")
 class JensenShannon(RobustLoss):
     """Generalised Jensen-Shannon divergence of label and prediction, scaled.
 
@@ -226,3 +239,8 @@ class JensenShannon(RobustLoss):
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
         return formulas.jensen_shannon(logits, self.weight_of_label)
+
+
+@register_loss("nce+mae")
+def _with_mean_absolute_error(**options: Any) -> ActivePassiveLoss:
+    return ActivePassiveLoss(**{"passive": MeanAbsoluteError(), **options})

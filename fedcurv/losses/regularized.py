@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Unpack
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from fedcurv.losses import formulas
 from fedcurv.losses.base import RobustLoss
 from fedcurv.losses.reduction import LossOptions
+from fedcurv.losses.registry import register_loss
 from fedcurv.losses.regularizers import Regularizer, regularizer_of
 
 logger = logging.getLogger(__name__)
@@ -100,3 +102,7 @@ class RegularizedCrossEntropy(RobustLoss):
         return formulas.regularized_cross_entropy(
             logits, self.regularizer, self._strength, normalize=self.normalize
         )
+
+
+for _name in ("label_smoothing", "entropy", "squared_output", "logit"):
+    register_loss(_name)(partial(RegularizedCrossEntropy, _name))

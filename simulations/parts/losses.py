@@ -1,38 +1,15 @@
 """The losses that a configuration can name."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from fedcurv import losses
 from fedcurv.clients.scores import known_positions
-from fedcurv.losses import RobustLoss
+from fedcurv.losses import LOSSES
 from fedcurv.simulations.own_calls import SAME, call_own
 from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task
 from fedcurv.simulations.rules import is_number
-
-# of classes, by name, with what may be set beside the name
-LOSSES: dict[str, Callable[..., RobustLoss]] = {
-    "cross_entropy": losses.CrossEntropy,
-    **{
-        name: partial(losses.RegularizedCrossEntropy, name)
-        for name in ("label_smoothing", "entropy", "squared_output", "logit")
-    },
-    "mae": losses.MeanAbsoluteError,
-    "gce": losses.GeneralizedCrossEntropy,
-    "rce": losses.ReverseCrossEntropy,
-    "sce": losses.SymmetricCrossEntropy,
-    "nce": losses.NormalizedCrossEntropy,
-    "nce+rce": losses.ActivePassiveLoss,
-    "nce+mae": partial(losses.ActivePassiveLoss, passive=losses.MeanAbsoluteError()),
-    "agce": losses.AsymmetricGeneralizedCrossEntropy,
-    "aul": losses.AsymmetricUnhinged,
-    "ael": losses.AsymmetricExponential,
-    "taylor": losses.TaylorCrossEntropy,
-    "js": losses.JensenShannon,
-}
 
 
 def _huber(delta: float = 1.0) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedcurv.losses import CrossEntropy, RegularizedCrossEntropy, RobustLoss, symmetry_gap
 from fedcurv.losses.regularizers import REGULARIZERS
-from fedcurv.simulations.data.named import load
+from fedcurv.simulations.data.sets import load
 
 _RATE = 0.4
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from fedcurv.simulations.data.named import load
+from fedcurv.simulations.data.sets import load
 
 
 @pytest.fixture(autouse=True)

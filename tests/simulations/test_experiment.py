@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from fedcurv.simulations.commands.experiment import run_experiment
 from fedcurv.simulations.configuration import resolve
-from fedcurv.simulations.data.named import load
+from fedcurv.simulations.data.sets import load
 from fedcurv.simulations.experiments import runs as experiment_runs
 from fedcurv.simulations.experiments.plans import check_budgets, grids, worth
 from fedcurv.simulations.experiments.report import summary

@@ -174,7 +174,7 @@ def test_own_data_model_partition_and_loss_run_by_name(runner, tmp_path):
 
 def test_own_data_give_the_numbers_that_named_data_give(tmp_path):
     """The digits, once by name and once through a file of arrays."""
-    from fedcurv.simulations.data.named import load
+    from fedcurv.simulations.data.sets import load
 
     data = load("digits", "", False)
     np.savez(

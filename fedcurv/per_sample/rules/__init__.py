@@ -1,7 +1,5 @@
 """Closed forms, a file for each kind of layer; a rule registers itself as its file is imported."""
 
-import importlib
-import pkgutil
+from fedcurv.discovery import import_all
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_all(__name__, __path__)
