@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fedcurv.clients import TrainingSettings
 from fedcurv.clients.learning_rates import LearningRates
 from fedcurv.simulations.build import (
     described_data,
@@ -31,7 +30,7 @@ from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
-from fedcurv.simulations.parts.strategies import check_targets, estimates_fisher
+from fedcurv.simulations.parts.strategies import check_targets
 from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
 from fedcurv.simulations.rules import check_strategy, check_values
 from fedcurv.simulations.tried import (
@@ -146,14 +145,6 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
         tell_once(
             f"target_accuracies={targets} is not used, as {metric.label} is no accuracy; its "
             "targets are metric.targets"
-        )
-    kind = settings["client"].get("fisher_kind", TrainingSettings.fisher_kind)
-    wants = [name for name, options in settings["strategy"].items() if estimates_fisher(options)]
-    if wants and kind not in task.fisher_kinds:
-        raise ValueError(
-            f"client.fisher_kind={kind}: strategy {wants[0]} needs the Fisher information of "
-            f"task={task.name}, which there is by {', '.join(task.fisher_kinds)} only; use "
-            f"client.fisher_kind={task.fisher_kinds[0]}"
         )
     if (
         isinstance(data, DataSet)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedcurv.clients.scores import Score, sums_of_classes, sums_of_labels, sums_of_numbers
-from fedcurv.likelihoods import FisherKind, Likelihood
+from fedcurv.likelihoods import Likelihood
 from fedcurv.simulations.parts.metrics import ACCURACY, R2, Metric, own_metric
 
 AUTO = "auto"
@@ -25,7 +25,6 @@ class Task:
         has_labels: whether each sample is of one class, by which partitions can deal.
         loss: that ``client.loss=auto`` stands for.
         likelihood: for the Fisher information.
-        fisher_kinds: that there are for it.
         metric: that it is judged by unless the user names a function.
         sums: of a batch's outputs and targets, see ``fedcurv.clients.training.evaluate``.
         of_guessing: from targets and the number of outputs, the loss of who has learned nothing.
@@ -37,7 +36,6 @@ class Task:
     has_labels: bool
     loss: str
     likelihood: Likelihood
-    fisher_kinds: tuple[FisherKind, ...]
     metric: Metric
     sums: Score
     of_guessing: Callable[[Tensor, int], float]
@@ -83,7 +81,6 @@ TASKS: dict[str, Task] = {
             has_labels=True,
             loss="cross_entropy",
             likelihood="categorical",
-            fisher_kinds=("empirical", "exact", "sampled"),
             metric=ACCURACY,
             sums=sums_of_classes,
             of_guessing=lambda targets, number: math.log(number),
@@ -95,7 +92,6 @@ TASKS: dict[str, Task] = {
             has_labels=False,
             loss="squared_error",
             likelihood="gaussian",
-            fisher_kinds=("empirical", "exact", "sampled"),
             metric=R2,
             sums=sums_of_numbers,
             of_guessing=lambda targets, number: float(targets.double().square().mean()),
@@ -107,7 +103,6 @@ TASKS: dict[str, Task] = {
             has_labels=True,
             loss="binary_cross_entropy",
             likelihood="bernoulli",
-            fisher_kinds=("empirical", "exact", "sampled"),
             metric=ACCURACY,
             sums=sums_of_labels,
             of_guessing=lambda targets, number: math.log(2),
@@ -119,7 +114,6 @@ TASKS: dict[str, Task] = {
             has_labels=False,
             loss="binary_cross_entropy",
             likelihood="multilabel",
-            fisher_kinds=("empirical", "exact", "sampled"),
             metric=ACCURACY,
             sums=sums_of_labels,
             of_guessing=lambda targets, number: math.log(2),
@@ -131,7 +125,6 @@ TASKS: dict[str, Task] = {
             has_labels=False,
             loss="cross_entropy",
             likelihood="categorical",
-            fisher_kinds=("empirical",),
             metric=ACCURACY,
             sums=sums_of_classes,
             of_guessing=lambda targets, number: math.log(number),

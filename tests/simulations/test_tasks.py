@@ -40,7 +40,7 @@ LABELS = ["task=multilabel", f"data.function={TABLES}:signs", "+data.options.col
 LABELS += ["client.lr=0.5"]
 TAGGER = ["model=function", f"model.function={TABLES}:tagger"]
 POSITIONS = ["task=per_position", f"data.function={TABLES}:positions", *TAGGER]
-POSITIONS += ["client.fisher_kind=empirical", "client.lr=0.5"]
+POSITIONS += ["client.lr=0.5"]
 OF_TASK = {"regression": NUMBERS, "binary": BINARY, "multilabel": LABELS, "per_position": POSITIONS}
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
@@ -268,10 +268,6 @@ def test_a_regression_that_diverges_is_told_and_counts_as_nothing(tmp_path):
         ([*NUMBERS, "partition=shards"], "partition=shards deals by class, .*use iid, quantity"),
         ([*LABELS, "partition=dirichlet"], "partition=dirichlet deals by class"),
         ([*NUMBERS, "data.noise.kind=symmetric"], "wrong labels for task=classification only"),
-        (
-            [*POSITIONS, "client.fisher_kind=exact"],
-            "fisher_kind=exact: strategy fedcurv needs .*task=per_position, .* by empirical only",
-        ),
         ([*NUMBERS, "+data.options.scale=0"], "expected test targets that differ, got equal ones"),
         ([*NUMBERS, f"metric.function={TABLES}:no"], f"{TABLES} has no function 'no'"),
         ([*NUMBERS, f"metric.function={TABLES}:loss"], "'loss' is the name of another column"),
