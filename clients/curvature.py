@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.batches import Forward, Targets
-from fedcurv.clients.state import Contribution, store_for
+from fedcurv.clients.state import Contribution, own_terms, store_for
 from fedcurv.clients.telling import once_a_run, tell_once
 from fedcurv.clients.travelling import names_of_arrays, require_known, spoken_of, withheld
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
@@ -293,7 +293,7 @@ class ClientCurvature:
         self, model: nn.Module, instruction: Instruction, sums: Curvature
     ) -> CurvaturePenalty | None:
         """Return the pull of the sums without this node's own terms; None if nothing remains."""
-        own = self._own_terms(instruction, sums)
+        own = own_terms(self._store, instruction, sums)
         if own is None:
             return CurvaturePenalty(
                 model, sums, strength=instruction.strength, parameters=self._sums_names
@@ -307,13 +307,3 @@ class ClientCurvature:
             parameters=self._sums_names,
             consume=True,
         )
-
-    def _own_terms(self, instruction: Instruction, sums: Curvature) -> Curvature | None:
-        """Return this node's own terms if they are in the sums."""
-        own = self._store.load(instruction.sums_round, instruction.contributors)
-        if own is None:
-            return None
-        if shapes_of(own.curvature.precision) != shapes_of(sums.precision):
-            logger.warning("own statistics are of another model and count as absent")
-            return None
-        return own.curvature

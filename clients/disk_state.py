@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -16,7 +18,7 @@ import torch
 from fedcurv.archive import Arrays, read_archive, write_archive
 from fedcurv.clients.old_states import remove_old_states
 from fedcurv.curvature import Curvature
-from fedcurv.private_files import locked, open_private, private_folder, remove_leftovers
+from fedcurv.private_files import locked, private_folder, remove_leftovers, replaced
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _MOST_KEPT = 8
 # a claim takes milliseconds: whoever holds the lock for longer is no claim
 _LONGEST_CLAIM_S = 10.0
 _LONGEST_NAME = 100
+_LONGEST_NOTE = 2**20
 
 
 class DiskFolder:
@@ -84,7 +87,10 @@ class DiskFolder:
     def read(
         self, server_round: int, contributors: Collection[str]
     ) -> tuple[str, Curvature] | None:
-        """Return the contribution to a round that answers one of these messages, and which one."""
+        """Return the contribution to a round that answers one of these messages, and which one.
+
+        What is damaged, or of the wrong kind, is told and removed, so that it is told once.
+        """
         self._forget_earlier_version()
         remove_leftovers(self.path)
         try:
@@ -102,6 +108,10 @@ class DiskFolder:
             return None
         except (OSError, ValueError) as error:
             logger.warning("own statistics cannot be used and count as absent: %s", error)
+            if isinstance(error, OSError):
+                self._removed_obstacles()
+            elif not isinstance(error.__cause__, OSError):  # it could be read, and is damaged
+                _remove(path)
             return None
 
     def write(
@@ -170,6 +180,8 @@ class DiskFolder:
     def _claimed(self, node: str, sending: str) -> bool:
         """Return whether the lock was free; claim the folder if it was."""
         private_folder(self.path)
+        for name in (_LOCK, _OWNER):
+            _remove_unless_usable(self.path / name)
         with locked(self.path / _LOCK) as got:
             if not got:
                 return False
@@ -200,14 +212,24 @@ class DiskFolder:
     def _read_owner(self) -> dict[str, Any]:
         owner: dict[str, Any] = {"session": "", "sending": "", "nodes": [], "refused": []}
         try:
-            found = json.loads((self.path / _OWNER).read_text(encoding="utf-8"))
-            same = all(type(found[key]) is type(value) for key, value in owner.items())
-            return {key: found[key] for key in owner} if same else owner
-        except Exception:  # it counts as absent, and is written anew
+            with (self.path / _OWNER).open("rb") as file:
+                found = json.loads(file.read(_LONGEST_NOTE))
+            if all(type(found[key]) is type(value) for key, value in owner.items()):
+                return {key: found[key] for key in owner}
+            why = "it says something else"
+        except FileNotFoundError:
             return owner
+        except Exception as error:  # whatever a damaged file makes of the reader
+            why = str(error) or type(error).__name__
+        logger.warning(
+            "%s, of who uses the folder, cannot be used and counts as absent: %.200s",
+            self.path / _OWNER,
+            why,
+        )
+        return owner
 
     def _write_owner(self, owner: Mapping[str, Any]) -> None:
-        with open_private(self.path / _OWNER, "wb") as file:
+        with replaced(self.path / _OWNER) as file:
             file.write(json.dumps(owner).encode())
 
     def _healing(self, write: Callable[[], T]) -> T:
@@ -221,11 +243,11 @@ class DiskFolder:
 
     def _removed_obstacles(self) -> bool:
         removed = False
-        for folder in (self._federation_folder, self.path):
-            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-                folder.unlink()
-                removed = True
         with suppress(OSError):
+            for folder in (self._federation_folder, self.path):
+                if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                    folder.unlink()
+                    removed = True
             for path in self.path.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -255,6 +277,17 @@ def _hashed(text: str) -> str:
 
 def _prefix(server_round: int) -> str:
     return f"round-{server_round}-"
+
+
+def _remove_unless_usable(path: Path) -> None:
+    """Remove what is no file that this user can write: a link, a pipe, another user's."""
+    try:
+        is_file = stat.S_ISREG(path.lstat().st_mode)
+    except OSError:  # there is none, or who opens it will say why
+        return
+    if not (is_file and os.access(path, os.R_OK | os.W_OK)):
+        logger.warning("%s is no file that can be used and counts as absent", path)
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
 
 from fedcurv.clients.disk_state import DiskFolder
-from fedcurv.curvature import Curvature
+from fedcurv.curvature import Curvature, shapes_of
 from fedcurv.strategies.wire.records import Instruction, client_id_of, pack_tensors, unpack_tensors
 
 logger = logging.getLogger(__name__)
@@ -107,6 +107,27 @@ def forget_others(context: Context, server_round: int, kept: Collection[int]) ->
         if isinstance(number, int) and number < server_round and number not in kept:
             for name in _names(place):
                 context.state.pop(name, None)
+
+
+def own_terms(
+    store: ContributionStore, instruction: Instruction, sums: Curvature
+) -> Curvature | None:
+    """Return a client's own terms of the server's sums.
+
+    None if there are none, or if they do not fit the sums, which the log says.
+    """
+    own = store.load(instruction.sums_round, instruction.contributors)
+    if own is None:
+        return None
+    precision = own.curvature.precision
+    if shapes_of(precision) != shapes_of(sums.precision):
+        logger.warning("own statistics are of another model and count as absent")
+        return None
+    # what was added up of terms >= 0 is nowhere smaller than one of them
+    if any(bool((precision[name] > sum_).any()) for name, sum_ in sums.precision.items()):
+        logger.warning("own statistics exceed the server's sums of them and count as absent")
+        return None
+    return own.curvature
 
 
 def default_directory() -> Path:

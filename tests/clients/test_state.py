@@ -1,7 +1,9 @@
+import contextlib
 import json
 import logging
 import os
 import shutil
+import socket
 import time
 import zipfile
 from dataclasses import replace
@@ -221,6 +223,11 @@ def damage_no_federation(path):
     path.parents[1].write_text("x")
 
 
+def damage_loop(path):
+    shutil.rmtree(path.parent)
+    path.parent.symlink_to(path.parent.name)
+
+
 def damage_dangling_link(path):
     shutil.rmtree(path.parent)
     path.parent.symlink_to("nowhere")
@@ -234,7 +241,8 @@ def test_what_cannot_be_trusted_counts_as_absent_is_told_once_and_heals(damage, 
     store, again = (DiskStore(tmp_path, context(), "f") for _ in range(2))
     store.save(contribution())
     damage(store.folder.file(3, "message-9"))
-    assert store.load(3, ["message-9"]) is None
+    for _ in range(2):
+        assert store.load(3, ["message-9"]) is None
     if damage is not damage_dangling_link:  # which is as good as nothing
         assert caplog.text.count("cannot be used and count as absent") == 1
     again.folder.claim("5", "server/1")
@@ -259,6 +267,18 @@ def test_one_flipped_bit_is_absence_or_changes_nothing(tmp_path):
             assert_equal(loaded, contribution())
 
 
+def test_a_file_cut_off_anywhere_is_absence_that_is_told(tmp_path, caplog):
+    store = DiskStore(tmp_path, context(), "f")
+    store.save(contribution())
+    path = store.folder.file(3, "message-9")
+    good = path.read_bytes()
+    lengths = range(0, len(good), 9)
+    for length in lengths:
+        path.write_bytes(good[:length])
+        assert store.load(3, ["message-9"]) is None
+    assert caplog.text.count("cannot be used and count as absent") == len(lengths)
+
+
 def test_what_may_not_be_read_counts_as_absent(tmp_path, caplog, monkeypatch):
     store = DiskStore(tmp_path, context(), "f")
     store.save(contribution())
@@ -270,6 +290,8 @@ def test_what_may_not_be_read_counts_as_absent(tmp_path, caplog, monkeypatch):
     assert store.load(3, ["message-9"]) is None
     assert "cannot be used and count as absent" in caplog.text
     assert "Permission denied" in caplog.text
+    monkeypatch.undo()
+    assert store.load(3, ["message-9"]) is not None, "it is not damaged"
 
 
 @pytest.mark.parametrize(
@@ -376,6 +398,69 @@ def test_a_node_that_was_started_anew_takes_over_and_the_one_before_it_is_refuse
     claim(tmp_path, "12", "server/4")
 
 
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as made, contextlib.chdir(path.parent):
+        made.bind(path.name)
+
+
+def make_loop(path):
+    path.symlink_to(path.name)
+
+
+def make_endless(path):
+    path.symlink_to("/dev/zero")
+
+
+def make_link(path):
+    path.with_name("mine").write_text("mine")
+    path.symlink_to("mine")
+
+
+def make_folder(path):
+    path.mkdir()
+    (path / "file").write_text("x")
+
+
+OBSTACLES = [make_pipe, make_socket, make_loop, make_endless, make_link, make_folder]
+
+
+@pytest.mark.parametrize("name", ["owner.json", "lock"])
+@pytest.mark.parametrize("make", OBSTACLES)
+def test_what_is_in_the_place_of_a_note_or_lock_is_told_once_and_heals(
+    make, name, tmp_path, caplog
+):
+    """Nothing is waited for, and nothing is written where a link leads."""
+    claim(tmp_path, "10", "server/1")
+    folder = DiskStore(tmp_path, context(), "f").folder.path
+    (folder / name).unlink()
+    make(folder / name)
+    claim(tmp_path, "10", "server/2")
+    claim(tmp_path, "10", "server/3")
+    assert caplog.text.count(f"{name} is no file that can be used and counts as absent") == 1
+    with pytest.raises(ValueError, match="node 11 and node 10 both use"):
+        claim(tmp_path, "11", "server/3")
+    assert {p.name for p in folder.iterdir() if p.name != "mine"} == {"owner.json", "lock"}
+    if make is make_link:
+        assert (folder / "mine").read_text() == "mine"
+
+
+def test_a_lock_that_may_not_be_written_is_replaced(tmp_path, monkeypatch):
+    """As one of root's, of a client that ran as root once."""
+    claim(tmp_path, "10", "server/1")
+    lock = DiskStore(tmp_path, context(), "f").folder.path / "lock"
+    lock.write_text("root's")
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, *a, **k: Path(path).name != "lock" and access(path, *a, **k)
+    )
+    claim(tmp_path, "10", "server/2")
+    assert lock.read_text() == ""
+
+
 def test_a_server_that_does_not_name_its_sendings_is_not_noted(tmp_path):
     claim(tmp_path, "10", "")
     claim(tmp_path, "11", "")
@@ -383,10 +468,12 @@ def test_a_server_that_does_not_name_its_sendings_is_not_noted(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"session": 3}', "\xff", "[" * 100_000])
-def test_a_damaged_note_of_who_uses_the_folder_counts_as_absent(text, tmp_path):
+def test_a_damaged_note_of_who_uses_the_folder_counts_as_absent(text, tmp_path, caplog):
     claim(tmp_path, "10", "server/1")
     (tmp_path / DiskStore(tmp_path, context(), "f").folder.path / "owner.json").write_text(text)
     claim(tmp_path, "11", "server/1")
+    claim(tmp_path, "11", "server/1")
+    assert caplog.text.count("owner.json, of who uses the folder, cannot be used and counts") == 1
 
 
 # ---- what is left behind
@@ -507,3 +594,22 @@ def test_state_of_another_model_in_the_same_run_counts_as_absent(tmp_path, caplo
     assert curvature.penalty is not None
     assert torch.equal(curvature.penalty.curvature.precision["weight"], ones["weight"])
     assert "of another model and count as absent" in caplog.text
+
+
+def test_terms_that_exceed_the_sums_count_as_absent(tmp_path, caplog):
+    """They cannot be in them, whatever the file says."""
+    owner = context_of(0)
+    ones = {name: torch.ones_like(p) for name, p in new_model().named_parameters()}
+    large = {name: value.clone() for name, value in ones.items()}
+    large["weight"].view(-1)[-1] = 1.5
+    for precision, told in ((large, 1), (ones, 0)):
+        caplog.clear()
+        own = Contribution(1, "message-9", Curvature(precision, ones))
+        DiskStore(tmp_path, owner, "f").save(own)
+        sums = Curvature({n: p.clone() for n, p in ones.items()}, dict(ones))
+        instruction = Instruction(0.1, 2, 1, ["message-9", "b"], federation="f", sums=sums)
+        got = ClientCurvature(
+            message_with(instruction), owner, new_model(), state_dir=tmp_path
+        ).penalty.curvature.precision["weight"]
+        assert torch.equal(got, ones["weight"] if told else torch.zeros_like(ones["weight"]))
+        assert caplog.text.count("exceed the server's sums of them and count as absent") == told
