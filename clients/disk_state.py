@@ -6,12 +6,14 @@ import logging
 import os
 import shutil
 import stat
+import struct
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
+from zipfile import BadZipFile
 
 import torch
 
@@ -33,6 +35,8 @@ _MOST_KEPT = 8
 _LONGEST_CLAIM_S = 10.0
 _LONGEST_NAME = 100
 _LONGEST_NOTE = 2**20
+# what a damaged file makes of its reader; a lack of memory, say, is no damage
+_DAMAGE = (ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, BadZipFile)
 
 
 class DiskFolder:
@@ -91,9 +95,9 @@ class DiskFolder:
 
         What is damaged, or of the wrong kind, is told and removed, so that it is told once.
         """
-        self._forget_earlier_version()
-        remove_leftovers(self.path)
         try:
+            self._forget_earlier_version()
+            remove_leftovers(self.path)
             there = {
                 p.name for p in self.path.iterdir() if p.name.startswith(_prefix(server_round))
             }
@@ -110,7 +114,7 @@ class DiskFolder:
             logger.warning("own statistics cannot be used and count as absent: %s", error)
             if isinstance(error, OSError):
                 self._removed_obstacles()
-            elif not isinstance(error.__cause__, OSError):  # it could be read, and is damaged
+            elif error.__cause__ is None or isinstance(error.__cause__, _DAMAGE):
                 _remove(path)
             return None
 

@@ -283,15 +283,30 @@ def test_what_may_not_be_read_counts_as_absent(tmp_path, caplog, monkeypatch):
     store = DiskStore(tmp_path, context(), "f")
     store.save(contribution())
 
-    def refuse(path, *args, **options):
+    for error in (PermissionError(13, "Permission denied"), MemoryError("too large")):
+
+        def refuse(path, *args, error=error, **options):
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "open", refuse)
+            assert store.load(3, ["message-9"]) is None
+        assert "cannot be used and count as absent" in caplog.text
+        assert error.args[-1] in caplog.text
+        assert store.load(3, ["message-9"]) is not None, "it is not damaged"
+
+
+def test_a_folder_that_may_not_be_looked_into_counts_as_absent(tmp_path, caplog, monkeypatch):
+    store = DiskStore(tmp_path, context(), "f")
+    store.save(contribution())
+
+    def refuse(path, **options):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "iterdir", refuse)
     assert store.load(3, ["message-9"]) is None
-    assert "cannot be used and count as absent" in caplog.text
-    assert "Permission denied" in caplog.text
-    monkeypatch.undo()
-    assert store.load(3, ["message-9"]) is not None, "it is not damaged"
+    assert caplog.text.count("cannot be used and count as absent") == 1
 
 
 @pytest.mark.parametrize(
