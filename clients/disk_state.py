@@ -36,7 +36,10 @@ _LONGEST_CLAIM_S = 10.0
 _LONGEST_NAME = 100
 _LONGEST_NOTE = 2**20
 # what a damaged file makes of its reader; a lack of memory, say, is no damage
-_DAMAGE = (ValueError, KeyError, TypeError, SyntaxError, EOFError, struct.error, BadZipFile)
+_DAMAGE = (
+    *(BadZipFile, EOFError, KeyError, NotImplementedError, SyntaxError, TypeError, ValueError),
+    struct.error,
+)
 
 
 class DiskFolder:
