@@ -116,6 +116,8 @@ def _require_classification(config: Mapping[str, Any]) -> None:
 
 def _own_data(settings: Mapping[str, Any], task: str) -> DataSet:
     place = str(settings[_OWN_DATA[settings["name"]]])
+    if settings["name"] == "arrays":
+        place = str(Path(place).absolute())  # as clients are told of it
     options = json.dumps(own_options("data.function", settings.get("options")), sort_keys=True)
     version = version_of(f"data.{_OWN_DATA[settings['name']]}", place)
     flags = [bool(settings.get(key)) for key in ("standardise", "channels_last")]

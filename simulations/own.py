@@ -8,6 +8,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 OWN_VARIABLE = "FEDCURV_OWN"
@@ -69,8 +70,14 @@ def with_own_names(task: Mapping[str, Any], node_config: Mapping[str, Any]) -> d
 
 
 def own_names(config: Mapping[str, Any]) -> str:
-    """Return the names in a configuration as ``FEDCURV_OWN`` has them."""
-    return json.dumps({p: name for p in _PATHS if (name := _value(config, p)) is not None})
+    """Return the names in a configuration as ``FEDCURV_OWN`` has them.
+
+    A file is named from the root on: clients may run in processes with another working folder.
+    """
+    names = {p: name for p in _PATHS if (name := _value(config, p)) is not None}
+    if "data.file" in names:
+        names["data.file"] = str(Path(names["data.file"]).absolute())
+    return json.dumps(names)
 
 
 def _needed(config: Mapping[str, Any]) -> list[str]:

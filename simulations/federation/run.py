@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
@@ -52,7 +53,7 @@ def said_to_clients(config: Mapping[str, Any]) -> dict[str, str]:
     data = config["data"]
     return {
         OWN_VARIABLE: own_names(config),
-        DATA_ROOT_VARIABLE: str(data.get("root", "data")),
+        DATA_ROOT_VARIABLE: str(Path(data.get("root", "data")).absolute()),
         DATA_DOWNLOAD_VARIABLE: str(data.get("download", False)).lower(),
     }
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from flwr.serverapp import Grid, ServerApp
 _CLUSTER_S = 30.0
 # how long the engine may take to stop, once the server has come to its end
 _STOP_S = 60.0
+
+# what variables of this project are called
+_OURS = "FEDCURV_"
 
 _ASK = """
 import json, sys, ray
@@ -113,8 +117,9 @@ def run_on_ray(
     quiet = flower_log.level > logging.INFO
     init_args = {"log_to_driver": not quiet, **runner["init_args"]}
     if quiet:
-        init_args.setdefault("logging_level", logging.WARNING)
+        init_args.setdefault("logging_level", logging.ERROR)
         flower_log.setLevel(logging.CRITICAL)  # errors are told once, by whoever gets them
+        warnings.filterwarnings("ignore", "Tip: In future versions of Ray", FutureWarning)
     of_server: list[BaseException] = []
     of_engine: list[BaseException] = []
     server_is_done, engine_is_done = threading.Event(), threading.Event()
@@ -131,14 +136,12 @@ def run_on_ray(
 
     def engine() -> None:
         try:
+            _begin(init_args)
             run_simulation(
                 watched,
                 client_app,
                 num_clients,
-                backend_config={
-                    "client_resources": dict(runner["client_resources"]),
-                    "init_args": init_args,
-                },
+                backend_config={"client_resources": dict(runner["client_resources"])},
             )
         except BaseException as error:
             of_engine.append(error)
@@ -154,6 +157,21 @@ def run_on_ray(
         raise of_server[0]
     if not server_is_done.is_set():
         raise EngineFailed(f"runner=ray: Flower's engine cannot go on: {_reason(of_engine)}")
+
+
+def _begin(init_args: Mapping[str, Any]) -> None:
+    """Begin Ray here, or join a cluster, whose workers have neither our environment nor our folder.
+
+    Flower's engine takes what has begun.
+    """
+    import ray
+
+    given = dict(init_args.get("runtime_env") or {})
+    said = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
+    said["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+    given["env_vars"] = {**said, **given.get("env_vars", {})}
+    if not ray.is_initialized():
+        ray.init(**{"include_dashboard": False, **init_args, "runtime_env": given})
 
 
 def _reason(errors: list[BaseException]) -> str:
