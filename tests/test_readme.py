@@ -74,8 +74,12 @@ def test_make_targets_exist():
 
 
 def first_of_each_sweep(line: str) -> list[str]:
-    """Return a command line's overrides, the first value in the place of several."""
-    overrides = [word for word in shlex.split(line)[1:] if not word.startswith("--")]
+    """Return a command line's overrides, the first value in the place of several.
+
+    Without those of a launcher, which need not be installed.
+    """
+    words, others = shlex.split(line)[1:], ("--", "hydra/launcher=", "hydra.launcher.")
+    overrides = [word for word in words if not word.startswith(others)]
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [
         f"{o.get_key_element()}={next(o.sweep_string_iterator())}"
