@@ -43,7 +43,7 @@ def test_a_mistake_in_a_later_job_keeps_the_table_over_the_earlier(tmp_path, com
     assert done.code == 1
     overrides = " ".join([*SMALL, "strategy=fedavg", "client.lr=-1"])
     assert done.errors == (
-        f"fedcurv-simulate: job #1 ({overrides}): lr must be > 0 and finite, got -1\n"
+        f"fedcurv-simulate: job #1 ({overrides}): client.lr must be > 0 and finite, got -1\n"
         f"fedcurv-simulate: 1 of the jobs failed; {tmp_path}/*/failed.txt says why\n"
     )
     assert [row["job"] for row in rows_of(tmp_path / "sweep.csv")] == ["0"]
