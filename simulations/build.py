@@ -154,7 +154,7 @@ def _own_data_set(
 
 
 def versions_of(config: Mapping[str, Any]) -> tuple[object, ...]:
-    """Return what is another once the data or the partition that a task names are others."""
+    """Return what changes with the data and the partition that a task names."""
     data, partition = config["data"], config["partition"]
     named = [(f"data.{key}", data.get(key)) for key in (_OWN_DATA.get(str(data["name"])),) if key]
     if partition["name"] == "function":

@@ -123,8 +123,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             training.check_model(made)
             if isinstance(data, DataSet):
                 check_model(made, data, settings["model"]["name"])
-                samples = data.train_samples(np.arange(min(2, len(data.labels))))
-                check_own_loss(settings["client"]["loss"], made, samples)
+                check_own_loss(settings["client"], made, data)
     if isinstance(data, DataSet):
         inputs, _ = data.train_samples(np.arange(1))
         check_feature_noise(settings["data"].get("feature_noise", 0.0), inputs)

@@ -135,7 +135,9 @@ def dotted_object(path: str, name: Any) -> Any:
 
 
 def version_of(path: str, name: str) -> tuple[object, ...]:
-    """Return what is another for what a name stands for now than for what it stood for before.
+    """Return what changes with what a name stands for: its function, that one's file, or a file.
+
+    A function is another after a reload.
 
     Args:
         path: where the configuration names it, for messages; of a file if it ends in ``file``.

@@ -89,19 +89,20 @@ def require_same_data(config: Mapping[str, Any], data: DataSet) -> None:
     _found_same.add(key)
 
 
-def check_own_loss(
-    description: str | Mapping[str, Any], model: nn.Module, samples: tuple[Tensor, Tensor]
-) -> None:
+def check_own_loss(client: Mapping[str, Any], model: nn.Module, data: DataSet) -> None:
     """Raise a ValueError unless a model can be trained by the user's own loss, if there is one.
 
     Args:
-        description: see :func:`make_loss`.
+        client: of a configuration.
         model: left as it is.
-        samples: inputs and targets, as a client has them.
+        data: of which a batch is tried, drawn at random.
     """
+    description = client["loss"]
     if not isinstance(description, Mapping) or description.get("name") != "function":
         return
-    place, (inputs, targets) = f"client.loss.function={description.get('function')}", samples
+    drawn = np.random.default_rng(0).permutation(len(data.labels))[: client["batch_size"]]
+    inputs, targets = data.train_samples(drawn)
+    place = f"client.loss.function={description.get('function')}"
     loss, was_training = make_loss(description), model.training
     try:
         with torch.enable_grad():

@@ -354,7 +354,7 @@ def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
         ),
         (
             ["client.loss={name: function, function: 'own_things:Each'}"],
-            r"own_things:Each: expected a batch's mean loss.* got shape \(2,\) and requires_grad="
+            r"own_things:Each: expected a batch's mean loss.* got shape \(16,\) and requires_grad="
             r"True; reduce it by \.mean\(\)",
         ),
         (
@@ -372,7 +372,7 @@ def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
         ),
         (
             ["client.loss={name: function, function: 'own_things:Unfit'}"],
-            "own_things:Unfit raised RuntimeError: .* for 2 samples' outputs and targets",
+            "own_things:Unfit raised RuntimeError: .* for 16 samples' outputs and targets",
         ),
         (["client.loss={name: function}"], "client.loss.function must be module:function, got"),
         (
