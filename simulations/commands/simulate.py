@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message, MessageType
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -13,6 +12,7 @@ from fedcurv.simulations.commands.frame import Done, remove_if_empty, run_comman
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.console.interruption import KEPT, Interrupted
 from fedcurv.simulations.console.progress import Steps
+from fedcurv.simulations.federation.counting import Counting
 from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.saved import SavedStrategy, folder_of_progress, forget
 from fedcurv.simulations.federation.server_app import make_server_app
@@ -170,10 +170,12 @@ def _run_strategy(
         files.write(histories)
     with Steps("round", num_rounds, finished=finished) as steps:
         steps.begin(saved.name)
+        clients = Counting(resolved, lambda d, of: steps.part(f"{d} of {of} clients", d / of))
         watchers: list[Callable[[RoundRecord], object]] = [
             saved.note,
             lambda record: files.add(history),
             lambda record: _show(steps, record, metric),
+            lambda record: clients.begin_round(),
         ]
         server_app = make_server_app(
             resolved,
@@ -184,7 +186,7 @@ def _run_strategy(
             **options,
         )
         try:
-            run(server_app, resolved, _counted(steps))
+            run(server_app, resolved, clients)
         except RoundFailed as error:
             history.failure = str(error)
     saved.end(history.failure)
@@ -194,19 +196,6 @@ def _show(steps: Steps, record: RoundRecord, metric: Metric) -> None:
     value = float(str(evaluation(record)[metric.name]))
     if record.server_round > 0:
         steps.done(record.server_round, metric.note(value))
-
-
-def _counted(steps: Steps) -> Callable[[Message], None]:
-    """Return what shows how many clients have been trained in a round."""
-    counts: dict[str, int] = {}
-
-    def on_reply(message: Message) -> None:
-        if message.metadata.message_type == MessageType.TRAIN:
-            server_round = message.metadata.group_id
-            counts[server_round] = counts.get(server_round, 0) + 1
-            steps.part(f"{counts[server_round]} clients are done")
-
-    return on_reply
 
 
 if __name__ == "__main__":

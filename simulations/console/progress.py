@@ -51,6 +51,7 @@ class Steps:
         self._at_first, self._began = finished, time.monotonic()
         self._description = self._part = ""
         self._said = self._step_began = self._began
+        self._expected_s: float | None = None  # of the present step
         self._over, self._lock = threading.Event(), threading.Lock()
         columns: list[ProgressColumn] = [
             TextColumn(f"{{task.description:<{width}}}"),
@@ -82,13 +83,19 @@ class Steps:
     def begin(self, description: str) -> None:
         """Name what goes on now."""
         self._description, self._step_began = description, time.monotonic()
-        self._part = ""
+        self._part, self._expected_s = "", None
         if self._bar is not None:
             self._bar.update(self._task, description=description)
 
-    def part(self, text: str) -> None:
-        """Say how far the present step is."""
-        self._part = text
+    def part(self, text: str, share: float = 0.0) -> None:
+        """Say how far the present step is.
+
+        Args:
+            text: in words.
+            share: of it that is done, from 0 for an unknown one to 1.
+        """
+        took = time.monotonic() - self._step_began
+        self._part, self._expected_s = text, took / share if share else None
 
     def done(self, finished: int, note: str = "") -> None:
         """Note how many steps are finished now.
@@ -98,7 +105,8 @@ class Steps:
             note: what came of the last.
         """
         took = time.monotonic() - self._step_began
-        self._finished, self._step_began, self._part = finished, time.monotonic(), ""
+        self._finished, self._step_began = finished, time.monotonic()
+        self._part, self._expected_s = "", None
         if self._bar is not None:
             self._bar.update(self._task, completed=finished, note=note, part="")
         elif took > _AT_ONCE_S or finished == self._total:
@@ -125,13 +133,19 @@ class Steps:
                 flush=True,
             )
 
+    def _of_step(self) -> str:
+        took, expected_s = time.monotonic() - self._step_began, self._expected_s
+        told = [self._part] if self._part else []
+        told.append(f"{clock(took)} so far")
+        if expected_s is not None:
+            told.append(f"{clock(max(0.0, expected_s - took))} left of this {self._unit}")
+        return ", ".join(told)
+
     def _go_on_saying(self) -> None:
         while not self._over.wait(1.0):
             if self._finished >= self._total:
                 continue
-            text = f"{clock(time.monotonic() - self._step_began)} so far"
-            if self._part:
-                text = f"{self._part}, {text}"
+            text = self._of_step()
             if self._bar is not None:
                 self._bar.update(self._task, part=text)
             elif time.monotonic() - self._said >= _SAY_S:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedcurv.private_files import replaced
 from fedcurv.simulations.configuration import check_simulation, resolve
+from fedcurv.simulations.federation.counting import Counting
 from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric
@@ -24,6 +25,7 @@ from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
 
 Settings = Mapping[str, Any]
+Show = Callable[[str, float], object]
 
 _OF_STRATEGY = "strategy."
 # rounds over which the final score is averaged: one round's is noisy
@@ -109,7 +111,7 @@ def run_or_read(
     config: DictConfig,
     plan: Plan,
     folder: Path,
-    show: Callable[[str], object] = lambda text: None,
+    show: Show = lambda text, share: None,
 ) -> Run:
     """Return what came of a plan: read, if the same configuration was run before, else run.
 
@@ -117,7 +119,7 @@ def run_or_read(
         config: as conf/experiments.yaml has it.
         plan: what to run.
         folder: of all runs.
-        show: told how far it is.
+        show: told how far it is, and which share of it is done.
 
     Raises:
         ValueError: if the configuration cannot work.
@@ -154,9 +156,7 @@ def _read(file: Path, plan: Plan, metric: Metric) -> Run:
         ) from error
 
 
-def _run(
-    plan: Plan, resolved: dict[str, Any], strategy: DictConfig, show: Callable[[str], object]
-) -> Run:
+def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig, show: Show) -> Run:
     history = run_to_its_end(resolved, strategy, plan.method, show)
     failure = history.failure.strip().splitlines()[-1] if history.failure else ""
     taken, metric = summarise(history, ()), metric_of(resolved)
@@ -172,25 +172,30 @@ def _run(
     )
 
 
-def run_to_its_end(
-    resolved: dict[str, Any], strategy: Any, name: str, show: Callable[[str], object]
-) -> History:
+def run_to_its_end(resolved: dict[str, Any], strategy: Any, name: str, show: Show) -> History:
     """Run one strategy; its history tells if the training diverged or all clients failed.
 
     Args:
         resolved: configuration.
         strategy: its description.
         name: of the history.
-        show: told after each round how far it is.
+        show: told after each round and each client how far it is, and which share of it is done.
     """
-    history = History(name)
+    history, rounds = History(name), resolved["num_rounds"]
 
     def say(record: RoundRecord) -> None:
-        show(f"round {record.server_round} of {resolved['num_rounds']} is done")
+        show(f"round {record.server_round} of {rounds} is done", record.server_round / rounds)
 
-    server_app = make_server_app(resolved, make_strategy(strategy, resolved), history, [say])
+    def part_of_round(done: int, of: int) -> None:
+        finished = history.rounds[-1].server_round if history.rounds else 0
+        text = f"round {finished + 1} of {rounds}, {done} of {of} clients"
+        show(text, (finished + done / of) / rounds)
+
+    clients = Counting(resolved, part_of_round)
+    watchers = [say, lambda record: clients.begin_round()]
+    server_app = make_server_app(resolved, make_strategy(strategy, resolved), history, watchers)
     try:
-        run(server_app, resolved)
+        run(server_app, resolved, clients)
     except RoundFailed as error:
         history.failure = str(error)
     return history

@@ -32,7 +32,7 @@ def run(
         server_app: to run.
         config: resolved: ``num_clients``; ``runner`` with its ``name`` (local, batched or ray), for
             ray also ``client_resources`` and ``init_args``; ``data.root``.
-        on_reply: called after each message that a client has handled, except on Ray.
+        on_reply: called after each message that a client has handled, perhaps in other threads.
 
     Raises:
         KeyError: for an unknown runner.
@@ -93,7 +93,7 @@ def _run_batched(
 def _run_ray(
     server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
 ) -> None:
-    run_on_ray(server_app, client_app, num_clients, runner)
+    run_on_ray(server_app, client_app, num_clients, runner, on_reply)
 
 
 RUNNERS: dict[str, Callable[[ServerApp, int, Mapping[str, Any], OnReply], None]] = {

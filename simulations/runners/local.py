@@ -179,7 +179,9 @@ class LocalGrid(Grid):
         self._name(message)
         context = self.contexts[message.metadata.dst_node_id]
         received = copy.deepcopy(message)
-        return self._keep(received, context, lambda: self._client_app(received, context))
+        message_id = self._keep(received, context, lambda: self._client_app(received, context))
+        self._on_reply(received)
+        return message_id
 
     def _keep(
         self, received: Message, context: Context, answer: Callable[[], Message | None]
@@ -196,5 +198,4 @@ class LocalGrid(Grid):
         if reply is not None:  # a handler may stay silent
             set_message_id(reply, f"reply-to-{message_id}")
             self._replies[message_id] = reply
-        self._on_reply(received)
         return message_id

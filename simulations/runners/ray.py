@@ -8,11 +8,11 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -102,9 +102,20 @@ def _in_cluster(address: str) -> dict[str, float]:
 
 
 def run_on_ray(
-    server_app: ServerApp, client_app: ClientApp, num_clients: int, runner: Mapping[str, Any]
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_clients: int,
+    runner: Mapping[str, Any],
+    on_reply: Callable[[Message], object] = lambda message: None,
 ) -> None:
     """Run a federation on Flower's engine, in a thread, so that signals and its end are noticed.
+
+    Args:
+        server_app: to run.
+        client_app: handles the messages, in Ray's processes.
+        num_clients: how many nodes there are.
+        runner: see ``check_ray``.
+        on_reply: called with each reply when the server fetches it.
 
     Raises:
         EngineFailed: if the engine cannot go on.
@@ -128,6 +139,7 @@ def run_on_ray(
     @watched.main()
     def main(grid: Grid, context: Context) -> None:
         try:
+            tell_replies(grid, on_reply)
             server_app(grid, context)
         except BaseException as error:
             of_server.append(error)
@@ -157,6 +169,19 @@ def run_on_ray(
         raise of_server[0]
     if not server_is_done.is_set():
         raise EngineFailed(f"runner=ray: Flower's engine cannot go on: {_reason(of_engine)}")
+
+
+def tell_replies(grid: Grid, on_reply: Callable[[Message], object]) -> None:
+    """Have a grid tell of each reply that is fetched from it."""
+    pull = grid.pull_messages
+
+    def pull_and_tell(message_ids: Iterable[str]) -> list[Message]:
+        replies = list(pull(message_ids))
+        for reply in replies:
+            on_reply(reply)
+        return replies
+
+    grid.pull_messages = pull_and_tell  # type: ignore[method-assign]
 
 
 def _begin(init_args: Mapping[str, Any]) -> None:

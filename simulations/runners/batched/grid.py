@@ -42,7 +42,8 @@ class BatchedGrid(LocalGrid):
         client_app: handles all other messages.
         make_task: the ClientApp's, see ``fedcurv.clients.client_app``.
         num_nodes: see LocalGrid.
-        on_reply: see LocalGrid.
+        on_reply: called likewise, or with the message of a client that was stacked when it has
+            trained, in a thread of its stack.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class BatchedGrid(LocalGrid):
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         messages = list(messages)
         rounds = [self._begun(message) for message in messages]
-        _train([local for local in rounds if local is not None])
+        _train([local for local in rounds if local is not None], self._on_reply)
         for index, message in enumerate(messages):
             left = None if timeout is None else deadline - time.monotonic()
             # let go of each client's model with its reply
@@ -109,7 +110,12 @@ class BatchedGrid(LocalGrid):
         return self._keep(local.message, local.context, answer)
 
 
-def _train(rounds: Sequence[LocalRound]) -> None:
+def _train(rounds: Sequence[LocalRound], on_trained: Callable[[Message], object]) -> None:
+    def train(stack: Sequence[LocalRound]) -> None:
+        _train_stack(stack)
+        for local in stack:
+            on_trained(local.message)
+
     together: dict[tuple[object, ...], list[LocalRound]] = {}
     for local in rounds:
         together.setdefault(same_kind(local), []).append(local)
@@ -119,7 +125,7 @@ def _train(rounds: Sequence[LocalRound]) -> None:
     with num_threads(1):
         pool = ThreadPoolExecutor(at_a_time)
         try:
-            list(pool.map(_train_stack, stacks))  # raises what they raise
+            list(pool.map(train, stacks))  # raises what they raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # who was interrupted must not wait
             raise
