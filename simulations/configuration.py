@@ -37,6 +37,7 @@ from fedcurv.simulations.tried import (
     check_model,
     check_own_loss,
     require_same_data,
+    require_same_model,
     require_same_parts,
 )
 
@@ -123,6 +124,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             training.check_model(made)
             if isinstance(data, DataSet):
                 check_model(made, data, settings["model"]["name"])
+                require_same_model(settings, data, made)
                 check_own_loss(settings["client"], made, data)
     if isinstance(data, DataSet):
         inputs, _ = data.train_samples(np.arange(1))

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedcurv.clients.training import fault_of_loss
-from fedcurv.simulations.build import load_anew, versions_of
+from fedcurv.global_state import seeded
+from fedcurv.simulations.build import load_anew, make_model, versions_of
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.own_calls import in_one_line
 from fedcurv.simulations.parts.losses import make_loss
@@ -64,6 +65,43 @@ def require_same_parts(
             f"partition.function={place}: expected the same parts each time, got others when it "
             "was called again; draw from a generator made of seed"
         )
+
+
+def require_same_model(config: Mapping[str, Any], data: DataSet, model: nn.Module) -> None:
+    """Raise a ValueError if the user's function, called once more, makes another model.
+
+    Weights travel; what else a model has, each client makes for itself.
+
+    Args:
+        config: that names the function, if it names one.
+        data: that both models are tried on, with the same weights.
+        model: that it made, checked.
+    """
+    if config["model"]["name"] != "function":
+        return
+    again = make_model(config, data)
+    try:
+        again.load_state_dict(model.state_dict())
+        one, other = (_outputs(made, data.telling_inputs()) for made in (model, again))
+        are_same = torch.allclose(one, other, equal_nan=True)
+    except Exception:  # of whatever class other shapes make
+        are_same = False
+    if not are_same:
+        raise ValueError(
+            f"model.function={config['model']['function']}: expected the same model each time, got "
+            "one that gives other outputs with the same weights when it was called again; keep "
+            "what is drawn as a buffer, or draw it from a generator with a seed of its own"
+        )
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    was_training = model.training
+    try:
+        with torch.no_grad(), seeded(0):
+            outputs: Tensor = model.eval()(inputs)
+            return outputs
+    finally:
+        model.train(was_training)
 
 
 def require_same_data(config: Mapping[str, Any], data: DataSet) -> None:

@@ -102,6 +102,24 @@ class Projected(nn.Module):
     def forward(self, x):
         return self.output(x @ self.projection)
 
+class Chance(Projected):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        drawn = np.random.default_rng().random(self.projection.shape, np.float32)
+        self.projection = torch.from_numpy(drawn)
+
+class Kept(Projected):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        drawn = torch.from_numpy(np.random.default_rng().random((shape[0], 4), np.float32))
+        del self.projection
+        self.register_buffer("projection", drawn)
+
+class Sized(Projected):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.more = nn.Linear(int(np.random.default_rng().integers(1, 10**6)), 1)
+
 class Each(nn.Module):
     def forward(self, logits, targets):
         return nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -275,6 +293,10 @@ def test_global_random_numbers_are_the_same_at_every_call_and_stay_as_they_were(
     assert all(torch.equal(one, other) for one, other in zip(first, seen(), strict=True))
 
 
+def test_what_a_model_draws_and_keeps_as_a_buffer_travels():
+    resolve(configuration(*SMALL, *OWN, "model=function", "model.function=own_things:Kept"))
+
+
 def test_an_own_model_follows_the_seed_of_the_configuration():
     own = ["model=function", "model.function=own_things:Projected"]
     one, other = (resolve(configuration(*SMALL, *OWN, *own, f"seed={seed}")) for seed in (1, 2))
@@ -341,6 +363,14 @@ def test_whatever_is_no_file_of_arrays_is_said_in_one_line(tmp_path):
             r"model=function: expected logits of shape \(2, 3\), one for each.* got \(2, 2\)",
         ),
         (["model=function", "model.function=own_things:nothing"], "raised TypeError"),
+        (
+            ["model=function", "model.function=own_things:Chance"],
+            "own_things:Chance: expected the same model each time, .* keep what is drawn as a",
+        ),
+        (
+            ["model=function", "model.function=own_things:Sized"],
+            "own_things:Sized: expected the same model each time",
+        ),
         (["model=cnn"], r"model=cnn takes pictures of shape .*, got inputs of shape \(5,\)"),
         (["model=lstm"], "model=lstm cannot take float32 inputs"),
         (
