@@ -127,16 +127,19 @@ class _OnePositionEach(Sequence[Tensor]):
 
 
 def _positions(likelihood: Categorical, outputs: Tensor, targets: Tensor) -> _Positions:
-    require_classes(outputs)
     last = outputs
     restored: Callable[[Tensor], Tensor]
     if outputs.ndim == 2:
+        require_classes(outputs)
+        if likelihood.weight is not None and not targets.is_floating_point():
+            with_classes_second(outputs, targets)
         logits = outputs.unsqueeze(1)
         restored = _without_positions
     else:
         second = outputs
         if not targets.is_floating_point():
             second = with_classes_second(outputs, targets)
+        require_classes(second)
         last = second.movedim(1, -1)
         logits = last.flatten(1, -2)
         if second is outputs:
@@ -159,11 +162,12 @@ def _counts(likelihood: Categorical, targets: Tensor, logits: Tensor) -> Tensor 
             )
         return None
     labels = targets.reshape(logits.shape[0], -1)
+    if not labels.is_complex():
+        labels = labels.long()  # -100 is 156 in 8 bits
     known = labels != likelihood.ignored
     if likelihood.weight is None:
         return None if bool(known.all()) else known.unsqueeze(-1).to(logits.dtype)
-    require_labels(labels)
-    labels = labels.long()
+    require_labels(targets)
     classes = logits.shape[-1]
     require_in_range(labels, classes, likelihood.ignored)
     if len(likelihood.weight) != classes:
@@ -204,6 +208,8 @@ def _factors_of_exact(log_p: Tensor) -> list[Tensor]:
         log_p: shape (..., C).
     """
     log_tail = log_p.flip(-1).logcumsumexp(-1).flip(-1)
+    # a class of probability zero leaves no choice, and 0/0 after it; but logits of NaN stay NaN
+    nothing = torch.where(log_p[..., :1].isnan(), torch.nan, 0.0).to(log_p.dtype)
     factors = []
     for j in range(log_p.shape[-1] - 1):
         tail = log_tail[..., j + 1, None]
@@ -211,6 +217,5 @@ def _factors_of_exact(log_p: Tensor) -> list[Tensor]:
         factor = torch.zeros_like(log_p)
         factor[..., j] = 1
         factor[..., j + 1 :] = -(log_p[..., j + 1 :] - tail).exp()
-        # a class of probability zero leaves no choice, and 0/0 after it
-        factors.append(torch.where(size > 0, size * factor, 0))
+        factors.append(torch.where(size > 0, size * factor, nothing))
     return factors

@@ -52,17 +52,20 @@ def cotangents(
     if kind == "empirical":
         return [_gradient(likelihood, outputs, targets)]
     if isinstance(likelihood, Categorical):
-        if outputs.ndim == 2 and (targets.ndim != 1 or targets.is_floating_point()):
-            targets = targets.new_zeros(len(outputs), dtype=torch.long)  # of no account
+        no_labels = targets.ndim != 1 or targets.is_floating_point()
+        if outputs.ndim == 2 and likelihood.weight is None and no_labels:  # they are of no account
+            one_known = int(likelihood.ignored == 0)
+            targets = targets.new_full((len(outputs),), one_known, dtype=torch.long)
         if kind == "sampled":
             return [drawn(likelihood, outputs, targets, generator)]
         return expected(likelihood, outputs, targets)
     if likelihood in (gaussian, multilabel):
         require_shape_of(outputs, targets)
     if likelihood is gaussian:  # E[(f - y)(f - y)ᵀ] is the identity
+        nothing = 0 * outputs  # but NaN where an output is not finite
         if kind == "exact":
-            return _one_by_one(torch.ones_like(outputs))
-        return [torch.empty_like(outputs).normal_(generator=generator)]
+            return _one_by_one(nothing + 1)
+        return [nothing + torch.empty_like(outputs).normal_(generator=generator)]
     if likelihood is bernoulli:
         one_logit(outputs)
     if kind == "exact":  # E[(p - y)²] = p (1 - p), in which neither factor may be a difference

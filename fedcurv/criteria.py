@@ -1,9 +1,11 @@
 """The likelihood that a criterion of torch stands for."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from fedcurv.curvature import extremes
 from fedcurv.likelihoods import (
     LIKELIHOODS,
     Categorical,
@@ -14,6 +16,7 @@ from fedcurv.likelihoods import (
     gaussian,
 )
 from fedcurv.losses import CrossEntropy
+from fedcurv.parameters import described
 
 
 def likelihood_of(given: Likelihood) -> tuple[NegativeLogLikelihood, bool]:
@@ -25,6 +28,10 @@ def likelihood_of(given: Likelihood) -> tuple[NegativeLogLikelihood, bool]:
     Raises:
         ValueError: for another name, or a criterion that is no likelihood, or not of logits.
     """
+    if isinstance(given, type):
+        raise ValueError(
+            f"likelihood must be a criterion, got its class; give {given.__name__}() instead"
+        )
     if isinstance(given, nn.Module):
         return _of_module(given)
     if isinstance(given, str):
@@ -55,6 +62,13 @@ def _of_module(criterion: nn.Module) -> tuple[NegativeLogLikelihood, bool]:
 def _cross_entropy(criterion: nn.Module) -> NegativeLogLikelihood:
     smoothing = float(getattr(criterion, "label_smoothing", 0.0))
     weight: Tensor | None = getattr(criterion, "weight", None)
+    if weight is not None:
+        low, high = extremes(weight)
+        if not (weight.ndim == 1 and low >= 0 and high < math.inf):
+            raise ValueError(
+                f"expected a finite weight >= 0 for each class, got {described(weight)} from "
+                f"{low:g} to {high:g}"
+            )
     return Categorical(weight, int(getattr(criterion, "ignore_index", -100)), smoothing)
 
 

@@ -36,8 +36,8 @@ class Categorical:
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return one value per sample."""
-        require_classes(outputs)
         if targets.is_floating_point():
+            require_classes(outputs)
             _require_probabilities(outputs, targets)
             targets = targets.to(outputs.dtype)
         else:
@@ -218,8 +218,11 @@ def with_classes_second(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return the logits as (N, C, ...), also if they came as (N, ..., C); never by a guess.
 
     Raises:
-        ValueError: for labels (N, ...) that do not fit, or if both readings do.
+        ValueError: for labels (N, ...) that do not fit, if both readings do, or for logits of fewer
+            than two classes.
     """
+    if outputs.ndim < 3:
+        require_classes(outputs)
     require_labels(labels)
     of_positions = labels.shape[1:]
     second = outputs.shape[2:] == of_positions and len(labels) == len(outputs)
@@ -240,7 +243,9 @@ def with_classes_second(outputs: Tensor, labels: Tensor) -> Tensor:
             f"(N, d1, ..., C), got labels {described(labels)} for outputs {tuple(outputs.shape)}; "
             f"{remedy}"
         )
-    return outputs if second else outputs.movedim(-1, 1)
+    logits = outputs if second else outputs.movedim(-1, 1)
+    require_classes(logits)
+    return logits
 
 
 def one_logit(outputs: Tensor) -> Tensor:

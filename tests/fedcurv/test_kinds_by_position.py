@@ -112,6 +112,69 @@ def test_an_ignored_label_counts_nothing_in_any_kind():
         assert_same(got, {name: one / 2 for name, one in known.items()})
 
 
+def test_a_label_in_eight_bits_is_not_taken_for_the_ignored_one():
+    """−100 is 156 there."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, 160).to(DOUBLE), torch.randn(2, 2, dtype=DOUBLE)
+    few = torch.tensor([156, 3], dtype=torch.uint8)
+    for kind in ("empirical", "exact"):
+        got = fisher_diagonal(model, [(x, few)], kind=kind)
+        assert_same(got, fisher_diagonal(model, [(x, few.long())], kind=kind), rtol=0)
+
+
+def test_sequences_of_one_step_may_have_their_classes_last():
+    model, x, _ = problem()
+    labels = torch.tensor([[0], [2], [1], [-100]])
+    for kind in ("empirical", "exact"):
+        got = fisher_diagonal(model, [(x[:, :1], labels)], kind=kind)
+        model.classes_last = False
+        assert_same(got, fisher_diagonal(model, [(x[:, :1], labels)], kind=kind))
+        model.classes_last = True
+
+
+def test_what_is_no_label_of_a_class_says_nothing_of_what_is_ignored():
+    model, x, _ = classifier()
+    shares = torch.full((6, CLASSES), 1 / CLASSES, dtype=DOUBLE)
+    criterion = nn.CrossEntropyLoss(ignore_index=0)
+    got = fisher_diagonal(model, [(x, shares)], kind="exact", likelihood=criterion)
+    assert_same(got, fisher_diagonal(model, [(x, shares)], kind="exact"))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "bad"),
+    [
+        ("categorical", math.nan),
+        ("categorical", math.inf),
+        ("multilabel", math.nan),
+        ("gaussian", math.nan),
+        ("gaussian", math.inf),
+    ],
+)
+def test_the_exact_kind_refuses_outputs_that_are_not_finite(likelihood, bad):
+    model, x, labels = classifier()
+    with torch.no_grad():
+        model[2].bias[1] = bad
+    targets = labels if likelihood == "categorical" else torch.zeros(6, CLASSES, dtype=DOUBLE)
+    with pytest.raises(ValueError, match="batch 0: expected finite losses and gradients"):
+        fisher_diagonal(model, [(x, targets)], kind="exact", likelihood=likelihood)
+
+
+def test_the_exact_kind_takes_classes_that_a_mask_excludes():
+    class Masked(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).index_fill(1, torch.tensor([1]), -math.inf)
+
+    model, x, _ = classifier()
+    got = fisher_diagonal(Masked(*model), [(x, torch.zeros(6).long())], kind="exact")
+    two = nn.Sequential(*model[:2], nn.Linear(4, 2)).to(DOUBLE)
+    with torch.no_grad():
+        two[2].weight.copy_(model[2].weight[::2])
+        two[2].bias.copy_(model[2].bias[::2])
+    assert_same(
+        got, {"0.weight": fisher_diagonal(two, [(x, x[:, 0] > 0)], kind="exact")["0.weight"]}
+    )
+
+
 # ---- criteria of torch
 
 
@@ -249,6 +312,15 @@ def test_a_criterion_without_a_reduction_is_a_function():
             {"likelihood": nn.CrossEntropyLoss(weight=torch.ones(2))},
             "a weight for each of 3 classes, got 2",
         ),
+        (
+            {"likelihood": nn.CrossEntropyLoss(weight=torch.tensor([1.0, -1.0, 2.0]))},
+            r"a finite weight >= 0 for each class, got float32 \(3,\) from -1 to 2",
+        ),
+        (
+            {"likelihood": nn.CrossEntropyLoss(weight=torch.ones(3, 3))},
+            r"weight >= 0 for each class, got float32 \(3, 3\)",
+        ),
+        ({"likelihood": nn.CrossEntropyLoss}, r"got its class; give CrossEntropyLoss\(\) inst"),
         ({"likelihood": 3}, "a criterion of torch, or a function, got 3"),
         ({"likelihood": "huber"}, "a criterion of torch, or a function, got 'huber'"),
         (
@@ -264,12 +336,15 @@ def test_what_is_no_likelihood_is_refused(options, message):
     assert "\n" not in str(error.value)
 
 
-def test_weights_of_classes_need_labels():
-    model, x, _ = classifier()
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
+def test_weights_of_classes_need_labels(kind):
+    model, x, labels = classifier()
     targets = torch.full((6, CLASSES), 1 / CLASSES, dtype=DOUBLE)
     criterion = nn.CrossEntropyLoss(weight=torch.ones(CLASSES))
     with pytest.raises(ValueError, match="expected integer labels for a cross-entropy with"):
-        fisher_diagonal(model, [(x, targets)], likelihood=criterion)
+        fisher_diagonal(model, [(x, targets)], kind=kind, likelihood=criterion)
+    with pytest.raises(ValueError, match="take their second axis away"):
+        fisher_diagonal(model, [(x, labels[:, None])], kind=kind, likelihood=criterion)
 
 
 def test_a_summary_of_a_sequence_has_one_position():
