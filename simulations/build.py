@@ -85,7 +85,7 @@ def described_data(config: Mapping[str, Any]) -> DataSet | DeviceData:
 
 
 def load_data(config: Mapping[str, Any]) -> DataSet:
-    """Return the data set that a configuration names, or some of its training samples."""
+    """Return the data set that a configuration names, or some of its samples."""
     settings = config["data"]
     seed, number = config["seed"], settings["train_samples"]
     if settings["name"] in _OWN_DATA:
@@ -102,6 +102,9 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
             "data.evaluate_on=validation needs data.validation_samples > 0, which are held out of "
             "the training samples"
         )
+    test_samples = settings.get("test_samples")
+    if test_samples is not None and settings["evaluate_on"] == "test":
+        data = data.with_some_tests(test_samples)
     return data if number is None else data.some(number, seed=seed)
 
 

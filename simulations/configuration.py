@@ -181,6 +181,8 @@ def _check_evaluation(settings: Mapping[str, Any]) -> None:
         return
     if settings["data"]["noise"]["kind"] != "none":
         raise ValueError("data.noise.kind: devices' own labels are left as they are; use none")
+    if settings["data"].get("test_samples") is not None:
+        raise ValueError("data.test_samples: data.test names the server's own test set; use null")
     if settings["data"].get("feature_noise", 0.0):
         raise ValueError("data.feature_noise: devices' own inputs are left as they are; use 0")
     if fraction == 0 and not any(settings["data"]["test"].values()):

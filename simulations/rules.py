@@ -92,6 +92,7 @@ _RULES: dict[str, Rule] = {
     "data.root": _TEXT,
     "data.download": _FLAG,
     "data.train_samples": (lambda v: v is None or is_integer(v, 0), "an integer >= 1, or null"),
+    "data.test_samples": (lambda v: v is None or is_integer(v), "an integer >= 1, or null"),
     "data.validation_samples": (lambda v: is_integer(v, -1), "an integer >= 0"),
     "data.noise.rate": _SHARE,
     "data.feature_noise": _NOT_NEGATIVE,
@@ -172,7 +173,17 @@ _REQUIRED_BY_NAME: dict[str, dict[str, tuple[str, ...]]] = {
 _KNOWN = {
     "data": {
         *("name", "root", "download", "train_samples", "validation_samples", "evaluate_on"),
-        *("noise", "feature_noise", "shape", "classes", "mean", "deviation", "label", "test"),
+        *(
+            "test_samples",
+            "noise",
+            "feature_noise",
+            "shape",
+            "classes",
+            "mean",
+            "deviation",
+            "label",
+            "test",
+        ),
         *("file", "function", "options", "standardise", "channels_last"),
     },
     "data.noise": {"kind", "rate", "clients"},

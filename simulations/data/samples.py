@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 
-# decides which samples are held out for validation
+# decides which samples are held out for validation, and which of the test samples are taken
 _SPLIT_SEED = 20_240_229
 
 
@@ -55,7 +55,9 @@ class DataSet:
     @property
     def labels(self) -> NDArray[Any]:
         """The training labels, for partitions; the targets as they are where there are none."""
-        targets = self.train_targets
+        return self._labels_of(self.train_targets)
+
+    def _labels_of(self, targets: Tensor) -> NDArray[Any]:
         if self.task.has_labels and targets.ndim == 2:  # zeros and ones
             targets = targets[:, 0].long()
         labels: NDArray[Any] = targets.numpy()
@@ -74,6 +76,31 @@ class DataSet:
             )
         generator = torch.Generator().manual_seed(seed)
         return self._with(torch.randperm(len(self.train_targets), generator=generator)[:number])
+
+    def with_some_tests(self, number: int) -> "DataSet":
+        """Return the same data set with so many of its test samples, the same ones for every seed.
+
+        Of each class there are as many as its share of all, to one sample; of targets that are no
+        classes they are chosen at random.
+
+        Raises:
+            ValueError: if there are fewer, or ``number`` < 1.
+        """
+        total = len(self.test_targets)
+        if not isinstance(number, int) or not 1 <= number <= total:
+            raise ValueError(
+                f"data.test_samples must be an integer from 1 to {total}, got {number!r}"
+            )
+        order = np.random.default_rng(_SPLIT_SEED).permutation(total)
+        if self.task.has_labels:
+            labels = self._labels_of(self.test_targets)
+            order = order[np.argsort(labels[order], kind="stable")]
+        # at equal distances in an order by class
+        places = (2 * np.arange(number) + 1) * total // (2 * number)
+        chosen = torch.from_numpy(np.sort(order[places]))
+        return replace(
+            self, test_inputs=self.test_inputs[chosen], test_targets=self.test_targets[chosen]
+        )
 
     def split(self, number: int) -> tuple["DataSet", "DataSet"]:
         """Return this data set twice without so many of its training samples, chosen at random.

@@ -132,6 +132,8 @@ def run_or_read(
     if metric_of(resolved) is ACCURACY and resolved["task"] == CLASSIFICATION.name:
         of_run = {k: v for k, v in of_run.items() if k not in ("task", "metric")}
     of_run["data"] = {k: v for k, v in of_run["data"].items() if k not in ("root", "download")}
+    if of_run["data"].get("test_samples") is None:
+        of_run["data"].pop("test_samples", None)
     described = json.dumps([of_run, OmegaConf.to_container(strategy, resolve=True)], sort_keys=True)
     file = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:20]}.json"
     if file.exists():

@@ -25,7 +25,7 @@ _LONGEST_LIST = 100_000  # classes, or noisy clients
 _LARGEST_SEED = 2**40
 
 # where a node's data are and whether it fetches them, its owner says; the test set is the server's
-_NOT_OF_THE_SERVER = ("root", "download", "test")
+_NOT_OF_THE_SERVER = ("root", "download", "test", "test_samples")
 _SECTIONS = ("data", "partition", "model", "client")
 _TASK = "task"
 _NUMBERS = {"num_clients": (1, _LARGEST_NUMBER), "seed": (0, _LARGEST_SEED)}

@@ -221,7 +221,11 @@ def write_summary(
         command: by which the run was started.
     """
     write_config(folder, config)
-    lines = [*markdown_table(rows), "", caption, "", *circumstances(command), ""]
+    told = [*markdown_table(rows), "", caption, ""]
+    number = config["data"].get("test_samples")
+    if number is not None and config["data"]["evaluate_on"] == "test":
+        told += [f"Evaluated on {number} of the test samples, the same ones for every seed.", ""]
+    lines = [*told, *circumstances(command), ""]
     (folder / "summary.md").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -52,6 +52,7 @@ GOOD: dict[str, list[Any]] = {
     "data.root": ["a word"],
     "data.download": [True],
     "data.train_samples": [None],
+    "data.test_samples": [None],
     "data.noise.clients": [[]],  # nobody's
     "data.feature_noise": [1.5],
     "data.mean": [-5, 1.5],
