@@ -70,6 +70,42 @@ class TwoLstms(nn.Module):
         return logits
 
 
+def encoder(width: int) -> nn.TransformerEncoder:
+    """Return four layers without dropout, which would be another computation in training."""
+    layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+    return nn.TransformerEncoder(layer, 4)
+
+
+class TextEncoder(nn.Module):
+    """Four layers of attention over 64 characters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.characters, self.encoder = nn.Embedding(80, 128), encoder(128)
+        self.head = nn.Linear(128, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(self.characters(x)).mean(1))
+        return logits
+
+
+class VisionTransformer(nn.Module):
+    """Patches of 4 by 4; the class token and the positions are parameters of the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.encoder = nn.Conv2d(3, 96, 4, 4), encoder(96)
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, 96))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 65, 96))
+        self.head = nn.Linear(96, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        with_token = torch.cat([self.token.expand(len(x), -1, -1), patches], 1)
+        logits: Tensor = self.head(self.encoder(with_token + self.positions)[:, 0])
+        return logits
+
+
 def batch_norm_resnet18() -> nn.Module:
     model: nn.Module = torchvision.models.resnet18(num_classes=CLASSES)
     model.conv1 = nn.Conv2d(CIFAR[0], 64, 3, padding=1, bias=False)
@@ -90,4 +126,6 @@ CASES = {
     "LSTM 2x128, 80 characters": Case(
         TwoLstms, (80,), 600, 32, 2.0, rounds=5, characters=80, vmap_runs=False
     ),
+    "transformer encoder": Case(TextEncoder, (64,), 200, 32, 1.4, rounds=5, characters=80),
+    "vision transformer": Case(VisionTransformer, CIFAR, 200, 32, 1.4, rounds=5),
 }
