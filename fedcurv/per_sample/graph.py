@@ -6,8 +6,8 @@ inside which calls it lies, whatever the Python code did: another function of th
 flag, a hook, a module that was replaced.
 """
 
-from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fedcurv.per_sample.added import ADDING, Operand
 from fedcurv.per_sample.recent import remember
 
 # a node of the graph; torch gives its classes no common public name
@@ -109,6 +110,15 @@ class Graph:
             found += [known.get(node) for node in bottoms]
         self.signature = tuple(found)
 
+    def node(self, place: int) -> Node:
+        """Return a node by its place in the walk."""
+        return self._nodes[place]
+
+    def shapes(self, places: Iterable[int]) -> dict[int, tuple[int, ...]]:
+        """Return the shapes of what these nodes computed, where torch tells them."""
+        data = {place: getattr(self._nodes[place], "_input_metadata", ()) for place in places}
+        return {place: tuple(one[0].shape) for place, one in data.items() if one}
+
     def tops(self, ends: Sequence[tuple[int, int]]) -> list[Edge]:
         """Return the edges at which these (call, output) leave their calls."""
         return [self._spans[call].tops[place] for call, place in ends]
@@ -139,8 +149,9 @@ class Graph:
         inside: Counter[tuple[int, str]] = Counter()
         apart: set[str] = set()
         edges: Counter[str] = Counter()
-        for node in self._nodes:
-            for child, _ in node.next_functions:
+        added: dict[str, list[Operand]] = defaultdict(list)
+        for place, node in enumerate(self._nodes):
+            for operand, (child, _) in enumerate(node.next_functions):
                 if (name := self._leaves.get(child)) is None:
                     continue
                 edges[name] += 1
@@ -151,10 +162,20 @@ class Graph:
                 (calls,) = around
                 if not calls:
                     apart.add(name)
+                    if type(node).__name__ in ADDING:
+                        added[name].append((place, operand))
                 for call in calls:
                     inside[call, name] += 1
         reached = {c for (node, _), calls in tops.items() if node in contexts for c in calls}
-        return Uses(dict(edges), frozenset(apart), dict(inside), frozenset(reached), self._ends())
+        only_added = {n: tuple(places) for n, places in added.items() if len(places) == edges[n]}
+        return Uses(
+            dict(edges),
+            frozenset(apart),
+            dict(inside),
+            frozenset(reached),
+            self._ends(),
+            only_added,
+        )
 
     def _contexts(
         self, tops: Mapping[tuple[Node, int], Sequence[int]]
@@ -223,6 +244,7 @@ class Uses:
         inside: by call and name, the number of uses.
         reached: the calls that the outputs depend on.
         ends: (call, output) below which no other call lies: where a backward pass may end.
+        added: the operands that those parameters are which only sums outside of calls have.
     """
 
     edges: Mapping[str, int]
@@ -230,6 +252,7 @@ class Uses:
     inside: Mapping[tuple[int, str], int]
     reached: frozenset[int]
     ends: tuple[tuple[int, int], ...]
+    added: Mapping[str, tuple[Operand, ...]]
 
     @property
     def names(self) -> Set[str]:
@@ -242,8 +265,10 @@ _REMEMBERED = 256
 _remembered: dict[Hashable, Uses] = {}
 
 
-def backward(outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: bool) -> None:
-    """Go backward as far as to these edges; gradients of parameters are not computed."""
+def backward(
+    outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: bool
+) -> Sequence[Tensor | None]:
+    """Go backward as far as to these edges, and return their gradients, not parameters'."""
     device = outputs.device.type
     v = v.to(outputs.dtype)
     with (
@@ -252,4 +277,4 @@ def backward(outputs: Tensor, v: Tensor, ends: Sequence[Edge], *, retain_graph: 
         else nullcontext()
     ):
         edges = [GradientEdge(*end) for end in ends]
-        torch.autograd.grad(outputs, edges, v, retain_graph=retain_graph, allow_unused=True)
+        return torch.autograd.grad(outputs, edges, v, retain_graph=retain_graph, allow_unused=True)

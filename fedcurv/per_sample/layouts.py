@@ -1,12 +1,13 @@
 """How the squares of a pass are taken: which calls show which parameters, and where samples lie."""
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from fedcurv.per_sample.added import Addition
 from fedcurv.per_sample.graph import Graph, Uses
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer
 from fedcurv.per_sample.replay import close
@@ -22,12 +23,14 @@ class Look:
         outputs: of the sample.
         calls: of hooked modules.
         uses: of parameters.
+        sums: the shapes of the sums outside of calls that parameters are in, by place.
     """
 
     key: Hashable
     outputs: Tensor
     calls: list[Watched]
     uses: Uses
+    sums: Mapping[int, Sequence[int]]
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Layout:
         waits: layers whose squares cannot be taken before all their gradients are known.
         ends: see ``Uses``.
         ambiguous: whether the axes are to be looked for again at the next pass.
+        added: by name, the sums that show a parameter.
     """
 
     axes: list[Any]
@@ -49,6 +53,7 @@ class Layout:
     waits: set[Layer]
     ends: Sequence[tuple[int, int]]
     ambiguous: bool
+    added: Mapping[str, Sequence[Addition]] = field(default_factory=dict)
 
 
 def layout_of(
@@ -57,6 +62,7 @@ def layout_of(
     uses: Uses,
     slow: Set[str],
     samples: int,
+    added: Mapping[str, Sequence[Addition]],
 ) -> Layout:
     """Return how to take the squares of passes like this one.
 
@@ -66,8 +72,11 @@ def layout_of(
         uses: of parameters in it.
         slow: parameters for which calls are not to be trusted.
         samples: how many there are.
+        added: sums that may show a parameter, by name.
     """
-    whole = _not_in_layers(calls, axes, uses, slow)
+    owned = {name for call in calls for name, _ in call.layer.sources.values()}
+    added = {name: sums for name, sums in added.items() if name not in owned | slow}
+    whole = _not_in_layers(calls, axes, uses, slow) - added.keys()
     names = [
         frozenset(
             local
@@ -93,7 +102,7 @@ def layout_of(
     ambiguous = samples > 1 and any(
         call.layer.any_axis and call.sizes[0][:-1].count(samples) > 1 for call in calls
     )
-    return Layout(list(axes), names, whole, waits, uses.ends, ambiguous)
+    return Layout(list(axes), names, whole, waits, uses.ends, ambiguous, added)
 
 
 def _not_in_layers(

@@ -54,7 +54,7 @@ EXPECTED = {
         # its module is never called: attention multiplies by the weight itself
         *(("", f"attention.out_proj.{name}") for name in ("weight", "bias")),
     },
-    "vision transformer": {("", "token"), ("", "positions"), ("scale", "factor")},
+    "vision transformer": {("scale", "factor")},
     "weight norm": {("", f"0.parametrizations.weight.original{i}") for i in (0, 1)},
     "functional use and a raw parameter": FUNCTIONAL,
     "a value that is read": FUNCTIONAL,
@@ -85,8 +85,8 @@ def test_slow_modules_are_named_once(caplog):
     fisher_diagonal(make(), [batch, batch, batch])
     (record,) = caplog.records
     assert record.getMessage() == (
-        "Fisher diagonal of VisionTransformer: no closed form for positions, scale, token; single "
-        "samples are run through the whole model"
+        "Fisher diagonal of VisionTransformer: no closed form for scale; single samples are run "
+        "through these modules"
     )
 
 
