@@ -4,9 +4,10 @@ Class tokens and positions are such. What belongs to a sample of the gradient of
 sample's gradient of the parameter, summed over where it was repeated within the sample.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fedcurv.parameters import accumulation_dtype
@@ -89,23 +90,58 @@ def _aligned(shape: Sequence[int], axes: int) -> list[int]:
     return [1] * (axes - len(shape)) + list(shape)
 
 
-def factor(node: Any, operand: int) -> float:
-    """Return what an operand is multiplied by in a node's sum."""
+class Sum(NamedTuple):
+    """A sum in a pass that shows a parameter.
+
+    Attributes:
+        name: of the parameter.
+        addition: which use of it.
+        node: of the graph.
+        times: what the parameter is multiplied by in it.
+    """
+
+    name: str
+    addition: Addition
+    node: Any
+    times: float
+
+
+def sums_of(added: Mapping[str, Sequence[Addition]], node_at: Callable[[int], Any]) -> list[Sum]:
+    """Return the sums of a pass, given its nodes by place."""
+    return [
+        Sum(name, addition, node := node_at(addition.place), _factor(node, addition.operand))
+        for name, additions in added.items()
+        for addition in additions
+    ]
+
+
+def _factor(node: Any, operand: int) -> float:
     if operand == 0:
         return 1.0
     alpha = float(node._saved_alpha)
     return -alpha if type(node).__name__ == "SubBackward0" else alpha
 
 
-def add_squares(total: Tensor, sums: Sequence[tuple[Addition, float, Tensor | None]]) -> None:
-    """Add the squares of a parameter's gradients, given the gradients of all sums that it is in."""
-    by_sample: Tensor | None = None
-    for addition, times, gradient in sums:
+@torch.no_grad()
+def add_sums(
+    totals: Mapping[str, Tensor], sums: Sequence[Sum], gradients: Sequence[Tensor | None]
+) -> None:
+    """Add the squares of the parameters' gradients.
+
+    Args:
+        totals: where to add, by name.
+        sums: all that a parameter is in.
+        gradients: theirs come first, in their order; None for one that does not count.
+    """
+    by_sample: dict[str, Tensor] = {}
+    for one, gradient in zip(sums, gradients, strict=False):
         if gradient is not None:
-            one = times * _of_samples(gradient, addition.axis, total.shape)
-            by_sample = one if by_sample is None else by_sample + one
-    if by_sample is not None:
-        total.add_(by_sample.square().sum(0))
+            total = totals[one.name]
+            here = one.times * _of_samples(gradient, one.addition.axis, total.shape)
+            so_far = by_sample.get(one.name)
+            by_sample[one.name] = here if so_far is None else so_far + here
+    for name, gradients_of_samples in by_sample.items():
+        totals[name].add_(gradients_of_samples.square().sum(0))
 
 
 def _of_samples(gradient: Tensor, axis: int, own: Sequence[int]) -> Tensor:

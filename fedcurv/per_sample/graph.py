@@ -255,6 +255,11 @@ class Uses:
     added: Mapping[str, tuple[Operand, ...]]
 
     @property
+    def places(self) -> set[int]:
+        """The places of the sums in ``added``."""
+        return {place for operands in self.added.values() for place, _ in operands}
+
+    @property
     def names(self) -> Set[str]:
         """The parameters that the outputs depend on."""
         return self.edges.keys()

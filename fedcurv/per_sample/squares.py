@@ -10,15 +10,14 @@ sample is taken at a time.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedcurv.global_state import random_state, random_states_kept
-from fedcurv.per_sample.added import Addition, add_squares, additions_of, factor
+from fedcurv.per_sample.added import Sum, add_sums, additions_of, sums_of
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.graph import Edge, Graph, Node, Uses, backward
+from fedcurv.per_sample.graph import Edge, Graph, backward
 from fedcurv.per_sample.hooked import Check, HookedModel, OtherRowsError, require_rows
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
 from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
@@ -37,14 +36,6 @@ CotangentsOf = Callable[[Tensor], Sequence[Tensor]]
 
 # how often a sample is run to see whether a model goes the same way each time
 _LOOKS = 3
-
-
-class _Sum(NamedTuple):
-    """A sum that shows a parameter of the model itself, and its node."""
-
-    name: str
-    addition: Addition
-    node: Node
 
 
 class PerSampleSquares(HookedModel):
@@ -108,11 +99,7 @@ class PerSampleSquares(HookedModel):
                     return None
                 self._layouts[key] = layout
             ends = graph.tops(layout.ends)
-            sums = [
-                _Sum(name, addition, graph.node(addition.place))
-                for name, additions in layout.added.items()
-                for addition in additions
-            ]
+            sums = sums_of(layout.added, graph.node)
             del graph
             cotangents = cotangents_of(outputs.detach())
             if layout.whole and not self._add_by_whole(
@@ -135,11 +122,10 @@ class PerSampleSquares(HookedModel):
         layout: Layout,
         calls: Sequence[Watched],
         ends: Sequence[Edge],
-        sums: Sequence[_Sum],
+        sums: Sequence[Sum],
         state: Tensor | None,
     ) -> None:
         to = [*((one.node, 0) for one in sums), *ends]
-        factors = [factor(one.node, one.addition.operand) for one in sums]
         for call, axes, names in zip(calls, layout.axes, layout.names, strict=True):
             if isinstance(call.layer, ClosedFormLayer) and not names:
                 call.args = ()
@@ -152,7 +138,7 @@ class PerSampleSquares(HookedModel):
             self._pass.last = number + 1 == len(cotangents)
             if to:
                 gradients = backward(outputs, v, to, retain_graph=not self._pass.last)
-                self._add_sums(sums, factors, gradients)
+                add_sums(self.totals, sums, gradients)
             failed: set[str] = set()
             for layer, call in replayed:
                 if not layer.add_squares(call):
@@ -170,19 +156,6 @@ class PerSampleSquares(HookedModel):
         if replayed or layout.whole:
             self._tell_of(layout, replayed)
 
-    @torch.no_grad()
-    def _add_sums(
-        self,
-        sums: Sequence[_Sum],
-        factors: Sequence[float],
-        gradients: Sequence[Tensor | None],
-    ) -> None:
-        by_name: dict[str, list[tuple[Addition, float, Tensor | None]]] = defaultdict(list)
-        for one, times, gradient in zip(sums, factors, gradients, strict=False):
-            by_name[one.name].append((one.addition, times, gradient))
-        for name, several in by_name.items():
-            add_squares(self.totals[name], several)
-
     def _look_at(self, inputs: Samples) -> Look:
         """Run one sample, the second: of samples that are summed up so far the first is right."""
         one = inputs[1:2] if len(inputs) > 1 else inputs
@@ -191,7 +164,7 @@ class PerSampleSquares(HookedModel):
             outputs, calls, graph = self._forward(one)
             self._draws = self._draws or not torch.equal(before, random_state(one.device))
         key, uses = key_of(self._model, calls, graph), graph.uses()
-        look = Look(key, outputs.detach(), calls, uses, graph.shapes(_places(uses)))
+        look = Look(key, outputs.detach(), calls, uses, graph.shapes(uses.places))
         self._have_checked(look.key, inputs)
         return look
 
@@ -257,7 +230,7 @@ class PerSampleSquares(HookedModel):
             return Layout(
                 axes, [frozenset()] * len(calls), frozenset(self._parameters), set(), (), False
             )
-        shapes = graph.shapes(_places(uses))
+        shapes = graph.shapes(uses.places)
         added = additions_of(uses.added, shapes, sums, self._parameters, samples)
         return layout_of(calls, axes, uses, self.findings.slow, samples, added)
 
@@ -320,7 +293,3 @@ class PerSampleSquares(HookedModel):
                 ", ".join(sorted(new)),
                 "the whole model" if layout.whole else "these modules",
             )
-
-
-def _places(uses: Uses) -> set[int]:
-    return {place for operands in uses.added.values() for place, _ in operands}

@@ -81,7 +81,7 @@ def _add_by_grouping(module: _Convolution, x: Tensor, g: Tensor, total: Tensor) 
     x, padding = _padded(module, x)
     squares = g.new_zeros(module.weight.shape)
     # each gradient is formed in the convolution's own layout, and then in torch's
-    for some_x, some_g in _parts(x, g, 2 * module.weight.numel()):
+    for some_x, some_g in parts(x, g, 2 * module.weight.numel()):
         for gradient in _by_grouping(module, some_x, some_g, padding):
             squares.addcmul_(gradient, gradient)
     total += squares
@@ -90,11 +90,11 @@ def _add_by_grouping(module: _Convolution, x: Tensor, g: Tensor, total: Tensor) 
 def _add_positions_innermost(module: _Convolution, x: Tensor, g: Tensor, total: Tensor) -> None:
     """Add squared products with what was seen laid out as (channels, *kernel, *positions)."""
     squares = g.new_zeros(len(module.weight), module.weight[0].numel())
-    for some_x, some_g in _parts(x, g, squares.shape[1] * g[0, 0].numel()):
-        windows = _windows(module, _fully_padded(module, some_x), some_g)
+    for some_x, some_g in parts(x, g, squares.shape[1] * g[0, 0].numel()):
+        seen_at = windows(module, _fully_padded(module, some_x), some_g)
         dims = len(module.kernel_size)
         order = (0, -1, *range(1 + dims, 1 + 2 * dims), *range(1, 1 + dims))
-        seen = windows.permute(order).reshape(len(some_x), squares.shape[1], -1)
+        seen = seen_at.permute(order).reshape(len(some_x), squares.shape[1], -1)
         add_squared_products(squares, some_g.flatten(2), seen.mT)
     total += squares.view(total.shape)
 
@@ -104,10 +104,11 @@ def _add_channels_innermost(module: _Convolution, x: Tensor, g: Tensor, total: T
     squares = total.movedim(1, -1).view(len(total), -1)
     positions = g[0, 0].numel()
     memory = x.new_empty(0)
-    for some_x, some_g in _parts(x, g, squares.shape[1] * positions):
-        windows = _windows(module, _fully_padded(module, some_x, channels_innermost=True), some_g)
-        memory = memory if memory.numel() >= windows.numel() else memory.new_empty(windows.numel())
-        seen = memory[: windows.numel()].view(windows.shape).copy_(windows)
+    for some_x, some_g in parts(x, g, squares.shape[1] * positions):
+        seen_at = windows(module, _fully_padded(module, some_x, channels_innermost=True), some_g)
+        numbers = seen_at.numel()
+        memory = memory if memory.numel() >= numbers else memory.new_empty(numbers)
+        seen = memory[:numbers].view(seen_at.shape).copy_(seen_at)
         seen = seen.view(len(some_x), positions, -1)
         if positions == 1:  # the square of an outer product is the outer product of squares
             squares.addmm_(some_g.flatten(1).square().T, seen.flatten(1).square_())
@@ -115,7 +116,8 @@ def _add_channels_innermost(module: _Convolution, x: Tensor, g: Tensor, total: T
             add_squared_products(squares, some_g.flatten(2), seen)
 
 
-def _parts(x: Tensor, g: Tensor, numbers_per_sample: int) -> Iterator[tuple[Tensor, Tensor]]:
+def parts(x: Tensor, g: Tensor, numbers_per_sample: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield parts of the samples that are as many at once as are fast."""
     on_cpu = x.device.type == "cpu"
     at_once = _NUMBERS_AT_ONCE if on_cpu else _NUMBERS_AT_ONCE_ON_ACCELERATORS
     size = max(1, at_once // numbers_per_sample)
@@ -135,11 +137,11 @@ def _fully_padded(module: _Convolution, x: Tensor, *, channels_innermost: bool =
     """Return the padded input (N, channels, *sides), in memory as named or with channels last."""
     x, zeros = _padded(module, x)
     if channels_innermost:
-        return _framed(x.movedim(1, -1), (0, *zeros, 0)).movedim(-1, 1)
-    return _framed(x, (0, 0, *zeros))
+        return framed(x.movedim(1, -1), (0, *zeros, 0)).movedim(-1, 1)
+    return framed(x, (0, 0, *zeros))
 
 
-def _framed(x: Tensor, zeros: Sequence[int]) -> Tensor:
+def framed(x: Tensor, zeros: Sequence[int]) -> Tensor:
     """Return a contiguous copy with so many zeros at both ends of each axis; x itself if it is."""
     if not any(zeros):
         return x.contiguous()
@@ -149,8 +151,15 @@ def _framed(x: Tensor, zeros: Sequence[int]) -> Tensor:
     return framed
 
 
-def _windows(module: _Convolution, x: Tensor, g: Tensor) -> Tensor:
-    """Return a view (N, *positions, *kernel, channels): what each filter saw at each position."""
+def windows(module: nn.Module, x: Tensor, g: Tensor) -> Tensor:
+    """Return a view (N, *positions, *kernel, channels): what each filter saw at each position.
+
+    Args:
+        module: whose kernel, stride and dilation are meant.
+        x: padded input, shape (N, channels, *sides).
+        g: with the positions along its last axes.
+    """
+    assert isinstance(module, nn.modules.conv._ConvNd)
     sample, channel, *sides = x.stride()
     between_positions = [side * stride for side, stride in zip(sides, module.stride, strict=True)]
     within_kernel = [side * step for side, step in zip(sides, module.dilation, strict=True)]

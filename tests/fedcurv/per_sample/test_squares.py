@@ -48,7 +48,6 @@ def assert_right(model, inputs, labels, **options):
 
 FUNCTIONAL = {("", "scale"), ("", "layer.weight"), ("", "layer.bias")}
 EXPECTED = {
-    "transposed convolution": {("0", "weight"), ("0", "bias")},
     "attention with more keys": {
         *(("attention", name) for name in ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v")),
         # its module is never called: attention multiplies by the weight itself
