@@ -99,7 +99,7 @@ class ClientCurvature:
             self._require_sums_of_what_travels(instruction.sums)
             self.penalty = self._penalty(model, instruction, instruction.sums)
         if self.penalty is not None:
-            self.penalty.tell = once_a_run(context, instruction.federation, "optimizer")
+            self.penalty.tell = once_a_run(context, self.federation, "optimizer")
         if mode is not None:
             self.attach(mode=mode)
 
@@ -107,6 +107,11 @@ class ClientCurvature:
     def active(self) -> bool:
         """Whether the server runs FedCurv with a strength above 0."""
         return self._instruction is not None and self._instruction.strength > 0
+
+    @property
+    def federation(self) -> str:
+        """The name of the training, as far as the server tells one."""
+        return "" if self._instruction is None else self._instruction.federation
 
     def attach(
         self, optimizer: torch.optim.Optimizer | None = None, *, mode: PenaltyMode = "gradient"
@@ -279,7 +284,7 @@ class ClientCurvature:
                 "was another model trained, or a copy of this one?"
             )
         if self.penalty is not None and (said := self.penalty.too_strong()):
-            once_a_run(self._context, self._active_instruction.federation, "pull")(said)
+            once_a_run(self._context, self.federation, "pull")(said)
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None

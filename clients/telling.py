@@ -23,13 +23,13 @@ def tell_once(context: Context, what: str, text: str) -> None:
         logger.warning("client %s: %s", client_id_of(context), text)
 
 
-def once_a_run(context: Context, federation: str, what: str) -> Callable[[str], None]:
+def once_a_run(context: Context | None, federation: str, what: str) -> Callable[[str], None]:
     """Return what logs a text as ``tell_once`` does, for the first client of a run alone.
 
     That is the first in this process. It is for texts that are nearly the same for all clients.
 
     Args:
-        context: of the client.
+        context: of the client; None in a worker of its site, which has none.
         federation: that the run is of, as the server says; nothing where it does not say.
         what: the text is about.
     """
@@ -38,6 +38,9 @@ def once_a_run(context: Context, federation: str, what: str) -> Callable[[str], 
         if (federation, what) not in _told_here:
             if federation:
                 _told_here.add((federation, what))
-            tell_once(context, what, text)
+            if context is None:
+                logger.warning("%s", text)
+            else:
+                tell_once(context, what, text)
 
     return tell

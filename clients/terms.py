@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.clients.curvature import ClientCurvature
 from fedcurv.clients.settings import TrainingSettings
+from fedcurv.clients.telling import once_a_run
 from fedcurv.curvature import Curvature
 from fedcurv.parameters import gradients_of, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty
@@ -104,7 +105,7 @@ class CurvatureTerm(LocalTerm):
         """Return the pull alone."""
         penalty = self.curvature.penalty
         assert penalty is not None  # nothing has been reported yet
-        return PullTerm(penalty.curvature, penalty.strength)
+        return PullTerm(penalty.curvature, penalty.strength, self.curvature.federation)
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,12 @@ class PullTerm(LocalTerm):
     Attributes:
         curvature: the others' P and Q; used up by ``attach``.
         strength: λ >= 0.
+        federation: that the run is of, in which what may surprise is told once.
     """
 
     curvature: Curvature
     strength: float
+    federation: str = ""
 
     def attach(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, settings: TrainingSettings
@@ -130,6 +133,7 @@ class PullTerm(LocalTerm):
             parameters=list(self.curvature.precision),
             consume=True,
         )
+        penalty.tell = once_a_run(None, self.federation, "optimizer")
         return penalty.attach(optimizer, mode=settings.penalty_mode)
 
 

@@ -96,6 +96,20 @@ def test_the_pull_alone_travels_to_workers():
     assert term.for_workers().strength == 0.5
 
 
+def test_a_worker_tells_of_steps_that_diverge_once_a_run(caplog):
+    said = []
+    for server_round in range(4):
+        caplog.clear()
+        run = "one" if server_round < 2 else "another"
+        # as the strength is found anew in every round
+        term = PullTerm(Curvature(ones(1.0), ones(1.0)), 100.0 + server_round, run)
+        trained = model()
+        settings = TrainingSettings(penalty_mode="gradient")
+        term.attach(trained, torch.optim.SGD(trained.parameters(), lr=0.1), settings)
+        said.append([r.getMessage().partition(" at")[0] for r in caplog.records])
+    assert said == [["strength=100"], [], ["strength=102"], []]
+
+
 class Subclass(torch.optim.SGD):
     def step(self, closure=None):
         return super().step(closure)
