@@ -313,7 +313,7 @@ def test_no_samples_are_an_error():
         ({"lr": "fast"}, "lr must be > 0 and finite, got 'fast'"),
         ({"epochs": 1.5}, "epochs must be an integer >= 1, got 1.5"),
         ({"device": "abacus"}, "device must be auto or a device that torch knows, got 'abacus'"),
-        ({"epochs": 0, "lr": 0}, "epochs must be .*; lr must be"),
+        ({"epochs": 0, "lr": 0}, "client.epochs must be .*; client.lr must be"),
     ],
 )
 def test_settings_out_of_range_are_all_named(settings, message):
