@@ -1,4 +1,4 @@
-"""What a server learns of an error on a device: its class, and its text if the owner allows it.
+"""Errors on a device as the server learns of them: the class, and the text if the owner allows it.
 
 An exception's text names folders and files, on a hospital's device patients' files. Flower sends it
 to the server, where it stands in logs and reports.

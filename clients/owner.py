@@ -1,4 +1,4 @@
-"""What the owner of a device allows, by its environment or its SuperNode's configuration."""
+"""Permissions of a device's owner, in its environment or its SuperNode's configuration."""
 
 import os
 from collections.abc import Mapping

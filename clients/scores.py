@@ -1,4 +1,4 @@
-"""What a batch's outputs are worth by the likelihood: summed losses, and right predictions."""
+"""Scores of a batch by its likelihood: summed losses, and right predictions."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""How a client trains for one round, as the server or the device's owner sets it."""
+"""Settings of a client's training for one round, from the server or the device's owner."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What a client remembers between rounds: its own terms of the sums that it may meet again.
+"""State of a client between rounds: its own terms of the sums that it may meet again.
 
 These are the latest, and those that the server's latest checkpoint holds, from which a server that
 is killed goes on. Small statistics stay in Flower's ``Context.state``, which ends with the run:

@@ -1,4 +1,4 @@
-"""What a method adds to a client's objective: FedProx's term, FedCurv's pull, and terms of others.
+"""Terms of a client's objective: FedProx's, FedCurv's pull, and those of others.
 
 A strategy and its term find each other by name: the strategy puts ``local-term`` into the messages'
 config, and the client has the term under that name.

@@ -1,4 +1,4 @@
-"""What the Fisher information needs of a likelihood: cotangents of the outputs.
+"""Cotangents of the outputs: what the Fisher information needs of a likelihood.
 
 With outputs f(x) the squared gradient of log p(y | x) is that of ⟨f(x), v⟩, where v is the gradient
 of −log p by the outputs, held constant. Expectations over y are sums over several v.

@@ -1,4 +1,4 @@
-"""What torch holds for the whole process, changed for a block and put back."""
+"""Torch's process-wide settings, changed for a block and put back."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager

@@ -1,4 +1,4 @@
-"""How much of a round's training a penalty leaves, and which λ would leave enough.
+"""Hold of a penalty on a round's training: how much it leaves, and which λ would leave enough.
 
 The loss's gradient g drives a parameter by u in a step (lr·|g|, or lr where the optimizer
 normalises it), while the pull brings it back by a share x of the way: at most u/x from the others'

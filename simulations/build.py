@@ -1,4 +1,4 @@
-"""The things that a configuration names: data, training settings, model and partition."""
+"""Builders of what a configuration names: data, training settings, model and partition."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a configuration's things make, tried before anything starts."""
+"""Trial of a configuration: what its things make, before anything starts."""
 
 from collections.abc import Mapping
 from typing import Any

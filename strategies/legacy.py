@@ -1,4 +1,4 @@
-"""What users of Flower's legacy API may bring along, and what it is called now."""
+"""Legacy words of Flower's API, and what they are called now."""
 
 import difflib
 import inspect

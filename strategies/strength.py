@@ -1,4 +1,4 @@
-"""How strongly the others pull: λ, given or found from each round's statistics."""
+"""Strength λ of the others' pull, given or found from each round's statistics."""
 
 import logging
 import math

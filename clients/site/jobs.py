@@ -1,4 +1,4 @@
-"""A round's local training by all workers of a site: what they do, and how it is put together."""
+"""Jobs of a site's workers: a round's local training, and how its results are put together."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""What workers compare with the first of them that says it, after they have met."""
+"""Agreement of workers after they have met: each compares with the first of them that says it."""
 
 import json
 from collections.abc import Mapping

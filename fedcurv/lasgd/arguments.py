@@ -1,4 +1,4 @@
-"""What LASGD's arguments may be."""
+"""Checks of LASGD's arguments."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args

@@ -1,4 +1,4 @@
-"""A number that tells tensors of other bits apart."""
+"""Checksum of tensors, which tells other bits apart."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What stays as it is while workers train: frozen parameters, and tables of integers."""
+"""Constants of a training: frozen parameters, and tables of integers."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,4 @@
-"""Single integers among a model's buffers, which count what a worker has seen, or are flags."""
+"""Counters among a model's buffers: single integers of what a worker has seen, and flags."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Each sample is dealt once an epoch, to whoever asks next."""
+"""Dealing of samples: each once an epoch, to whoever asks next."""
 
 import inspect
 import json

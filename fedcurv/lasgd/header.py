@@ -1,4 +1,4 @@
-"""What the workers tell each other with every All-Reduce, beside the model."""
+"""Header of every All-Reduce: what the workers tell each other beside the model."""
 
 from dataclasses import astuple, dataclass, fields
 

@@ -1,4 +1,4 @@
-"""How workers find each other, and that they have the same model."""
+"""Meeting of workers: how they find each other, and that they have the same model."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""What of an optimizer's state is averaged with the model, and how fast it fades."""
+"""Momentum: what of an optimizer's state is averaged with the model, and how fast it fades."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What a worker's threads share: one trains, one counts steps, one takes part in rounds."""
+"""State that a worker's threads share: one trains, one counts steps, one takes part in rounds."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A saved state of a training: what it must be."""
+"""Check of a training's saved state."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a worker can tell of its training."""
+"""Statistics of a worker's training."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a worker does around each step of its optimizer."""
+"""Hooks around each step of a worker's optimizer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What must not change while workers train one model, and how a change is noticed."""
+"""Watch over what must not change while workers train one model."""
 
 from collections.abc import Iterator
 

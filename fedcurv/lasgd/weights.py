@@ -1,4 +1,4 @@
-"""How much each worker's progress counts."""
+"""Weights of the workers' progress in an average."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What all losses of this package share."""
+"""Base class of the losses."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""How far a loss is from symmetric, which decides how much label noise it stands."""
+"""Symmetry of a loss, which decides how much label noise it tolerates."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is known of one computation."""
+"""Findings about one computation."""
 
 from dataclasses import dataclass, field
 

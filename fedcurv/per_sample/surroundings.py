@@ -1,4 +1,4 @@
-"""What is changed around the passes of an estimate, and put back."""
+"""Surroundings of an estimate: what is changed around its passes, and put back."""
 
 import logging
 import random

@@ -1,4 +1,4 @@
-"""What may surprise a user, told once a process however often it is met."""
+"""Warnings of what may surprise a user, told once a process however often they are met."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""How many of a round's clients have trained, for whoever waits."""
+"""Count of a round's clients that have trained, for whoever waits."""
 
 import threading
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Where the clients run: in this process, one by one or together, or on Flower's engine, Ray."""
+"""Runners by name: this process, one client by one or together, or Flower's engine, Ray."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a simulation needs to go on: finished rounds, the server's state, and the clients'."""
+"""Saved simulations, to go on with: finished rounds, the server's state, and the clients'."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""What a task is judged by: its name, which way is better, and how tables and plots write it."""
+"""Metrics of tasks: their names, which way is better, and how tables and plots write them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

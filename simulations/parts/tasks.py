@@ -1,4 +1,4 @@
-"""What a task is: its targets, loss, likelihood and metric; everything else follows from here."""
+"""Tasks, each with its targets, loss, likelihood and metric; everything else follows from here."""
 
 import math
 from collections.abc import Callable, Mapping

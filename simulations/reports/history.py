@@ -1,4 +1,4 @@
-"""What happened in one strategy's run, round by round."""
+"""History of one strategy's run, round by round."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Under which circumstances a result came about: command, date, commit, versions, machine."""
+"""Provenance of a result: command, date, commit, versions, machine."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""What a round was, for whoever watches: its clients, what travelled, and the metrics."""
+"""Record of a round, for whoever watches: its clients, what travelled, and the metrics."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

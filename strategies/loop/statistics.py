@@ -1,4 +1,4 @@
-"""What a strategy must offer that sends statistics beside the model, as FedCurv does."""
+"""Protocol of strategies that send statistics beside the model, as FedCurv does."""
 
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable

@@ -1,4 +1,4 @@
-"""When to stop a run before its last round, and the metric by which that is decided."""
+"""Early stopping, and the metric by which it is decided."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a strategy has learned since it was made, as values that can be saved, and back.
+"""State that a strategy has learned since it was made, as values that can be saved, and back.
 
 Every attribute is kept that holds arrays, and every plain value that has changed since the strategy
 was made: what the constructor was given stays the caller's to decide. A strategy may take this over

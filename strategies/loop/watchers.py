@@ -1,4 +1,4 @@
-"""What may be given to ``start(on_round=...)`` besides functions of one's own."""
+"""Watchers for ``start(on_round=...)``, besides functions of one's own."""
 
 import json
 import math

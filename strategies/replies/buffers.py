@@ -1,4 +1,4 @@
-"""What of a model is no parameter, and its mean: counters stay whole, running variances >= 0.
+"""Means of a model's buffers: counters stay whole, running variances >= 0.
 
 Flower averages all arrays alike, and its adaptive servers (FedAdam, FedYogi, FedAdagrad, FedAvgM)
 move all alike: a counter of 127 at every client comes back as 126.999..., and a step of the server

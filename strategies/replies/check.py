@@ -1,4 +1,4 @@
-"""Which replies of a round are fit to be aggregated, and what is wrong with the others."""
+"""Check of a round's replies: which are fit to be aggregated, and what is wrong with the others."""
 
 import math
 import sys

@@ -1,4 +1,4 @@
-"""What a strategy that does not check its replies itself gets to see: those that it can stand."""
+"""Screen before a strategy that does not check its replies: it gets to see those it can stand."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""How much a reply may count in a round's averages: no single one may stand for all others."""
+"""Bound on a reply's weight in a round's averages: no single one may stand for all others."""
 
 import math
 

@@ -1,1 +1,1 @@
-"""What travels between server and clients beside Flower's own records."""
+"""Wire format beside Flower's own records."""
