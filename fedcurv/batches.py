@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from fedcurv.parameters import described, listed, plain
+from fedcurv.parameters import described, first_line, listed, plain
 from fedcurv.per_sample.samples import Run, Samples, on_one_tensor
 
 # from the model and a batch to the outputs, with the samples along the first axis
@@ -35,6 +36,7 @@ class Batches:
         self._targets = targets
         self._device = device
         self._by_sample: dict[str, bool] = {}
+        self._changes_inputs: bool | None = None  # whether a run does; None before the first
 
     def read(self, batch: Any, index: int) -> tuple[Samples, Tensor]:
         """Return a batch's samples and targets, as plain tensors on the device.
@@ -56,13 +58,25 @@ class Batches:
                     f"batch {index}: expected as many targets as inputs, got {len(targets)} "
                     f"targets for {number} inputs"
                 )
-            return Samples((self._moved(inputs),), on_one_tensor), targets
+            return Samples((self._moved(inputs),), self._guarded(on_one_tensor)), targets
         nest = inputs if self._forward is None else batch
         return self._samples_in(nest, len(targets), index), targets
 
     def _inputs_and_targets(self, batch: Any, index: int) -> tuple[Any, Any]:
         if callable(self._targets):
-            return _first_of_pair(batch), self._targets(batch)
+            targets = self._targets_from(batch, index)
+            if (
+                self._forward is None
+                and isinstance(batch, tuple | list)
+                and len(batch) > 2
+                and any(item is targets for item in batch[1:])
+            ):
+                raise ValueError(
+                    f"batch {index}: cannot tell which of {len(batch)} items the model takes, as "
+                    "the targets are among them; say so: forward=lambda model, batch: "
+                    "model(batch[0], batch[1])"
+                )
+            return _first_of_pair(batch), targets
         name = _LABELS if self._targets is None else self._targets
         if isinstance(batch, Mapping) and name in batch:
             return {key: value for key, value in batch.items() if key != name}, batch[name]
@@ -73,21 +87,39 @@ class Batches:
             f"{_kind_of(batch)}; or say where they are: targets=lambda batch: batch[1]"
         )
 
+    def _targets_from(self, batch: Any, index: int) -> Any:
+        assert callable(self._targets)
+        try:
+            return self._targets(batch)
+        except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"batch {index}: targets= fails on {_kind_of(batch)}: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+
     def _samples_in(self, nest: Any, number: int, index: int) -> Samples:
         values = [
             self._moved(value) if isinstance(value, Tensor) else value for _, value in _leaves(nest)
         ]
         places = [place for place, _ in _leaves(nest)]
         by_sample = [_has_samples(value, number) for value in values]
-        self._require_as_before(dict(zip(places, by_sample, strict=True)), index)
+        if number == 1:  # what one sample has for itself and what all share may look the same
+            known = self._by_sample
+            by_sample = [
+                own and known.get(place, True) for own, place in zip(by_sample, places, strict=True)
+            ]
+        else:
+            self._require_as_before(dict(zip(places, by_sample, strict=True)), index)
         tensors = tuple(v for v, samples in zip(values, by_sample, strict=True) if samples)
         if not tensors:
             shapes = [described(value) for value in values if isinstance(value, Tensor)]
+            if any(isinstance(value, PackedSequence) for value in values):
+                shapes.append("a PackedSequence, to be packed in forward= instead")
             raise ValueError(
                 f"batch {index}: expected a tensor with the {number} samples of the targets along "
                 f"its first axis, got {', '.join(shapes) or 'no tensors'}"
             )
-        return Samples(tensors, self._run(nest, values, by_sample))
+        return Samples(tensors, self._guarded(self._run(nest, values, by_sample)))
 
     def _run(self, nest: Any, values: Sequence[Any], by_sample: Sequence[bool]) -> Run:
         call = _called if self._forward is None else self._forward
@@ -101,6 +133,27 @@ class Batches:
             return call(model, _filled(nest, iter(filled)))
 
         return run
+
+    def _guarded(self, run: Run) -> Run:
+        """Return a run that leaves the samples as they are: several runs need them."""
+
+        def guarded(model: nn.Module, tensors: Sequence[Tensor]) -> Any:
+            if self._changes_inputs is False:
+                versions = [tensor._version for tensor in tensors]
+                outputs = run(model, tensors)
+                if versions != [tensor._version for tensor in tensors]:
+                    raise ValueError(
+                        f"{type(model).__name__} changes some of its inputs in place; let it work "
+                        "on a copy"
+                    )
+                return outputs
+            tensors = [tensor.clone() for tensor in tensors]
+            outputs = run(model, tensors)
+            if self._changes_inputs is None:
+                self._changes_inputs = any(tensor._version for tensor in tensors)
+            return outputs
+
+        return guarded
 
     def _require_as_before(self, by_sample: Mapping[str, bool], index: int) -> None:
         """Refuse a tensor that has as many rows as there are samples in some batches only."""
@@ -139,13 +192,22 @@ def _called(model: nn.Module, inputs: Any) -> Any:
 
 def _children(nest: Any) -> Iterator[tuple[str, Any]] | None:
     """Return the names and values in a nest; None for what is a value itself."""
+    if isinstance(nest, PackedSequence):  # samples are mixed in it
+        return None
     if isinstance(nest, Mapping):
         return ((str(name), value) for name, value in nest.items())
     if isinstance(nest, tuple | list):
         return ((str(place), value) for place, value in enumerate(nest))
     if dataclasses.is_dataclass(nest) and not isinstance(nest, type):
-        return ((f.name, getattr(nest, f.name)) for f in dataclasses.fields(nest) if f.init)
+        return iter(_attributes(nest).items())
     return None
+
+
+def _attributes(nest: Any) -> dict[str, Any]:
+    """Return all that a data class holds, its fields and what was set beside them."""
+    fields = (field.name for field in dataclasses.fields(nest))
+    slots = {name: getattr(nest, name) for name in fields if hasattr(nest, name)}
+    return slots | getattr(nest, "__dict__", {})
 
 
 def _leaves(nest: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -167,14 +229,20 @@ def _filled(nest: Any, values: Iterator[Any]) -> Any:
     if isinstance(nest, tuple | list):
         items = [_filled(value, values) for value in nest]
         return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
-    fields = (f.name for f in dataclasses.fields(nest) if f.init)
-    return dataclasses.replace(
-        nest, **{name: _filled(getattr(nest, name), values) for name in fields}
-    )
+    copied = copy.copy(nest)  # what its class does as it is made has been done
+    for name, value in _attributes(nest).items():
+        object.__setattr__(copied, name, _filled(value, values))
+    return copied
 
 
 def _replaced(mapping: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
-    """Return a mapping of the same class (a tokenizer's, say) with other values."""
+    """Return a mapping of the same class (a tokenizer's, say) with other values.
+
+    A plain dictionary stands for a class that says nothing of how it is copied or changed.
+    """
+    copies = isinstance(mapping, dict) or hasattr(mapping, "__copy__")
+    if not copies or not isinstance(mapping, MutableMapping):
+        return new
     copied: Any = copy.copy(mapping)
     for name, value in new.items():
         copied[name] = value

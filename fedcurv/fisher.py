@@ -30,7 +30,13 @@ from fedcurv.likelihoods import (
     FisherKind,
     Likelihood,
 )
-from fedcurv.parameters import described, listed, refuse_complex, trainable_parameters
+from fedcurv.parameters import (
+    described,
+    first_line,
+    listed,
+    refuse_complex,
+    trainable_parameters,
+)
 from fedcurv.per_sample import (
     Findings,
     PerSampleSquares,
@@ -220,7 +226,7 @@ def _named(
         raise ValueError(
             message if message.startswith("batch ") else f"batch {index}: {message}"
         ) from error
-    except (RuntimeError, IndexError, TypeError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         batch = f"inputs {inputs.described()} and targets {described(targets)}"
         dtypes = {p.dtype for p in parameters.values() if p.is_floating_point()}
         of_inputs = {t.dtype for t in inputs.tensors if t.is_floating_point()}
@@ -231,9 +237,10 @@ def _named(
                 f"batch {index}: expected inputs in the model's type, {names}, got {batch}; "
                 f"convert the inputs by .to(torch.{_name_of(wanted)})"
             ) from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        several = ", each taken to have the samples along its first axis"
         raise RuntimeError(
-            f"batch {index}: the model or the likelihood fails on {batch}: {reason}"
+            f"batch {index}: the model or the likelihood fails on {batch}"
+            f"{several if len(inputs.tensors) > 1 else ''}: {first_line(error)}"
         ) from error
 
 

@@ -1,11 +1,14 @@
 """Batches of any form: dictionaries, several inputs, what samples share, forward= and targets=."""
 
 from collections import UserDict, namedtuple
-from dataclasses import dataclass
+from collections.abc import MutableMapping
+from dataclasses import InitVar, dataclass, field
+from types import MappingProxyType
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 
 from fedcurv import fisher_diagonal
 
@@ -252,6 +255,23 @@ GOOD = {"input_ids": torch.zeros(4, STEPS).long(), "labels": torch.zeros(4).long
             r"a tensor with the 3 samples of the targets .*, got int64 \(4, 5\)",
         ),
         ([(("a", "b"), torch.zeros(3).long())], {}, "got no tensors"),
+        (
+            [(pack_sequence([torch.ones(2), torch.ones(1)]), torch.zeros(2).long())],
+            {},
+            "got a PackedSequence, to be packed in forward= instead",
+        ),
+        (
+            [tuple(torch.zeros(4, 1).long() for _ in range(3))],
+            {"targets": lambda batch: batch[2]},
+            "batch 0: cannot tell which of 3 items the model takes, .* forward=lambda model, batch",
+        ),
+        (
+            [GOOD],
+            {"targets": lambda batch: batch["y"]},
+            "batch 0: targets= fails on dict .* no 'y'",
+        ),
+        ([GOOD], {"forward": lambda model, batch: batch["y"]}, "batch 0: the model .*: no 'y'"),
+        ([{**GOOD, "attention_mask": torch.ones(4)}], {}, "each taken to have the samples along"),
         ([GOOD], {"targets": lambda batch: None}, "targets as a tensor .*, got NoneType"),
         (
             [GOOD],
@@ -279,6 +299,117 @@ def test_batches_that_do_not_fit_are_refused(batches, options, message):
     with pytest.raises((ValueError, RuntimeError), match=message) as error:
         fisher_diagonal(Encoder(), batches, **options)
     assert "\n" not in str(error.value)
+
+
+def linear_problem():
+    torch.manual_seed(0)
+    model, x = nn.Linear(2, CLASSES).to(DOUBLE), torch.randn(SAMPLES, 2, dtype=DOUBLE)
+    y = torch.randint(0, CLASSES, (SAMPLES,))
+    return model, x, y
+
+
+def of_linear(model, x, y):
+    return by_loop(model, lambda n: nn.functional.cross_entropy(model(x[n : n + 1]), y[n : n + 1]))
+
+
+@dataclass
+class Prepared:
+    """Prepares its tensors as it is made, and holds more than it is made of."""
+
+    x: Tensor
+    y: Tensor
+    made_of: InitVar[str]
+    factor: Tensor | None = field(init=False, default=None)
+
+    def __post_init__(self, made_of):
+        self.x = self.x / 2
+        self.shift = self.x.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_dataclasses_are_taken_as_they_are_and_not_made_anew(chunk_size):
+    model, x, y = linear_problem()
+    batch = Prepared(x, y, "numbers")
+    batch.factor = torch.rand(SAMPLES, 1, dtype=DOUBLE)
+    before = dict(vars(batch))
+
+    def forward(model, batch):
+        return model(batch.x * batch.factor + batch.shift)
+
+    got = fisher_diagonal(
+        model, [batch], forward=forward, targets=lambda b: b.y, chunk_size=chunk_size
+    )
+    assert_same(got, of_linear(model, x / 2 * batch.factor + x.sum(1, keepdim=True) / 2, y))
+    assert vars(batch).keys() == before.keys()
+    assert all(vars(batch)[name] is value for name, value in before.items())
+
+
+class Holder(MutableMapping):
+    """Whose copies share what they hold."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __getitem__(self, name):
+        return self.held[name]
+
+    def __setitem__(self, name, value):
+        self.held[name] = value
+
+    def __delitem__(self, name):
+        del self.held[name]
+
+    def __iter__(self):
+        return iter(self.held)
+
+    def __len__(self):
+        return len(self.held)
+
+
+@pytest.mark.parametrize("made", [MappingProxyType, Holder])
+def test_mappings_that_cannot_be_copied_are_read_and_stay_as_they_are(made):
+    model, x, y = linear_problem()
+    batch = made({"x": x, "labels": y})
+    got = fisher_diagonal(model, [batch], forward=lambda m, b: m(b["x"]), chunk_size=2)
+    assert_same(got, of_linear(model, x, y))
+    assert batch["x"] is x and batch["labels"] is y
+
+
+@pytest.mark.parametrize("sizes", [(1, 8), (8, 1)])
+def test_a_batch_of_one_sample_may_hold_what_all_share(sizes):
+    model, x, y = linear_problem()
+    shift = torch.randn(1, 2, dtype=DOUBLE)
+
+    def forward(model, batch):
+        return model(batch["x"] + batch["shift"])
+
+    parts = zip(x.split(sizes), y.split(sizes), strict=True)
+    batches = [{"x": x_n, "shift": shift, "labels": y_n} for x_n, y_n in parts]
+    assert_same(fisher_diagonal(model, batches, forward=forward), of_linear(model, x + shift, y))
+
+
+@pytest.mark.parametrize("self_check", [True, False])
+def test_a_forward_that_changes_its_inputs_in_place_gets_copies(self_check):
+    model, x, y = linear_problem()
+    before = x.clone()
+
+    def forward(model, batch):
+        return model(batch["x"].mul_(1.01))
+
+    batches = [{"x": x[:5], "labels": y[:5]}, {"x": x[5:], "labels": y[5:]}]
+    got = fisher_diagonal(model, batches, forward=forward, self_check=self_check)
+    assert torch.equal(x, before)
+    assert_same(got, of_linear(model, x * 1.01, y))
+
+
+def test_inputs_that_are_changed_at_times_only_are_refused():
+    model, x, y = linear_problem()
+
+    def forward(model, batch):
+        return model(batch[0].mul_(2) if len(batch[0]) == 4 else batch[0])
+
+    with pytest.raises(ValueError, match="batch 1: Linear changes some of its inputs in place"):
+        fisher_diagonal(model, [(x[:5], y[:5]), (x[5:], y[5:])], forward=forward)
 
 
 def test_frozen_dataclasses_keep_what_is_no_tensor():
