@@ -115,6 +115,14 @@ class HookedModel:
         """Leave the model as it was."""
         self._stack.close()
 
+    def _run_once_more(self) -> ExitStack:
+        """Return a context in which modules are run as ``torch.func.vmap`` can."""
+        stack = ExitStack()
+        for stand_in in self._stand_ins.values():
+            if not stand_in.under_vmap:
+                stack.enter_context(stand_in.aside())
+        return stack
+
     def _forward(self, inputs: Samples) -> tuple[Tensor, list[Watched], Graph]:
         self._pass.calls, self._pass.spans, self._pass.phase = [], [], Phase.FORWARD
         try:

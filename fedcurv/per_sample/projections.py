@@ -52,7 +52,12 @@ class StandIn:
     Args:
         module: whose.
         projections: of the module's own parameters, by a name for the log.
+
+    Attributes:
+        under_vmap: whether ``torch.func.vmap`` can run it.
     """
+
+    under_vmap = True
 
     def __init__(self, module: nn.Module, projections: Mapping[str, Projection]) -> None:
         self._module = module
@@ -66,6 +71,15 @@ class StandIn:
             yield
         finally:
             del self._module.forward
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let the module's own ``forward`` be called, inside of :meth:`in_place`."""
+        del self._module.forward
+        try:
+            yield
+        finally:
+            self._module.forward = self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module would."""

@@ -57,6 +57,8 @@ class RecurrentByProjections(StandIn):
         module: see :meth:`fits`.
     """
 
+    under_vmap = False
+
     def __init__(self, module: nn.RNNBase) -> None:
         self._recurrent = module
         ends = [
@@ -95,8 +97,11 @@ class RecurrentByProjections(StandIn):
         """Return what the module would."""
         module = self._recurrent
         plain = isinstance(input, Tensor) and input.ndim == 3 and not input.is_nested
-        if not plain or not torch.is_grad_enabled():
+        draws = module.training and module.dropout and module.num_layers > 1
+        if not plain or not input.numel() or draws or not torch.is_grad_enabled():
             return type(module).forward(module, input, hx)
+        if hx is not None:
+            module.check_forward_args(input, hx, None)  # a state of another size would be repeated
         x = input if module.batch_first else input.transpose(0, 1)
         states = self._states(x, hx)
         ends: list[State] = []

@@ -140,9 +140,10 @@ class PerSampleSquares(HookedModel):
                 gradients = backward(outputs, v, to, retain_graph=not self._pass.last)
                 add_sums(self.totals, sums, gradients)
             failed: set[str] = set()
-            for layer, call in replayed:
-                if not layer.add_squares(call):
-                    failed |= {name for name, _ in layer.sources.values()}
+            with self._run_once_more():
+                for layer, call in replayed:
+                    if not layer.add_squares(call):
+                        failed |= {name for name, _ in layer.sources.values()}
             if layout.waits:
                 self._add_what_waited()
             if failed and not self._add_by_whole(inputs, outputs, [v], failed, state):
@@ -249,7 +250,9 @@ class PerSampleSquares(HookedModel):
         for v in cotangents:
             args = (inputs.run, *inputs.tensors)
             call = Call(args, {}, [v], (axes, {}, [0]), outputs.detach(), state)
-            if not self._whole.add_squares(call, inside):
+            with self._run_once_more():
+                met = self._whole.add_squares(call, inside)
+            if not met:
                 return False
         for name, square in squares.items():
             self.totals[name].add_(square)

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fedcurv import fisher_diagonal
+from fedcurv.per_sample import check
 from fedcurv.per_sample.recurrent import RecurrentByProjections
 from fedcurv.per_sample.replay import Replay
 from tests.oracles import fisher as oracle
@@ -170,7 +171,7 @@ def test_a_module_that_is_used_twice(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_learned_first_states(name):
+def test_learned_first_states(name, monkeypatch):
     class Learned(Reader):
         def __init__(self, module):
             super().__init__(module, None)
@@ -182,7 +183,47 @@ def test_learned_first_states(name):
             states = states if isinstance(self.recurrent, nn.LSTM) else states[0]
             return self.head(self.recurrent(x, states)[0].mean(1))
 
-    assert_right(Learned(made(name, "two layers")).to(DOUBLE))
+    model = Learned(made(name, "two layers")).to(DOUBLE)
+    assert_right(model)
+
+    looped = []
+    original = Replay._one_by_one
+    monkeypatch.setattr(
+        Replay, "_one_by_one", lambda *given: looped.append(given) or original(*given)
+    )
+
+    def by_loop():
+        looped.clear()
+        monkeypatch.setattr(check, "_remembered", {})
+        fisher_diagonal(model, [(torch.randn(N, STEPS, INPUTS), torch.zeros(N).long())])
+        return bool(looped)
+
+    model.float()
+    with_stand_in = by_loop()
+    model.recurrent.__class__ = type("Subclass", (type(model.recurrent),), {})
+    assert with_stand_in == by_loop()  # vmap is as far as without one
+
+
+def test_dropout_that_a_forward_turns_on_is_drawn():
+    def training(recurrent, x):
+        recurrent.train()
+        torch.manual_seed(0)
+        return recurrent(x)[0].mean(0)
+
+    module = nn.LSTM(INPUTS, HIDDEN, num_layers=2, dropout=0.5)
+    assert_right(Reader(module, training).to(DOUBLE), samples=1)
+
+
+def test_what_the_module_refuses_is_refused_in_its_words():
+    def stated(recurrent, x):
+        return recurrent(x, torch.zeros(1, 1, HIDDEN))[0].mean(1)
+
+    model, labels = Reader(MODULES["gru"](batch_first=True), stated), torch.zeros(N).long()
+    with pytest.raises(RuntimeError, match=r"Expected hidden size \(1, 5, 6\), got \[1, 1, 6\]"):
+        fisher_diagonal(model, [(torch.zeros(N, STEPS, INPUTS), labels)], self_check=False)
+    model.read = mean_of_outputs
+    with pytest.raises(RuntimeError, match="sequence length to be larger than 0"):
+        fisher_diagonal(model, [(torch.zeros(N, 0, INPUTS), labels)])
 
 
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
