@@ -17,6 +17,7 @@ from fedcurv.likelihoods import (
     require_classes,
     require_in_range,
     require_labels,
+    require_probabilities,
     with_classes_second,
 )
 
@@ -137,9 +138,11 @@ def _positions(likelihood: Categorical, outputs: Tensor, targets: Tensor) -> _Po
         restored = _without_positions
     else:
         second = outputs
-        if not targets.is_floating_point():
+        if targets.is_floating_point():
+            require_classes(outputs)
+            require_probabilities(outputs, targets)
+        else:
             second = with_classes_second(outputs, targets)
-        require_classes(second)
         last = second.movedim(1, -1)
         logits = last.flatten(1, -2)
         if second is outputs:

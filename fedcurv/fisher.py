@@ -42,6 +42,7 @@ from fedcurv.per_sample import (
     PerSampleSquares,
     Samples,
     SelfCheck,
+    refuse_accidental_rows,
     samples_at_once,
     unchecked,
     undisturbed,
@@ -141,7 +142,7 @@ def fisher_diagonal(
             type(model).__name__,
             listed(hooked),
         )
-    num_samples = 0
+    num_samples, rows_known = 0, False
     probes: list[tuple[int, Tensor]] = []
     squares: PerSampleSquares | None = None
     reader = Batches(forward, targets, device)
@@ -172,6 +173,9 @@ def fisher_diagonal(
                 for x, y in _in_parts(inputs, given, -(-samples // size)):
                     vs = squares.add(x, partial(cotangents_of, targets=y))
                     if vs is None:  # samples interact: each is a batch of its own
+                        if not rows_known:
+                            refuse_accidental_rows(model, inputs)
+                        rows_known = True
                         for x_n, y_n in _in_parts(x, y, len(x)):
                             v_n = squares.add(x_n, partial(cotangents_of, targets=y_n))
                             if v_n is None:

@@ -38,7 +38,7 @@ class Categorical:
         """Return one value per sample."""
         if targets.is_floating_point():
             require_classes(outputs)
-            _require_probabilities(outputs, targets)
+            require_probabilities(outputs, targets)
             targets = targets.to(outputs.dtype)
         else:
             outputs = with_classes_second(outputs, targets)
@@ -195,7 +195,7 @@ def require_in_range(labels: Tensor, classes: int, ignored: int = IGNORED) -> No
         )
 
 
-def _require_probabilities(outputs: Tensor, targets: Tensor) -> None:
+def require_probabilities(outputs: Tensor, targets: Tensor) -> None:
     """Refuse targets that are no distribution over the classes."""
     if targets.shape != outputs.shape:
         raise ValueError(

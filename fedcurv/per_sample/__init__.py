@@ -6,6 +6,7 @@ from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import samples_at_once
 from fedcurv.per_sample.rules.registry import LayerRule, register_rule
 from fedcurv.per_sample.samples import Samples
+from fedcurv.per_sample.sharing import refuse_accidental_rows
 from fedcurv.per_sample.squares import PerSampleSquares
 from fedcurv.per_sample.surroundings import undisturbed
 
@@ -15,6 +16,7 @@ __all__ = [
     "PerSampleSquares",
     "Samples",
     "SelfCheck",
+    "refuse_accidental_rows",
     "register_rule",
     "rules",
     "samples_at_once",

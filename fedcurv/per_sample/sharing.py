@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fedcurv.per_sample.replay import Nest
-from fedcurv.per_sample.samples import Samples
+from fedcurv.global_state import random_states_kept
+from fedcurv.parameters import described
+from fedcurv.per_sample.replay import Nest, close
+from fedcurv.per_sample.samples import Samples, one_tensor
+from fedcurv.per_sample.surroundings import buffers_kept
 
 # few, and a number that seldom divides the sizes of layers
 _SAMPLES = 7
@@ -101,6 +104,36 @@ def _by_mask(index: Nest) -> bool:
         isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)
         for part in _values(index)
     )
+
+
+def refuse_accidental_rows(model: nn.Module, inputs: Samples) -> None:
+    """Refuse a tensor with as many rows as there are samples that are no samples' rows.
+
+    Asked where a sample alone has other outputs than among others: not if it gets all of the rows.
+
+    Raises:
+        ValueError: if a sample then has the same outputs as among the others.
+    """
+    if len(inputs.tensors) == 1 or len(inputs) == 1:
+        return
+    places = set(range(len(inputs.tensors)))
+    with torch.no_grad(), buffers_kept(model), random_states_kept(inputs.device):
+        together = inputs.outputs(model)[1:2]
+        if close(inputs[1:2].outputs(model), together):
+            return
+        for shared in [{place} for place in places] + [places - {place} for place in places]:
+            tensors = [t if i in shared else t[1:2] for i, t in enumerate(inputs.tensors)]
+            try:
+                outputs = one_tensor(inputs.run(model, tensors), model)
+            except (RuntimeError, TypeError, ValueError, LookupError):
+                continue
+            if close(outputs, together):
+                found = ", ".join(described(inputs.tensors[i]) for i in sorted(shared))
+                raise ValueError(
+                    f"expected tensors whose first axis is that of the {len(inputs)} samples or of "
+                    f"another length, got {found}, which all samples share; take it out of the "
+                    "batch, into forward="
+                )
 
 
 def shared_by(model: nn.Module, inputs: Samples) -> str | None:

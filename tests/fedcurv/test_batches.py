@@ -402,6 +402,40 @@ def test_a_forward_that_changes_its_inputs_in_place_gets_copies(self_check):
     assert_same(got, of_linear(model, x * 1.01, y))
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda logits, rows, factor: logits * rows.sum(),
+        lambda logits, rows, factor: logits * rows.sum() * factor.prod(),
+        lambda logits, rows, factor: logits * rows[:1],
+    ],
+)
+def test_what_all_share_and_has_as_many_rows_by_accident_is_refused(use, chunk_size):
+    model, x, y = linear_problem()
+    batch = {"x": x, "rows": torch.arange(1, SAMPLES + 1.0), "factor": torch.ones(SAMPLES) + 0.1}
+    with pytest.raises(
+        ValueError, match=r"batch 0: expected tensors .*, got float32 \(9,\).*share"
+    ):
+        fisher_diagonal(
+            model,
+            [batch | {"labels": y}],
+            forward=lambda m, b: use(m(b["x"]), b["rows"], b["factor"]),
+            chunk_size=chunk_size,
+        )
+
+
+def test_samples_that_are_taken_one_by_one_to_be_safe_may_come_with_unused_tensors(caplog):
+    model, x, y = linear_problem()
+
+    def forward(model, batch):
+        return model(batch["x"]) * (1 if batch["x"].sum() > -1e9 else 2)
+
+    batch = {"x": x, "labels": y, "unused": torch.arange(SAMPLES)}
+    assert_same(fisher_diagonal(model, [batch], forward=forward), of_linear(model, x, y))
+    assert "each sample is one of its own" in caplog.text
+
+
 def test_inputs_that_are_changed_at_times_only_are_refused():
     model, x, y = linear_problem()
 

@@ -132,6 +132,16 @@ def test_sequences_of_one_step_may_have_their_classes_last():
         model.classes_last = True
 
 
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled"])
+def test_probabilities_by_position_say_where_the_classes_are(kind):
+    model, x, _ = problem(classes_last=True)
+    shares = torch.rand(SAMPLES, STEPS, CLASSES, dtype=DOUBLE).softmax(-1)
+    with pytest.raises(ValueError, match="class probabilities, >= 0 with sum 1 over axis 1"):
+        fisher_diagonal(model, [(x, shares)], kind=kind)
+    model.classes_last = False
+    assert any(f.any() for f in fisher_diagonal(model, [(x, shares.mT)], kind=kind).values())
+
+
 def test_what_is_no_label_of_a_class_says_nothing_of_what_is_ignored():
     model, x, _ = classifier()
     shares = torch.full((6, CLASSES), 1 / CLASSES, dtype=DOUBLE)
