@@ -12,10 +12,11 @@ def test_auto_is_a_rule_with_the_clients_settings_and_needs_none_of_their_data(m
     )
     node = OmegaConf.create({"_target_": "fedcurv.strategies.FedCurv", "strength": "auto"})
     client = {"lr": 0.2, "epochs": 3, "batch_size": 16}
-    strategy = make_strategy(node, {"client": client, "data": {"name": "device"}})
+    config = {"client": {**client, "penalty_mode": "proximal"}, "data": {"name": "device"}}
+    strategy = make_strategy(node, config)
     assert isinstance(strategy, FedCurv)
     assert strategy.strength == 0.5
-    assert made == client
+    assert made == {**client, "mode": "proximal"}
     assert node.strength == "auto"
 
 
