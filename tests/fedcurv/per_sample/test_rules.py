@@ -114,7 +114,7 @@ def test_frozen_parameters_get_nothing(name):
         nn.Embedding(3, 2, sparse=True),
         nn.BatchNorm1d(3, track_running_stats=False),
         nn.LSTM(2, 2),
-        nn.ConvTranspose2d(2, 2, 2),
+        type("Transposes", (nn.ConvTranspose2d,), {"forward": lambda self, x: 2 * x})(2, 2, 2),
         type("Computes", (nn.Linear,), {"forward": lambda self, x: 2 * x})(2, 2),
         type("Convolves", (nn.Conv2d,), {"_conv_forward": lambda *_: None})(2, 2, 2),
     ],
