@@ -133,6 +133,8 @@ def add_sums(
         sums: all that a parameter is in.
         gradients: theirs come first, in their order; None for one that does not count.
     """
+    if not sums:
+        return
     by_sample: dict[str, Tensor] = {}
     for one, gradient in zip(sums, gradients, strict=False):
         if gradient is not None:

@@ -10,6 +10,7 @@ sample is taken at a time.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -137,10 +138,10 @@ class PerSampleSquares(HookedModel):
                 call.gradients[:] = [None] * len(call.gradients)  # the list that hooks fill
             self._pass.last = number + 1 == len(cotangents)
             if to:
-                gradients = backward(outputs, v, to, retain_graph=not self._pass.last)
-                add_sums(self.totals, sums, gradients)
+                retain = not self._pass.last
+                add_sums(self.totals, sums, backward(outputs, v, to, retain_graph=retain))
             failed: set[str] = set()
-            with self._run_once_more():
+            with self._run_once_more() if replayed else nullcontext():
                 for layer, call in replayed:
                     if not layer.add_squares(call):
                         failed |= {name for name, _ in layer.sources.values()}
