@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fedcurv.parameters import described, first_line, listed, plain
+from fedcurv.errors import first_line
+from fedcurv.parameters import described, listed, plain
 from fedcurv.per_sample.samples import Run, Samples, on_one_tensor
 
 # from the model and a batch to the outputs, with the samples along the first axis
@@ -98,10 +99,9 @@ class Batches:
             ) from error
 
     def _samples_in(self, nest: Any, number: int, index: int) -> Samples:
-        values = [
-            self._moved(value) if isinstance(value, Tensor) else value for _, value in _leaves(nest)
-        ]
-        places = [place for place, _ in _leaves(nest)]
+        leaves = list(_leaves(nest))
+        places = [place for place, _ in leaves]
+        values = [self._moved(v) if isinstance(v, Tensor) else v for _, v in leaves]
         by_sample = [_has_samples(value, number) for value in values]
         if number == 1:  # what one sample has for itself and what all share may look the same
             known = self._by_sample

@@ -128,32 +128,19 @@ class _OnePositionEach(Sequence[Tensor]):
 
 
 def _positions(likelihood: Categorical, outputs: Tensor, targets: Tensor) -> _Positions:
-    last = outputs
-    restored: Callable[[Tensor], Tensor]
-    if outputs.ndim == 2:
+    second = outputs
+    if targets.is_floating_point() or outputs.ndim == 2:
         require_classes(outputs)
-        if likelihood.weight is not None and not targets.is_floating_point():
-            with_classes_second(outputs, targets)
-        logits = outputs.unsqueeze(1)
-        restored = _without_positions
-    else:
-        second = outputs
-        if targets.is_floating_point():
-            require_classes(outputs)
+    if targets.is_floating_point():
+        if outputs.ndim > 2:
             require_probabilities(outputs, targets)
-        else:
-            second = with_classes_second(outputs, targets)
-        last = second.movedim(1, -1)
-        logits = last.flatten(1, -2)
-        if second is outputs:
-            restored = lambda v: v.view(last.shape).movedim(-1, 1)  # noqa: E731
-        else:
-            restored = lambda v: v.view(last.shape)  # noqa: E731
-    return _Positions(logits, _counts(likelihood, targets, logits), restored)
-
-
-def _without_positions(v: Tensor) -> Tensor:
-    return v.squeeze(1)
+    elif outputs.ndim > 2 or likelihood.weight is not None:
+        second = with_classes_second(outputs, targets)
+    axis = 1 if second is outputs else -1
+    last = second.movedim(1, -1)
+    logits = last.reshape(len(last), -1, last.shape[-1])
+    counts = _counts(likelihood, targets, logits)
+    return _Positions(logits, counts, lambda v: v.view(last.shape).movedim(-1, axis))
 
 
 def _counts(likelihood: Categorical, targets: Tensor, logits: Tensor) -> Tensor | None:

@@ -18,6 +18,7 @@ from fedcurv.likelihoods import (
     binary,
     gaussian,
     multilabel,
+    of_binary,
     one_logit,
     require_shape_of,
 )
@@ -48,7 +49,7 @@ def cotangents(
     """
     outputs = outputs.to(accumulation_dtype(outputs))
     if likelihood is binary:
-        likelihood = bernoulli if outputs.shape[1:].numel() == 1 else multilabel
+        likelihood = of_binary(outputs)
     if kind == "empirical":
         return [_gradient(likelihood, outputs, targets)]
     if isinstance(likelihood, Categorical):

@@ -23,6 +23,7 @@ from fedcurv.batches import Batches, Forward, Targets
 from fedcurv.cotangents import cotangents
 from fedcurv.criteria import likelihood_of
 from fedcurv.curvature import extremes
+from fedcurv.errors import first_line
 from fedcurv.likelihoods import (
     LIKELIHOODS,
     LIKELIHOODS_OF_LOGITS,
@@ -32,7 +33,6 @@ from fedcurv.likelihoods import (
 )
 from fedcurv.parameters import (
     described,
-    first_line,
     listed,
     refuse_complex,
     trainable_parameters,

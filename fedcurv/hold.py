@@ -70,22 +70,6 @@ def sound_strength(
     return min(_STEP[mode], _ROUND / num_steps) / (lr * largest_precision)
 
 
-def divergence(lr: float, strength: float, largest_precision: float) -> str:
-    """Return what to say of a λ at which plain gradient steps on the penalty diverge; or nothing.
-
-    Args:
-        lr: learning rate.
-        strength: λ.
-        largest_precision: max(P).
-    """
-    if not lr * strength * largest_precision > 1:
-        return ""
-    return (
-        f"strength={strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where plain gradient "
-        "steps on the penalty diverge; use mode='proximal', or a smaller strength"
-    )
-
-
 def misfit(
     optimizer: torch.optim.Optimizer, strength: float, largest_precision: float, *, proximal: bool
 ) -> str:
@@ -93,14 +77,19 @@ def misfit(
     groups = optimizer.param_groups
     if not proximal:
         lr = max(float(group["lr"]) for group in groups)
-        return divergence(lr, strength, largest_precision)
-    whys = [why for group in groups if (why := why_not_at_rate(type(optimizer), group))]
-    return (
-        f"{whys[0]}, so that proximal steps of that rate are out of proportion; use "
-        "mode='gradient', or another optimizer"
-        if whys
-        else ""
-    )
+        if not lr * strength * largest_precision > 1:
+            return ""
+        return (
+            f"strength={strength:g} at lr={lr:g}: lr·strength·max(P) is above 1, where plain "
+            "gradient steps on the penalty diverge; use mode='proximal', or a smaller strength"
+        )
+    for group in groups:
+        if why := why_not_at_rate(type(optimizer), group):
+            return (
+                f"{why}, so that proximal steps of that rate are out of proportion; use "
+                "mode='gradient', or another optimizer"
+            )
+    return ""
 
 
 def warn_who_attaches(text: str) -> None:

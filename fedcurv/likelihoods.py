@@ -92,7 +92,12 @@ def gaussian(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def binary(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return what ``bernoulli`` does for one output per sample, what ``multilabel`` for several."""
-    return (bernoulli if outputs.shape[1:].numel() == 1 else multilabel)(outputs, targets)
+    return of_binary(outputs)(outputs, targets)
+
+
+def of_binary(outputs: Tensor) -> NegativeLogLikelihood:
+    """Return which of the two ``binary`` is for these outputs."""
+    return bernoulli if outputs.shape[1:].numel() == 1 else multilabel
 
 
 LIKELIHOODS: dict[str, NegativeLogLikelihood] = {

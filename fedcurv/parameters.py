@@ -108,12 +108,6 @@ def described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def first_line(error: BaseException) -> str:
-    """Return what an error says first; the name of its class if it says nothing."""
-    line = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return f"no {line}" if isinstance(error, KeyError) else line
-
-
 def listed(names: Sequence[str]) -> str:
     """Return the first names, for an error."""
     return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fedcurv.clients.learning_rates import LearningRates
+from fedcurv.errors import in_one_line
 from fedcurv.simulations.build import (
     described_data,
     make_model,
@@ -25,7 +26,6 @@ from fedcurv.simulations.data.owner import DeviceData
 from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.run import RUNNERS, check_runner
 from fedcurv.simulations.groups import store_groups
-from fedcurv.simulations.own_calls import in_one_line
 from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedcurv.errors import in_one_line
 from fedcurv.global_state import seeded
 from fedcurv.simulations.console.telling import tell_once
 
@@ -188,8 +189,3 @@ def _imported(path: str, name: str, module: str) -> ModuleType:
             "was then; start anew, or reload it by importlib"
         )
     return found
-
-
-def in_one_line(error: BaseException) -> str:
-    """Return what a user's code has raised: its class and its text, without line ends."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

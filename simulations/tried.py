@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedcurv.clients.training import fault_of_loss
+from fedcurv.errors import in_one_line
 from fedcurv.global_state import seeded
 from fedcurv.simulations.build import load_anew, make_model, versions_of
 from fedcurv.simulations.data.samples import DataSet
-from fedcurv.simulations.own_calls import in_one_line
 from fedcurv.simulations.parts.losses import make_loss
 
 # numbers of a data set's inputs, from which on it is not loaded twice

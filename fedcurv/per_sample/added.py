@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedcurv.parameters import accumulation_dtype
-from fedcurv.per_sample.watched import WHOLE
+from fedcurv.per_sample.watched import WHOLE, differing_axis
 
 # a node of the graph, by its place in the walk, and which of its operands
 Operand = tuple[int, int]
@@ -76,14 +76,10 @@ def _axis(
         return None
     if samples == 1:
         return WHOLE
-    if alone is None or len(alone) != len(shape):
+    axis = None if alone is None else differing_axis(samples, shape, alone)
+    if axis is None or _aligned(own, len(shape))[axis] != 1:
         return None
-    differing = [a for a, (n, one) in enumerate(zip(shape, alone, strict=True)) if n != one]
-    if len(differing) != 1:
-        return None
-    (axis,) = differing
-    is_theirs = (shape[axis], alone[axis]) == (samples, 1)
-    return axis if is_theirs and _aligned(own, len(shape))[axis] == 1 else None
+    return axis
 
 
 def _aligned(shape: Sequence[int], axes: int) -> list[int]:

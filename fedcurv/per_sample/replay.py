@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import PackedSequence
 
+from fedcurv.errors import first_line
 from fedcurv.global_state import random_states_kept
 from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
 from fedcurv.per_sample.surroundings import same_buffers
@@ -150,7 +151,7 @@ class Replay:
             try:
                 gradients, outputs = self._at_once(call, names)
             except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
-                self._tell(f"since vmap cannot run it: {(str(error).splitlines() or [''])[0]}")
+                self._tell(f"since vmap cannot run it: {first_line(error)}")
             else:
                 if any(gradient.requires_grad for gradient in gradients.values()):
                     self._tell("since it uses parameters that vmap cannot see")

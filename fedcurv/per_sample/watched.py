@@ -84,14 +84,19 @@ def _axes(call: Watched, axis_of: Callable[..., int | None], *others: Watched) -
 def _differing_axis(samples: int, shape: Any, of_one: Any) -> int | None:
     if not isinstance(shape, Shape) or not isinstance(of_one, Shape):
         return None
-    if len(shape.sizes) != len(of_one.sizes):
+    return differing_axis(samples, shape.sizes, of_one.sizes)
+
+
+def differing_axis(samples: int, sizes: Sequence[int], of_one: Sequence[int]) -> int | None:
+    """Return the only axis whose size differs, if it is the samples' number, and 1 for one."""
+    if len(sizes) != len(of_one):
         return None
-    pairs = enumerate(zip(shape.sizes, of_one.sizes, strict=True))
+    pairs = enumerate(zip(sizes, of_one, strict=True))
     differing = [axis for axis, (several, one) in pairs if several != one]
     if len(differing) != 1:
         return None
     (axis,) = differing
-    return axis if (shape.sizes[axis], of_one.sizes[axis]) == (samples, 1) else None
+    return axis if (sizes[axis], of_one[axis]) == (samples, 1) else None
 
 
 def _fitting_axis(samples: int, candidates: tuple[int, ...], shape: Any) -> int | None:

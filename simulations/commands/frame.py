@@ -19,6 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from rich.console import RenderableType
 from rich.table import Table
 
+from fedcurv.errors import in_one_line
 from fedcurv.simulations.commands.jobs import (
     EXIT_ENDED_EARLY,
     Launcher,
@@ -103,7 +104,7 @@ class Task:
             if job is None:
                 raise
             traceback.print_exc()
-            fault = " ".join(f"{type(error).__name__}: {error}".split())
+            fault = in_one_line(error)
         else:
             self._show(done, job)
             return

@@ -17,6 +17,7 @@ from fedcurv.private_files import locked
 from fedcurv.strategies.loop.strategy_state import (
     learned,
     load_learned,
+    name_of,
     plain_values,
     with_inner,
 )
@@ -99,7 +100,7 @@ class Checkpoint:
         header = {
             "version": _VERSION,
             "server-round": progress.server_round,
-            "strategy": _name(self._strategy),
+            "strategy": name_of(self._strategy),
             "model": _pack(progress.result.arrays, leaves),
             "state": _pack(learned(self._strategy, self._at_first), leaves),
             "histories": {
@@ -121,7 +122,7 @@ class Checkpoint:
                 model's; the strategy is as it was.
         """
         header, arrays = read_archive(self.path)
-        expected = _name(self._strategy)
+        expected = name_of(self._strategy)
         if header.get("version") != _VERSION:
             raise ValueError(
                 f"{self.path} is a checkpoint of version {str(header.get('version', 1))[:20]}, "
@@ -155,11 +156,6 @@ def _require_same_model(given: ArrayRecord, saved: ArrayRecord, path: Path) -> N
         require_same_shapes(shapes_of(given), shapes_of(saved), "what is given", "the file")
     except ValueError as error:
         raise ValueError(f"{path} is another model's: {error}; choose another folder") from error
-
-
-def _name(strategy: Strategy) -> str:
-    """Return a strategy's name, with those of the strategies inside it."""
-    return " around ".join(type(one).__name__ for one in with_inner(strategy))
 
 
 def _progress(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Progress:

@@ -9,7 +9,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedcurv.errors import in_one_line
 from fedcurv.strategies.loop.ordered_grid import NodesMissing
+from fedcurv.strategies.loop.strategy_state import name_of
 from fedcurv.strategies.replies.check import NobodySelected, RoundFailed
 from fedcurv.strategies.unfit import Misplaced
 
@@ -103,7 +105,7 @@ class StrategyCalls:
                 "round %d: aggregate_train of %s returned no model: the one before stays; said "
                 "once",
                 server_round,
-                _name(self._strategy),
+                name_of(self._strategy),
             )
 
     @contextmanager
@@ -113,9 +115,9 @@ class StrategyCalls:
         except (StrategyFailed, *_TOLD):
             raise
         except Exception as error:
-            text = " ".join(f"{type(error).__name__}: {error}".split())
             raise StrategyFailed(
-                f"round {server_round}: {method} of {_name(self._strategy)} raised {text}"
+                f"round {server_round}: {method} of {name_of(self._strategy)} raised "
+                f"{in_one_line(error)}"
             ) from error
 
     def _messages(
@@ -131,18 +133,6 @@ class StrategyCalls:
 
     def _refuse(self, server_round: int, method: str, wanted_and_got: str) -> NoReturn:
         raise StrategyFailed(
-            f"round {server_round}: expected {method} of {_name(self._strategy)} to return "
+            f"round {server_round}: expected {method} of {name_of(self._strategy)} to return "
             f"{wanted_and_got}"
         )
-
-
-def _name(strategy: Strategy) -> str:
-    """Return the name of a strategy, with those that it wraps."""
-    names = [type(strategy).__name__]
-    for _ in range(10):
-        wrapped = getattr(strategy, "strategy", None)
-        if not isinstance(wrapped, Strategy):
-            break
-        names.append(type(wrapped).__name__)
-        strategy = wrapped
-    return " around ".join(names)

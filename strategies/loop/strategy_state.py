@@ -84,8 +84,22 @@ def _inner(strategy: Strategy) -> dict[str, Strategy]:
 
 
 def with_inner(strategy: Strategy) -> list[Strategy]:
-    """Return a strategy and all that are inside it."""
-    return [strategy, *(one for inner in _inner(strategy).values() for one in with_inner(inner))]
+    """Return a strategy and all that are inside it, each once."""
+    found: list[Strategy] = []
+
+    def visit(one: Strategy) -> None:
+        if all(one is not other for other in found):  # an inner one may know what is around it
+            found.append(one)
+            for inner in _inner(one).values():
+                visit(inner)
+
+    visit(strategy)
+    return found
+
+
+def name_of(strategy: Strategy) -> str:
+    """Return a strategy's name, with those of the strategies inside it."""
+    return " around ".join(type(one).__name__ for one in with_inner(strategy))
 
 
 def _holds_arrays(value: Any) -> bool:
