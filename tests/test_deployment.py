@@ -21,6 +21,7 @@ from fedcurv.simulations.deployment.flower_run import reason_in
 from fedcurv.simulations.deployment.keys import write_certificates, write_node_key
 from fedcurv.simulations.deployment.superlink import Deployment, DeploymentFailed, free_port
 from fedcurv.strategies import JsonLines
+from tests.processes import is_alive
 from tests.simulations.test_run import rows_of
 
 COMMAND = Path(sys.executable).with_name("fedcurv-trial")
@@ -277,7 +278,7 @@ def test_a_signal_ends_a_command_and_what_it_has_started_in_one_line(program, nu
     assert line.startswith(f"{program}: ended by {number.name}; {afterwards}")
     assert command.returncode == 128 + number
     for pid in (tmp_path / "pids").read_text().split():
-        assert not runs(int(pid))
+        assert not is_alive(int(pid))
 
 
 def wait_for(file: Path, timeout_s: float = 90.0) -> None:
@@ -285,14 +286,6 @@ def wait_for(file: Path, timeout_s: float = 90.0) -> None:
     while not file.exists():
         assert time.monotonic() < deadline, f"no {file}"
         time.sleep(0.05)
-
-
-def runs(pid: int) -> bool:
-    """Return whether a process has not ended, even if nobody has fetched its code."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_all_processes_share_one_limit_at_the_end(tmp_path):

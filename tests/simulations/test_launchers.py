@@ -19,6 +19,7 @@ from fedcurv.simulations.console.progress import Steps, console, speak_as
 from fedcurv.simulations.reports import sweep
 from fedcurv.simulations.reports.sweep import write_sweep
 from tests.forks import forks
+from tests.processes import is_alive
 from tests.simulations.test_interruption import wait_for
 from tests.simulations.test_run import rows_of
 from tests.simulations.test_sweep import write_job
@@ -154,14 +155,6 @@ def wait_until_gone(pids: list[int]) -> None:
     while any(map(is_alive, pids)):
         assert time.monotonic() < deadline, "a job has outlived the command"
         time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether there is a process that has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_table_written_while_another_job_ends_has_that_job_too(tmp_path, monkeypatch):

@@ -123,19 +123,6 @@ def twice(recurrent, x):
     return recurrent(x.flip(1), state)[0][:, -1] + outputs.mean(1)
 
 
-@pytest.fixture
-def replayed(monkeypatch):
-    seen = set()
-    original = Replay.add_squares
-
-    def spy(self, call, totals):
-        seen.update(totals)
-        return original(self, call, totals)
-
-    monkeypatch.setattr(Replay, "add_squares", spy)
-    return seen
-
-
 def assert_right(model, samples=N, steps=STEPS, **options):
     x = torch.randn(samples, steps, INPUTS, dtype=DOUBLE)
     labels = torch.randint(0, CLASSES, (samples,))

@@ -9,8 +9,6 @@ from torch.utils.checkpoint import checkpoint
 
 from fedcurv import fisher_diagonal
 from fedcurv.per_sample import check
-from fedcurv.per_sample.replay import Replay
-from fedcurv.per_sample.samples import WholeModel
 from tests.oracles import fisher as oracle
 from tests.zoo import CLASSES, FLAT, SEQUENCE, ZOO, LayerScale, inputs_for
 
@@ -18,20 +16,6 @@ from tests.zoo import CLASSES, FLAT, SEQUENCE, ZOO, LayerScale, inputs_for
 @pytest.fixture(autouse=True)
 def forget_checks(monkeypatch):
     monkeypatch.setattr(check, "_remembered", {})
-
-
-@pytest.fixture
-def replayed(monkeypatch):
-    """Parameters for which a module was run once more: (the module, its own name of it)."""
-    seen = set()
-    original = Replay.add_squares
-
-    def spy(self, call, totals):
-        seen.update((self._name, name.removeprefix(WholeModel.PREFIX)) for name in totals)
-        return original(self, call, totals)
-
-    monkeypatch.setattr(Replay, "add_squares", spy)
-    return seen
 
 
 def problem(make, shape):
