@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fedcurv.errors import first_line
+from fedcurv.gathering import Batch
 from fedcurv.parameters import described, listed, plain
 from fedcurv.per_sample.samples import Run, Samples, on_one_tensor
 
@@ -39,6 +40,13 @@ class Batches:
         self._by_sample: dict[str, bool] = {}
         self._changes_inputs: bool | None = None  # whether a run does; None before the first
 
+    def read_all(self, batches: Iterable[Any]) -> Iterator[Batch]:
+        """Yield the batches that hold samples."""
+        for index, batch in enumerate(batches):
+            inputs, targets = self.read(batch, index)
+            if len(inputs):
+                yield Batch(inputs, targets, [(index, len(inputs))])
+
     def read(self, batch: Any, index: int) -> tuple[Samples, Tensor]:
         """Return a batch's samples and targets, as plain tensors on the device.
 
@@ -59,7 +67,7 @@ class Batches:
                     f"batch {index}: expected as many targets as inputs, got {len(targets)} "
                     f"targets for {number} inputs"
                 )
-            return Samples((self._moved(inputs),), self._guarded(on_one_tensor)), targets
+            return Samples((self._moved(inputs),), self._guarded(on_one_tensor), "tensor"), targets
         nest = inputs if self._forward is None else batch
         return self._samples_in(nest, len(targets), index), targets
 
@@ -119,7 +127,8 @@ class Batches:
                 f"batch {index}: expected a tensor with the {number} samples of the targets along "
                 f"its first axis, got {', '.join(shapes) or 'no tensors'}"
             )
-        return Samples(tensors, self._guarded(self._run(nest, values, by_sample)))
+        form = (type(nest), *places) if all(by_sample) else None
+        return Samples(tensors, self._guarded(self._run(nest, values, by_sample)), form)
 
     def _run(self, nest: Any, values: Sequence[Any], by_sample: Sequence[bool]) -> Run:
         call = _called if self._forward is None else self._forward

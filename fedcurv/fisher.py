@@ -10,9 +10,7 @@ gradient: the square of a batch's mean gradient is another quantity, and shrinks
 """
 
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any, get_args
 
@@ -22,8 +20,7 @@ from torch import Tensor, nn
 from fedcurv.batches import Batches, Forward, Targets
 from fedcurv.cotangents import cotangents
 from fedcurv.criteria import likelihood_of
-from fedcurv.curvature import extremes
-from fedcurv.errors import first_line
+from fedcurv.estimate import Estimate
 from fedcurv.likelihoods import (
     LIKELIHOODS,
     LIKELIHOODS_OF_LOGITS,
@@ -31,22 +28,8 @@ from fedcurv.likelihoods import (
     FisherKind,
     Likelihood,
 )
-from fedcurv.parameters import (
-    described,
-    listed,
-    refuse_complex,
-    trainable_parameters,
-)
-from fedcurv.per_sample import (
-    Findings,
-    PerSampleSquares,
-    Samples,
-    SelfCheck,
-    refuse_accidental_rows,
-    samples_at_once,
-    unchecked,
-    undisturbed,
-)
+from fedcurv.parameters import listed, refuse_complex, trainable_parameters
+from fedcurv.per_sample import undisturbed
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +86,8 @@ def fisher_diagonal(
         generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
             global random state does, so that ``torch.manual_seed`` decides.
         chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
-            fast, and fewer if memory is short.
+            fast, and fewer if memory is short; of a small network those of several batches, unless
+            these come from a generator, which may change the model as it goes.
         self_check: compare the fast rules with single samples the first time that a model of this
             structure is seen, and leave to slower ways what disagrees.
 
@@ -142,126 +126,40 @@ def fisher_diagonal(
             type(model).__name__,
             listed(hooked),
         )
-    num_samples, rows_known = 0, False
-    probes: list[tuple[int, Tensor]] = []
-    squares: PerSampleSquares | None = None
     reader = Batches(forward, targets, device)
-    with undisturbed(model, device), ExitStack() as stack:
+    with undisturbed(model, device):
         model.eval()
-        for index, batch in enumerate(batches):
-            inputs, given = reader.read(batch, index)
-            samples = len(inputs)
-            if samples == 0:
-                continue
-            with _named(index, inputs, given, parameters):
-                if squares is None:
-                    squares = stack.enter_context(
-                        PerSampleSquares(
-                            model,
-                            parameters,
-                            Findings() if self_check else unchecked(model),
-                            looks=self_check,
-                            check=SelfCheck(model, parameters) if self_check else None,
-                        )
-                    )
-                    squares.begin(inputs)
-                num_samples += samples
-                cotangents_of = partial(cotangents, kind, losses_of, generator=generator)
-                size = chunk_size or samples_at_once(
-                    squares.findings.graph_bytes(inputs), samples, device
-                )
-                for x, y in _in_parts(inputs, given, -(-samples // size)):
-                    vs = squares.add(x, partial(cotangents_of, targets=y))
-                    if vs is None:  # samples interact: each is a batch of its own
-                        if not rows_known:
-                            refuse_accidental_rows(model, inputs)
-                        rows_known = True
-                        for x_n, y_n in _in_parts(x, y, len(x)):
-                            v_n = squares.add(x_n, partial(cotangents_of, targets=y_n))
-                            if v_n is None:
-                                raise ValueError(
-                                    f"{type(model).__name__} computes something else when the "
-                                    "same sample is run once more; make it depend on its inputs "
-                                    "alone in eval mode"
-                                )
-                            probes += [(index, v.sum()) for v in v_n]
-                        continue
-                    probes += [(index, v.sum()) for v in vs]
-    if squares is None:
+        estimate = Estimate(
+            model,
+            parameters,
+            partial(cotangents, kind, losses_of, generator=generator),
+            chunk_size=chunk_size,
+            self_check=self_check,
+            several_at_once=chunk_size is None and self_check and not isinstance(batches, Iterator),
+        )
+        estimate.add(reader.read_all(batches))
+    if not estimate.num_samples:
         raise ValueError(
             "expected at least one sample, got none: the batches are empty (a generator that was "
             "used up before?)"
         )
-    _require_finite(squares.totals, probes)
+    estimate.require_finite()
     of_logits = isinstance(losses_of, Categorical) or losses_of in LIKELIHOODS_OF_LOGITS
-    if of_logits and squares.last_operation in _SQUASHING:
+    if of_logits and estimate.last_operation in _SQUASHING:
         logger.warning(
             "Fisher diagonal of %s: expected logits for likelihood=%r, got what a sigmoid or "
             "softmax makes of them, which is taken for logits; leave it out of the model",
             type(model).__name__,
             likelihood,
         )
-    if not any(bool(total.any()) for total in squares.totals.values()):
+    if not any(bool(total.any()) for total in estimate.totals.values()):
         logger.warning(
             "Fisher diagonal of %s: zero for every parameter, so that FedCurv's penalty does "
             "nothing: the outputs do not depend on the parameters, or the model is certain of "
             "every sample",
             type(model).__name__,
         )
-    return {name: total.div_(num_samples).contiguous() for name, total in squares.totals.items()}
-
-
-def _in_parts(inputs: Samples, targets: Tensor, number: int) -> Iterable[tuple[Samples, Tensor]]:
-    """Return at most so many parts, of about equal length."""
-    if number == 1:
-        return [(inputs, targets)]
-    return zip(inputs.chunk(number), targets.chunk(number), strict=True)
-
-
-@contextmanager
-def _named(
-    index: int, inputs: Samples, targets: Tensor, parameters: Mapping[str, Tensor]
-) -> Iterator[None]:
-    """Say in an error which batch it is of, and what that is like."""
-    try:
-        yield
-    except ValueError as error:
-        message = str(error)
-        raise ValueError(
-            message if message.startswith("batch ") else f"batch {index}: {message}"
-        ) from error
-    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
-        batch = f"inputs {inputs.described()} and targets {described(targets)}"
-        dtypes = {p.dtype for p in parameters.values() if p.is_floating_point()}
-        of_inputs = {t.dtype for t in inputs.tensors if t.is_floating_point()}
-        if of_inputs and not of_inputs <= dtypes:
-            names = ", ".join(sorted(_name_of(dtype) for dtype in dtypes))
-            (wanted, *_) = dtypes
-            raise ValueError(
-                f"batch {index}: expected inputs in the model's type, {names}, got {batch}; "
-                f"convert the inputs by .to(torch.{_name_of(wanted)})"
-            ) from error
-        several = ", each taken to have the samples along its first axis"
-        raise RuntimeError(
-            f"batch {index}: the model or the likelihood fails on {batch}"
-            f"{several if len(inputs.tensors) > 1 else ''}: {first_line(error)}"
-        ) from error
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _require_finite(totals: dict[str, Tensor], probes: list[tuple[int, Tensor]]) -> None:
-    """Refuse what is not finite, naming the first batch with such outputs, or the parameters."""
-    finite = torch.stack([probe for _, probe in probes]).isfinite().tolist() if probes else []
-    bad_batches = [index for (index, _), good in zip(probes, finite, strict=True) if not good]
-    bad = [name for name, total in totals.items() if not math.isfinite(extremes(total)[1])]
-    if not bad_batches and not bad:
-        return
-    batch = f"batch {bad_batches[0]}: " if bad_batches else ""
-    where = f" in {listed(bad)}" if bad else ""
-    raise ValueError(
-        f"{batch}expected finite losses and gradients, got NaN or inf{where}; has the training "
-        "diverged, or do the inputs hold NaN?"
-    )
+    return {
+        name: total.div_(estimate.num_samples).contiguous()
+        for name, total in estimate.totals.items()
+    }

@@ -3,7 +3,7 @@
 from fedcurv.per_sample import rules
 from fedcurv.per_sample.check import SelfCheck, unchecked
 from fedcurv.per_sample.findings import Findings
-from fedcurv.per_sample.memory import samples_at_once
+from fedcurv.per_sample.memory import samples_at_once, samples_worth_a_pass
 from fedcurv.per_sample.rules.registry import LayerRule, register_rule
 from fedcurv.per_sample.samples import Samples
 from fedcurv.per_sample.sharing import refuse_accidental_rows
@@ -20,6 +20,7 @@ __all__ = [
     "register_rule",
     "rules",
     "samples_at_once",
+    "samples_worth_a_pass",
     "unchecked",
     "undisturbed",
 ]

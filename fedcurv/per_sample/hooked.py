@@ -53,6 +53,7 @@ class HookedModel:
     Attributes:
         totals: the sums, by name.
         findings: what is known by now.
+        begun: how many times the sums have begun to be added to.
         last_operation: what computed the outputs of the last new computation; see ``Graph``.
     """
 
@@ -85,6 +86,7 @@ class HookedModel:
         self._followed = check is None  # within a check, too
         self._draws = False  # random numbers
         self.last_operation = ""
+        self.begun = 0
         rules = {
             name: layer.rule for layer in self._rule_layers for name, _ in layer.sources.values()
         }

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 _BYTES_ON_CPU = 2**27
 _BYTES_ON_ACCELERATORS = 2**31
 _NEGLIGIBLE_BYTES = 2**23
+# Passes whose graphs keep less than this cost more for being begun than for their numbers.
+_WORTH_A_PASS_ON_CPU = 2**21
+_WORTH_A_PASS_ON_ACCELERATORS = 2**26
 # of the free memory
 _SHARE = 4
 # where Linux tells a container its limits
@@ -61,6 +64,18 @@ def samples_at_once(graph_bytes: float, samples: int, device: torch.device) -> i
     free = free_bytes(device)
     budget = budget if free is None else min(budget, free // _SHARE)
     return min(samples, max(1, int(budget / graph_bytes * samples)))
+
+
+def samples_worth_a_pass(graph_bytes: float, samples: int, device: torch.device) -> int:
+    """Return how many samples are worth a pass of their own, if the batch has fewer; else 0.
+
+    Args:
+        graph_bytes: what a graph over the batch keeps; 0 if that is not known.
+        samples: how many are in the batch, >= 1.
+        device: where.
+    """
+    worth = _WORTH_A_PASS_ON_CPU if device.type == "cpu" else _WORTH_A_PASS_ON_ACCELERATORS
+    return int(worth / graph_bytes * samples) if 0 < graph_bytes < worth else 0
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,13 @@ class Samples:
     Attributes:
         tensors: at least one, each with the samples along its first axis.
         run: runs a model on them, or on other rows of them.
+        form: equal to that of other samples only if these differ from them in their rows alone;
+            None for what is like no other.
     """
 
     tensors: tuple[Tensor, ...]
     run: Run
+    form: Hashable = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -39,6 +42,12 @@ class Samples:
         """Return at most so many parts, of about equal length."""
         for tensors in zip(*(tensor.chunk(number) for tensor in self.tensors), strict=True):
             yield Samples(tensors, self.run)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Return samples of one form, and with rows of one shape, after one another."""
+        columns = zip(*(part.tensors for part in parts), strict=True)
+        return cls(tuple(map(torch.cat, columns)), parts[0].run, parts[0].form)
 
     @property
     def device(self) -> torch.device:

@@ -103,6 +103,7 @@ class PerSampleSquares(HookedModel):
             sums = sums_of(layout.added, graph.node)
             del graph
             cotangents = cotangents_of(outputs.detach())
+            self.begun += 1
             if layout.whole and not self._add_by_whole(
                 inputs, outputs, cotangents, layout.whole, state
             ):

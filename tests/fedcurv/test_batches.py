@@ -443,7 +443,7 @@ def test_inputs_that_are_changed_at_times_only_are_refused():
         return model(batch[0].mul_(2) if len(batch[0]) == 4 else batch[0])
 
     with pytest.raises(ValueError, match="batch 1: Linear changes some of its inputs in place"):
-        fisher_diagonal(model, [(x[:5], y[:5]), (x[5:], y[5:])], forward=forward)
+        fisher_diagonal(model, iter([(x[:5], y[:5]), (x[5:], y[5:])]), forward=forward)
 
 
 def test_frozen_dataclasses_keep_what_is_no_tensor():
