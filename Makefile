@@ -27,7 +27,7 @@ bench-lasgd: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[simulation,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[simulation,dev,dev-apps]'
 	touch $(INSTALLED)
 
 clean:

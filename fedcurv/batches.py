@@ -120,6 +120,12 @@ class Batches:
             self._require_as_before(dict(zip(places, by_sample, strict=True)), index)
         tensors = tuple(v for v, samples in zip(values, by_sample, strict=True) if samples)
         if not tensors:
+            if not leaves:
+                raise ValueError(
+                    f"batch {index}: expected what the model takes, got none, as the batch holds "
+                    "nothing but its targets; where they are what it takes, as in an autoencoder, "
+                    "say so: forward=lambda model, batch: model(batch['x'])"
+                )
             shapes = [described(value) for value in values if isinstance(value, Tensor)]
             if any(isinstance(value, PackedSequence) for value in values):
                 shapes.append("a PackedSequence, to be packed in forward= instead")

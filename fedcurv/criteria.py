@@ -86,7 +86,8 @@ def _binary_cross_entropy(criterion: nn.Module) -> NegativeLogLikelihood:
 def _of_probabilities(criterion: nn.Module) -> NegativeLogLikelihood:
     raise ValueError(
         "BCELoss takes probabilities, expected logits; let the model return what comes before its "
-        "sigmoid, and give BCEWithLogitsLoss()"
+        "sigmoid, or forward=lambda model, batch: model(batch[0]).logit(), and give "
+        "BCEWithLogitsLoss()"
     )
 
 

@@ -196,7 +196,8 @@ def require_in_range(labels: Tensor, classes: int, ignored: int = IGNORED) -> No
         raise ValueError(
             f"expected labels from 0 to {classes - 1} for {classes} classes (or {ignored}, which "
             f"is ignored), got {int(wrong[0])} among {described(labels)}; count classes from 0, "
-            "or give the model as many outputs as there are classes"
+            "give the model as many outputs as there are classes, or, if it says nothing, "
+            f"likelihood=nn.CrossEntropyLoss(ignore_index={int(wrong[0])})"
         )
 
 

@@ -256,6 +256,11 @@ GOOD = {"input_ids": torch.zeros(4, STEPS).long(), "labels": torch.zeros(4).long
         ),
         ([(("a", "b"), torch.zeros(3).long())], {}, "got no tensors"),
         (
+            [{"image": torch.zeros(4, 2)}],
+            {"targets": "image"},
+            "the batch holds nothing but its targets; .* forward=lambda model, batch: model",
+        ),
+        (
             [(pack_sequence([torch.ones(2), torch.ones(1)]), torch.zeros(2).long())],
             {},
             "got a PackedSequence, to be packed in forward= instead",

@@ -311,7 +311,7 @@ def test_a_criterion_without_a_reduction_is_a_function():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"likelihood": nn.BCELoss()}, "BCELoss takes probabilities, expected logits; .*BCEWith"),
+        ({"likelihood": nn.BCELoss()}, "BCELoss takes probabilities, expected logits; .*\\.logit"),
         ({"likelihood": nn.HuberLoss()}, r"is a likelihood \(CrossEntropy.*got HuberLoss; give"),
         ({"likelihood": GeneralizedCrossEntropy()}, "got GeneralizedCrossEntropy; give that of"),
         (

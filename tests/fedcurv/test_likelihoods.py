@@ -136,6 +136,7 @@ X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
         (nn.Linear(4, 3), (X, torch.randn(3, 3)), {}, "batch 0: .*use likelihood='gaussian'"),
         (nn.Linear(4, 3), (X, torch.full((3, 3), 0.5)), {}, "sums from 1.5 to 1.5"),
         (nn.Linear(4, 3), (X, Y + 1), {}, r"batch 0: expected labels from 0 to 2 .*got 3"),
+        (nn.Linear(4, 3), (X, Y + 255), {}, r"got 255 .*CrossEntropyLoss\(ignore_index=255\)"),
         (nn.Linear(4, 3), (X, Y - 1), {}, "got -1"),
         (nn.Linear(4, 3), (X, Y > 0), {}, r"convert them by .long\(\)"),
         (nn.Linear(4, 3), (X.double(), Y), {}, r"batch 0: .*float64 \(3, 4\).*\.to\(torch.float32"),

@@ -1,0 +1,1 @@
+"""An autoencoder of handwritten digits."""

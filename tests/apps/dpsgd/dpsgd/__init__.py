@@ -1,0 +1,1 @@
+"""A network that is trained with differential privacy."""

@@ -1,0 +1,1 @@
+"""A network whose batch normalisation is each client's own."""

@@ -1,0 +1,1 @@
+"""An app around a NumPyClient."""

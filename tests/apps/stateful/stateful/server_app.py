@@ -1,0 +1,23 @@
+"""The server's side."""
+
+import torch
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from stateful.task import Net
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    torch.manual_seed(0)
+    strategy = FedAvg(fraction_evaluate=0.0)
+    result = strategy.start(
+        grid=grid,
+        initial_arrays=ArrayRecord(Net().state_dict()),
+        num_rounds=2,
+    )
+    for server_round, metrics in result.train_metrics_clientapp.items():
+        print(f"round {server_round}: {dict(metrics)}")
