@@ -1,5 +1,8 @@
 """Errors as one line of a message."""
 
+# characters of an error that are told
+_LONGEST = 500
+
 
 def first_line(error: BaseException) -> str:
     """Return what an error says first; the name of its class if it says nothing."""
@@ -10,3 +13,19 @@ def first_line(error: BaseException) -> str:
 def in_one_line(error: BaseException) -> str:
     """Return an error's class and its text, without line ends."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def error_in(text: str) -> str:
+    """Return the error that a traceback's text ends with, class and message in one line.
+
+    Text that is no traceback is returned in one line, and cut where it is long.
+    """
+    lines = text.strip().splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    if frames:
+        rest = lines[frames[-1] :]
+        # below a frame its source is indented; the message may be, but not its first line
+        begin = next((n for n, line in enumerate(rest) if line[:1].strip()), len(rest) - 1)
+        lines = rest[begin:]
+    told = " ".join(" ".join(lines).split())
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."

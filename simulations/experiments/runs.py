@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedcurv.errors import error_in
 from fedcurv.private_files import replaced
 from fedcurv.simulations.configuration import check_simulation, resolve
 from fedcurv.simulations.federation.counting import Counting
@@ -160,7 +161,7 @@ def _read(file: Path, plan: Plan, metric: Metric) -> Run:
 
 def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig, show: Show) -> Run:
     history = run_to_its_end(resolved, strategy, plan.method, show)
-    failure = history.failure.strip().splitlines()[-1] if history.failure else ""
+    failure = error_in(history.failure) if history.failure else ""
     taken, metric = summarise(history, ()), metric_of(resolved)
     noise = history.rounds[-1].train_metrics.get("label-noise") if history.rounds else None
     return Run(

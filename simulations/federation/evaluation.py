@@ -55,6 +55,8 @@ class Evaluation:
         self._of_guessing = task.of_guessing(self._targets, num_outputs)
         self._spread = spread_of(self._targets) if task.like_outputs else 0.0
         self._batches = InMemoryBatches(inputs.to(device), self._targets.to(device), _BATCH_SIZE)
+        # what is so from the beginning, as a mask of -inf is, is no sign of divergence
+        self._odd_at_first = {n: v.cpu().clone() for n, v in model.state_dict().items() if _odd(v)}
         self._fault = ""
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
@@ -74,7 +76,7 @@ class Evaluation:
         poisoned = [
             name
             for name, value in state.items()
-            if value.is_floating_point() and not value.isfinite().all()
+            if _odd(value) and not _same(value, self._odd_at_first.get(name))
         ]
         self._fault = ""
         if poisoned or not loss <= _ABSURD * max(self._of_guessing, 1.0):  # NaN too
@@ -99,3 +101,12 @@ class Evaluation:
                 f"round {record.server_round}: {self._fault}; lower the learning rate or the "
                 "strategy's strength"
             )
+
+
+def _odd(value: Tensor) -> bool:
+    """Return whether there is NaN or inf among some numbers."""
+    return value.is_floating_point() and not bool(value.isfinite().all())
+
+
+def _same(value: Tensor, other: Tensor | None) -> bool:
+    return other is not None and torch.allclose(value, other, rtol=0, atol=0, equal_nan=True)

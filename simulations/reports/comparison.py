@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from rich import box
 from rich.table import Table
 
+from fedcurv.errors import error_in
 from fedcurv.private_files import replaced
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric, targets_of
 from fedcurv.simulations.parts.tasks import metric_of
@@ -97,9 +98,9 @@ def ended_early(summaries: Sequence[Summary], num_rounds: int) -> tuple[str, ...
 
 
 def reason(failure: str) -> str:
-    """Return what the first and the last line of a failure say, without the traceback between."""
-    lines = failure.strip().splitlines()
-    return " ".join(dict.fromkeys((lines[0].strip(), lines[-1].strip())))
+    """Return what the first line of a failure and the error at its end say, without a traceback."""
+    first, _, rest = failure.strip().partition("\n")
+    return f"{first.strip()} {error_in(rest)}".strip()
 
 
 def write_report(

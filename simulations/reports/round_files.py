@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedcurv.errors import error_in
 from fedcurv.private_files import name_file
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.history import History
@@ -89,7 +90,7 @@ def _client_rows(history: History, metric: str) -> list[dict[str, object]]:
             "round": record.server_round,
             "client": client.client_id,
             "status": client.status,
-            "reason": client.reason.strip().rpartition("\n")[2],
+            "reason": error_in(client.reason),
             "bytes_down": client.bytes_down,
             "bytes_up": client.bytes_up,
             **{

@@ -10,6 +10,8 @@ from fedcurv.strategies.wire.records import LOCAL_TERM, client_id_order
 
 # larger ones have no place in JSON, nor in a float
 _LARGEST_INTEGER = 2**64
+# why there is nothing of a client
+NO_REPLY = "no reply in time"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class RoundRecord:
         client_metrics: of evaluation on the clients, as the strategy aggregated them.
         server_metrics: what ``evaluate_fn`` returned.
         refused_evaluations: by client id, why its evaluation was not fit for use.
+        lost_evaluations: by client id, why there is none: its error, or that it is silent.
         seconds: wall-clock time of the round, evaluation included.
     """
 
@@ -66,6 +69,7 @@ class RoundRecord:
     client_metrics: Mapping[str, object] = field(default_factory=dict)
     server_metrics: Mapping[str, object] = field(default_factory=dict)
     refused_evaluations: Mapping[str, str] = field(default_factory=dict)
+    lost_evaluations: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -108,7 +112,7 @@ class Traffic:
             message_id = message.metadata.message_id
             status, reason = "ok", ""
             if message_id not in self._sizes:
-                status, reason = "missing", "no reply in time"
+                status, reason = "missing", NO_REPLY
             elif message_id in self._errors:
                 status, reason = "failed", self._errors[message_id]
             elif message_id in refused:

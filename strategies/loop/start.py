@@ -17,10 +17,15 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedcurv.strategies.legacy import refuse_legacy_strategy
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.checkpoint import Checkpoint, Progress
+from fedcurv.strategies.loop.lost import LostClients, lost_evaluations
 from fedcurv.strategies.loop.odd_means import OddMeans
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid, require_number_or_ids
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
-from fedcurv.strategies.loop.statistics import SendsStatistics, refuse_differential_privacy
+from fedcurv.strategies.loop.statistics import (
+    SendsStatistics,
+    refuse_differential_privacy,
+    warn_of_own_start,
+)
 from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
 from fedcurv.strategies.loop.watchers import OnRound, called_in_rounds
@@ -121,7 +126,7 @@ def start(
             "expected replies_are_models and max_examples for other strategies only; "
             f"{type(strategy).__name__} checks its replies itself: FedCurv(..., max_examples=...)"
         )
-    _warn_of_own_start(strategy)
+    warn_of_own_start(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
     with nullcontext() if keeper is None else keeper.locked():
         restored = None
@@ -142,7 +147,7 @@ def start(
                 )
         ordered = OrderedGrid(grid)
         ordered.wait_for(wait_for_nodes, wait_timeout)
-        watchers: list[OnRound] = [OddMeans(), *called]
+        watchers: list[OnRound] = [LostClients(), OddMeans(), *called]
         progress = restored or Progress(0, Result(arrays=arrays))
         if isinstance(strategy, SendsStatistics):
             max_examples = strategy.max_examples
@@ -183,6 +188,7 @@ def start(
                 client_metrics=run.evaluate_on_clients(server_round, evaluate_config),
                 server_metrics=run.evaluate_on_server(server_round),
                 refused_evaluations=run.refused_evaluations,
+                lost_evaluations=run.lost_evaluations,
                 seconds=time.perf_counter() - began,
             )
             finish(record, save=is_over(server_round) or server_round % checkpoint_every == 0)
@@ -202,6 +208,7 @@ class _Run:
     evaluate_fn: EvaluateFn | None
     screen: Screen
     refused_evaluations: Mapping[str, str] = field(default_factory=dict)
+    lost_evaluations: Mapping[str, str] = field(default_factory=dict)
     is_unanswered: bool = False
 
     def __post_init__(self) -> None:
@@ -261,10 +268,11 @@ class _Run:
             messages = self.calls.configure_evaluate(
                 server_round, self.result.arrays, config, self.grid
             )
-        self.refused_evaluations = {}
+        self.refused_evaluations = self.lost_evaluations = {}
         if not messages:
             return {}
         replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        self.lost_evaluations = lost_evaluations(messages, replies, self.grid.client_id)
         fit, refused = self.screen.evaluate(
             server_round,
             replies,
@@ -292,15 +300,6 @@ class _Run:
             raise TypeError(f"round {server_round}: {wanted}, got {type(metrics).__name__}")
         self.result.evaluate_metrics_serverapp[server_round] = metrics
         return metrics
-
-
-def _warn_of_own_start(strategy: Strategy) -> None:
-    if not isinstance(strategy, SendsStatistics) and type(strategy).start is not Strategy.start:
-        logger.warning(
-            "%s overrides start, which is not called here: call strategy.start(...) for that loop, "
-            "or move what it does into on_round",
-            type(strategy).__name__,
-        )
 
 
 @contextmanager

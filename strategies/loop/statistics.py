@@ -1,11 +1,14 @@
 """Protocol of strategies that send statistics beside the model, as FedCurv does."""
 
+import logging
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from flwr.serverapp.strategy import Strategy
 
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -32,3 +35,13 @@ def refuse_differential_privacy(strategy: Strategy) -> None:
     """Raise Misplaced, a TypeError, for a differential-privacy wrapper around statistics."""
     if isinstance(strategy, DP_WRAPPERS) and isinstance(strategy.strategy, SendsStatistics):
         raise inside_differential_privacy(strategy)
+
+
+def warn_of_own_start(strategy: Strategy) -> None:
+    """Say that a strategy's own start is not called, if it has one."""
+    if not isinstance(strategy, SendsStatistics) and type(strategy).start is not Strategy.start:
+        logger.warning(
+            "%s overrides start, which is not called here: call strategy.start(...) for that loop, "
+            "or move what it does into on_round",
+            type(strategy).__name__,
+        )

@@ -92,7 +92,8 @@ def _round_in(line: bytes) -> RoundRecord:
 def _require_types(record: RoundRecord, clients: Iterable[ClientRecord]) -> None:
     texts = [t for c in clients for t in (c.client_id, c.status, c.reason)]
     tables = [record.train_metrics, record.client_metrics, record.server_metrics]
-    tables += [record.refused_evaluations, *(t for c in clients for t in (c.down, c.up, c.metrics))]
+    tables += [record.refused_evaluations, record.lost_evaluations]
+    tables += [t for c in clients for t in (c.down, c.up, c.metrics)]
     sizes = [size for c in clients for table in (c.down, c.up) for size in dict(table).values()]
     if (
         type(record.server_round) is not int

@@ -120,6 +120,17 @@ class Sized(Projected):
         super().__init__(shape, classes)
         self.more = nn.Linear(int(np.random.default_rng().integers(1, 10**6)), 1)
 
+class Masked(nn.Module):
+    """Attention's mask of -inf travels with the model."""
+    def __init__(self, shape, classes):
+        super().__init__()
+        self.inner = nn.Linear(shape[0], shape[0])
+        self.outer = nn.Linear(shape[0], classes)
+        self.register_buffer("mask", torch.full((shape[0], shape[0]), -torch.inf).triu(1))
+    def forward(self, x):
+        scores = self.inner(x)[:, None, :] + self.mask
+        return self.outer((scores.softmax(-1) @ x[:, :, None]).squeeze(-1))
+
 class Each(nn.Module):
     def forward(self, logits, targets):
         return nn.functional.cross_entropy(logits, targets, reduction="none")
@@ -188,6 +199,19 @@ def test_own_data_model_partition_and_loss_run_by_name(runner, tmp_path):
     assert all(np.isfinite(float(row["loss"])) for row in rows)
     first, last = rows[0], rows[2]
     assert float(last["loss"]) < float(first["loss"])
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedcurv", "fedadam", "fedcurv_fedadam"])
+def test_a_mask_of_minus_infinity_in_an_own_model_is_no_divergence(strategy, tmp_path):
+    (summary,), rows = run(
+        tmp_path / "out",
+        *OWN,
+        "model=function",
+        "model.function=own_things:Masked",
+        f"strategy=[{strategy}]",
+    )
+    assert summary.failure == "" and [row["clients_ok"] for row in rows] == ["0", "3", "3"]
+    assert float(rows[-1]["loss"]) != float(rows[0]["loss"])
 
 
 def test_own_data_give_the_numbers_that_named_data_give(tmp_path):

@@ -18,7 +18,7 @@ from fedcurv.simulations.data.own import data_set_of
 from fedcurv.simulations.experiments.plans import worth
 from fedcurv.simulations.experiments.runs import Plan, Run
 from fedcurv.simulations.federation.client_app import make_task
-from fedcurv.simulations.federation.evaluation import Evaluation
+from fedcurv.simulations.federation.evaluation import Diverged, Evaluation
 from fedcurv.simulations.federation.task_description import describe_task, read_task
 from fedcurv.simulations.own import OWN_VARIABLE, own_names
 from fedcurv.simulations.parts.losses import make_loss
@@ -27,6 +27,7 @@ from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.parts.tasks import TASKS
 from fedcurv.simulations.reports.sweep import write_sweep
 from fedcurv.simulations.tried import check_model
+from fedcurv.strategies.loop.rounds import RoundRecord
 from tests.federation import message_with
 from tests.own_tables import Tagger
 from tests.simulations.test_run import configuration, rows_of
@@ -101,6 +102,27 @@ def evaluated(task, outputs, targets, number):
         device=torch.device("cpu"),
     )
     return made(1, ArrayRecord(shaped.state_dict()))
+
+
+@pytest.mark.parametrize("spoiled", [-torch.inf, torch.nan])
+def test_a_mask_that_was_infinite_at_first_may_be_so_and_no_other(spoiled):
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf, torch.nan]))
+    made = Evaluation(
+        model,
+        (torch.ones(3, 2), torch.tensor([0, 1, 1])),
+        TASKS["classification"],
+        num_outputs=2,
+        metric=TASKS["classification"].metric,
+        function=None,
+        device=torch.device("cpu"),
+    )
+    made(1, ArrayRecord(model.state_dict()))
+    made.check(RoundRecord(1))
+    other = {**model.state_dict(), "mask": torch.tensor([spoiled, -torch.inf, torch.nan])}
+    made(2, ArrayRecord(other))
+    with pytest.raises(Diverged, match="NaN or inf in mask"):
+        made.check(RoundRecord(2))
 
 
 def test_r2_is_one_less_the_share_of_the_variance_that_is_left():
