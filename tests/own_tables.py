@@ -32,6 +32,11 @@ def network(shape: tuple[int, ...], num_classes: int) -> nn.Module:
     return nn.Linear(shape[0], num_classes)
 
 
+def probabilities(shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """Return a classifier that ends with a softmax, which logits do not."""
+    return nn.Sequential(nn.Linear(shape[0], num_classes), nn.Softmax(1))
+
+
 def by_turns(labels: np.ndarray, num_clients: int, *, seed: int) -> list[np.ndarray]:
     """Return every so manieth sample for each client."""
     return [np.arange(i, len(labels), num_clients) for i in range(num_clients)]

@@ -28,7 +28,7 @@ from fedcurv.simulations.parts.strategies import make_strategy
 PROGRAM = "fedcurv-trial"
 DEFAULTS = ("strategy=[fedcurv]", "num_rounds=5")
 
-console = Console()
+console = Console(markup=False)  # folders may have brackets
 
 
 def argument_parser() -> argparse.ArgumentParser:

@@ -15,8 +15,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# where no terminal sets the width, as in a log, an experiment's table should not be folded
-console = Console(width=None if sys.stdout.isatty() else 200)
+# where no terminal sets the width, as in a log, an experiment's table should not be folded; names
+# of strategies and folders have brackets, and are no markup
+console = Console(width=None if sys.stdout.isatty() else 200, markup=False)
 
 # who speaks, where several write to one place
 _speaker = ""
@@ -54,10 +55,10 @@ class Steps:
         self._expected_s: float | None = None  # of the present step
         self._over, self._lock = threading.Event(), threading.Lock()
         columns: list[ProgressColumn] = [
-            TextColumn(f"{{task.description:<{width}}}"),
+            TextColumn(f"{{task.description:<{width}}}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
             TextColumn("{task.fields[part]}"),
         ]

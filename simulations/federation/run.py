@@ -9,6 +9,7 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import ServerApp
 
+from fedcurv.simulations.console.telling import each_line_once
 from fedcurv.simulations.federation.client_app import (
     DATA_DOWNLOAD_VARIABLE,
     DATA_ROOT_VARIABLE,
@@ -40,7 +41,7 @@ def run(
         Exception: whatever the ServerApp raises.
     """
     runner = config["runner"]
-    with _environment(said_to_clients(config)):
+    with _environment(said_to_clients(config)), each_line_once():
         RUNNERS[runner["name"]](server_app, config["num_clients"], runner, on_reply)
 
 

@@ -30,6 +30,32 @@ def test_a_line_is_told_once(told):
     assert told() == ["a", "b %s"]
 
 
+def test_what_all_clients_of_a_run_warn_of_is_one_line_of_the_log(tmp_path, caplog):
+    more = ["model=function", "model.function=tests.own_tables:probabilities", "strategy=[fedcurv]"]
+    simulate(configuration(*OWN, *more, "num_rounds=2"), tmp_path / "out", command="the command")
+    lines = [r.getMessage() for r in caplog.records if "softmax makes of them" in r.getMessage()]
+    assert len(lines) == 1
+    # and a line of the next run is written again
+    simulate(configuration(*OWN, *more), tmp_path / "next", command="the command")
+    assert sum("softmax makes of them" in r.getMessage() for r in caplog.records) == 2
+
+
+def test_a_name_in_brackets_is_shown_as_it_is(capsys):
+    from fedcurv.simulations.console.progress import console
+
+    with console.capture() as shown:
+        console.print("job #2 (seed=2 strategy=[fedavg] client.lr=0.1) in runs/[old]")
+    assert "strategy=[fedavg]" in shown.get() and "runs/[old]" in shown.get()
+
+
+def test_why_clients_train_one_by_one_is_told_once_a_command(told, tmp_path):
+    more = ["runner=batched", "client.loss=gce", "strategy=[fedavg,fedprox]"]
+    simulate(configuration(*OWN, *more), tmp_path / "out", command="the command")
+    assert [line for line in told() if "one by one" in line] == [
+        "runner=batched: clients train one by one, since client.loss is not cross-entropy"
+    ]
+
+
 def test_arrays_that_nothing_reads_are_told_once(told):
     for _ in range(2):
         data_set_of(arrays(writers=np.zeros(4), test_groups=np.zeros(2)), "here")

@@ -1,7 +1,6 @@
 """A Grid that trains a round's clients together, by few large operations for many small ones."""
 
 import copy
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from fedcurv.clients.local_round import LocalRound, MakeTask, begin_round
 from fedcurv.global_state import num_threads
+from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.runners.batched.batches import StackedSamples
 from fedcurv.simulations.runners.batched.fisher import OWN_KINDS, can_be_estimated, fisher_stacked
 from fedcurv.simulations.runners.batched.stacked import (
@@ -23,8 +23,6 @@ from fedcurv.simulations.runners.batched.stacked import (
     why_terms_not_stacked,
 )
 from fedcurv.simulations.runners.local import LocalGrid
-
-logger = logging.getLogger(__name__)
 
 # on a CPU the weights of so many clients stay in a core's cache
 _CLIENTS_ON_CPU = 8
@@ -56,7 +54,6 @@ class BatchedGrid(LocalGrid):
     ) -> None:
         super().__init__(client_app, num_nodes, on_reply=on_reply)
         self._make_task = make_task
-        self._told: set[str] = set()
 
     def replies(self, messages: Iterable[Message], *, timeout: float | None) -> Iterator[Message]:
         """Train what can be stacked, then handle each message when its reply is asked for."""
@@ -83,24 +80,18 @@ class BatchedGrid(LocalGrid):
         try:
             task = self._make_task(message, context)
             if why := why_not_stacked(task):
-                self._tell(why)
+                tell_once(f"runner=batched: clients train one by one, since {why}")
                 return None
             self._name(message)  # the client remembers which message it answers
             # stacks go to a GPU in one piece; only what a client does by itself is there before
             device = None if task.settings.fisher_kind in OWN_KINDS else torch.device("cpu")
             local = begin_round(task, copy.deepcopy(message), context, device)
             if why := why_terms_not_stacked(local):
-                self._tell(why)
+                tell_once(f"runner=batched: clients train one by one, since {why}")
                 return None
             return local
         except Exception:
             return None  # the ClientApp will meet it again, and say so in its reply
-
-    def _tell(self, why: str) -> None:
-        """Say once why clients train one by one."""
-        if why not in self._told:
-            self._told.add(why)
-            logger.warning("runner=batched: clients train one by one, since %s", why)
 
     def _finish(self, local: LocalRound) -> str:
         def answer() -> Message:
