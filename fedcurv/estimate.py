@@ -24,6 +24,8 @@ from fedcurv.per_sample import (
     unchecked,
 )
 
+# from the outputs of some samples of a batch and their rows
+CotangentsOfRows = Callable[[Tensor, Tensor], Sequence[Tensor]]
 # from outputs (N, ...) and targets (N, ...) to the cotangents to sum over
 CotangentsOf = Callable[..., Sequence[Tensor]]
 
@@ -132,22 +134,17 @@ class Estimate:
             if not self._rows_known:
                 refuse_accidental_rows(self._model, batch.inputs)
             self._rows_known = True
-            self._add_one_by_one(inputs, targets)
-            return
-        self._probes += [(self.num_samples, _probe(v)) for v in cotangents]
+            for rows, several in self._squares.add_apart(inputs, self._of_rows(targets)):
+                for v in several:
+                    probe = v.new_zeros(len(inputs))
+                    probe[rows] = _probe(v)
+                    self._probes.append((self.num_samples, probe))
+        else:
+            self._probes += [(self.num_samples, _probe(v)) for v in cotangents]
         self.num_samples += len(inputs)
 
-    def _add_one_by_one(self, inputs: Samples, targets: Tensor) -> None:
-        """Take each sample as a batch of its own, since samples interact."""
-        for x, y in zip(inputs.chunk(len(inputs)), targets.chunk(len(targets)), strict=True):
-            cotangents = self._squares.add(x, partial(self._cotangents_of, targets=y))
-            if cotangents is None:
-                raise ValueError(
-                    f"{type(self._model).__name__} computes something else when the same sample is "
-                    "run once more; make it depend on its inputs alone in eval mode"
-                )
-            self._probes += [(self.num_samples, _probe(v)) for v in cotangents]
-            self.num_samples += 1
+    def _of_rows(self, targets: Tensor) -> CotangentsOfRows:
+        return lambda outputs, rows: self._cotangents_of(outputs, targets=targets[rows])
 
     def require_finite(self) -> None:
         """Refuse what is not finite, naming the first batch with such outputs, or the parameters.

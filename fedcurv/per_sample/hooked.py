@@ -1,7 +1,7 @@
 """A model that is hooked, and its forward passes."""
 
 from collections.abc import Hashable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol, Self
 
 import torch
@@ -22,6 +22,7 @@ from fedcurv.per_sample.surroundings import (
     requiring_gradients,
 )
 from fedcurv.per_sample.watched import Watched
+from fedcurv.per_sample.ways import Ways
 
 
 class Check(Protocol):
@@ -85,6 +86,8 @@ class HookedModel:
         self._first_look: Look | None = None
         self._followed = check is None  # within a check, too
         self._draws = False  # random numbers
+        self._ways: Ways | None = None  # None if samples do not interact, or have to be apart
+        self._told_that_alone = False
         self.last_operation = ""
         self.begun = 0
         rules = {
@@ -125,10 +128,12 @@ class HookedModel:
                 stack.enter_context(stand_in.aside())
         return stack
 
-    def _forward(self, inputs: Samples) -> tuple[Tensor, list[Watched], Graph]:
+    def _forward(
+        self, inputs: Samples, around: AbstractContextManager[object] | None = None
+    ) -> tuple[Tensor, list[Watched], Graph]:
         self._pass.calls, self._pass.spans, self._pass.phase = [], [], Phase.FORWARD
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), around or nullcontext():
                 outputs = inputs.outputs(self._model)
         finally:
             self._pass.phase = Phase.NOTHING

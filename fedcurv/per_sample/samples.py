@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,12 +36,12 @@ class Samples:
 
     def __getitem__(self, rows: slice | Tensor) -> Samples:
         """Return some of them, in this order."""
-        return Samples(tuple(tensor[rows] for tensor in self.tensors), self.run)
+        return replace(self, tensors=tuple(tensor[rows] for tensor in self.tensors))
 
     def chunk(self, number: int) -> Iterator[Samples]:
         """Return at most so many parts, of about equal length."""
         for tensors in zip(*(tensor.chunk(number) for tensor in self.tensors), strict=True):
-            yield Samples(tensors, self.run)
+            yield replace(self, tensors=tensors)
 
     @classmethod
     def joined(cls, parts: Sequence[Samples]) -> Samples:

@@ -9,63 +9,38 @@ sample is taken at a time.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from fedcurv.global_state import random_state, random_states_kept
 from fedcurv.per_sample.added import Sum, add_sums, additions_of, sums_of
-from fedcurv.per_sample.findings import Findings
+from fedcurv.per_sample.following import Reading
 from fedcurv.per_sample.graph import Edge, Graph, backward
-from fedcurv.per_sample.hooked import Check, HookedModel, OtherRowsError, require_rows
+from fedcurv.per_sample.hooked import require_rows
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
-from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
-from fedcurv.per_sample.replay import Call, close
+from fedcurv.per_sample.layouts import Layout, agree, key_of, layout_of
+from fedcurv.per_sample.looks import LookedAtModel
+from fedcurv.per_sample.replay import Call
 from fedcurv.per_sample.samples import Samples, WholeModel
-from fedcurv.per_sample.sharing import shared_by
 from fedcurv.per_sample.sums import Use, add_squares_of_sums
-from fedcurv.per_sample.surroundings import buffers_kept
 from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size
+from fedcurv.per_sample.ways import Way
 
 logger = logging.getLogger(__name__)
 
 # from outputs to the cotangents to sum over, each in the outputs' shape
 CotangentsOf = Callable[[Tensor], Sequence[Tensor]]
+# likewise, from the outputs of some samples of a batch and their rows in it
+CotangentsOfRows = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 
-# how often a sample is run to see whether a model goes the same way each time
-_LOOKS = 3
-
-
-class PerSampleSquares(HookedModel):
+class PerSampleSquares(LookedAtModel):
     """Sums Σ_n (∂⟨f(x_n), v_n⟩/∂p)² for every parameter p, with v a cotangent of the outputs.
 
     Built and entered as ``HookedModel`` is.
     """
-
-    def begin(self, inputs: Samples) -> None:
-        """Look at one sample of the first batch, and have the computation checked if it is new."""
-        if not self._looks:
-            return
-        self._first_look = self._look_at(inputs)
-        if len(inputs) > 1:
-            self._follow(inputs)
-
-    def _follow(self, inputs: Samples) -> None:
-        """Follow the first batch of several samples, of which one may decide for another."""
-        self._followed = True
-        with buffers_kept(self._model), random_states_kept(inputs.device):
-            shares = shared_by(self._model, inputs)
-            if shares is not None:
-                with torch.no_grad():
-                    require_rows(inputs.outputs(self._model), inputs)
-        if shares is not None:
-            self._interact(
-                f"the model's forward makes one value of a whole batch, or reads values "
-                f"({shares}), by which samples may decide for one another"
-            )
 
     def add(self, inputs: Samples, cotangents_of: CotangentsOf) -> Sequence[Tensor] | None:
         """Add the sums over a batch and return the cotangents.
@@ -81,22 +56,75 @@ class PerSampleSquares(HookedModel):
         Raises:
             ValueError: if the model returns anything but one tensor, or something else each time.
         """
-        samples = len(inputs)
-        if samples > 1 and self.findings.alone:
+        if len(inputs) > 1 and self.findings.alone:
             return None
+        cotangents = self._add(inputs, cotangents_of)
+        if cotangents is None and self._ways is None:
+            self._interact()
+        return cotangents
+
+    def add_apart(self, inputs: Samples, cotangents_of: CotangentsOfRows) -> list[Tensor]:
+        """Add the sums over a batch whose samples interact, and return the cotangents.
+
+        Args:
+            inputs: of N samples, for which ``add`` has returned None.
+            cotangents_of: gives the cotangents to sum over, from the outputs of some samples and
+                their rows in the batch.
+
+        Raises:
+            ValueError: as ``add``; also if a sample alone has other outputs when run once more.
+        """
+        found: list[Tensor] = []
+        everyone = torch.arange(len(inputs), device=inputs.device)
+        parts = [(everyone, None)] if self._ways is None else self._ways.split(inputs)
+        for rows, way in parts:
+            if way is not None:
+                cotangents = self._add(inputs[rows], _of_rows(cotangents_of, rows), way)
+                if cotangents is not None:
+                    found += cotangents
+                    continue
+                way.at_once = False
+            if len(rows) > 1:
+                self._tell_that_alone(
+                    "the model's forward reads values of a whole batch, which differ from those of "
+                    "a sample alone"
+                )
+            for row in torch.split(rows, 1):
+                cotangents = self._add(inputs[row], _of_rows(cotangents_of, row))
+                if cotangents is None:
+                    raise ValueError(
+                        f"{type(self._model).__name__} computes something else when the same "
+                        "sample is run once more; make it depend on its inputs alone in eval mode"
+                    )
+                found += cotangents
+        return found
+
+    def _add(
+        self, inputs: Samples, cotangents_of: CotangentsOf, way: Way | None = None
+    ) -> Sequence[Tensor] | None:
+        """Add the sums over samples that do not interact; None if they do.
+
+        Args:
+            inputs: of N samples.
+            cotangents_of: gives the cotangents to sum over.
+            way: that the samples go alone, if the model reads values.
+        """
+        samples = len(inputs)
         # a model that draws random numbers must draw them once more where it is run once more
         state = torch.get_rng_state() if samples == 1 else None
+        reading = None if way is None else Reading()
         try:
-            outputs, calls, graph = self._forward(inputs)
+            outputs, calls, graph = self._forward(inputs, reading)
             require_rows(outputs, inputs)
+            if way is not None and reading is not None and not way.meets(reading.reads):
+                return None
             # what has no trace in the graph may depend on how many samples there are
-            key = graph.signature, samples
+            key = graph.signature, samples, way
             layout = self._layouts.get(key)
             if layout is None or (layout.ambiguous and samples > 1):
-                layout = self._layout_of(inputs, outputs, calls, graph)
+                layout = self._layout_of(inputs, outputs, calls, graph, way)
                 self._first_look = None
                 if layout is None:
-                    self._interact()
                     return None
                 self._layouts[key] = layout
             ends = graph.tops(layout.ends)
@@ -107,7 +135,6 @@ class PerSampleSquares(HookedModel):
             if layout.whole and not self._add_by_whole(
                 inputs, outputs, cotangents, layout.whole, state
             ):
-                self._interact()
                 return None
             self._add_by_layers(inputs, outputs, cotangents, layout, calls, ends, sums, state)
         finally:
@@ -159,53 +186,13 @@ class PerSampleSquares(HookedModel):
         if replayed or layout.whole:
             self._tell_of(layout, replayed)
 
-    def _look_at(self, inputs: Samples) -> Look:
-        """Run one sample, the second: of samples that are summed up so far the first is right."""
-        one = inputs[1:2] if len(inputs) > 1 else inputs
-        with buffers_kept(self._model), random_states_kept(one.device):
-            before = random_state(one.device)
-            outputs, calls, graph = self._forward(one)
-            self._draws = self._draws or not torch.equal(before, random_state(one.device))
-        key, uses = key_of(self._model, calls, graph), graph.uses()
-        look = Look(key, outputs.detach(), calls, uses, graph.shapes(uses.places))
-        self._have_checked(look.key, inputs)
-        return look
-
-    def _require_repeatable(self, inputs: Samples) -> None:
-        """Refuse a model that goes other ways from call to call."""
-        looks = [self._look_at(inputs) for _ in range(_LOOKS)]
-        if any(
-            look.key != looks[0].key or not close(look.outputs, looks[0].outputs) for look in looks
-        ):
-            raise ValueError(
-                f"{type(self._model).__name__} computes something else when the same sample is run "
-                "once more; make it depend on its inputs alone in eval mode"
-            )
-
-    def _have_checked(self, key: Hashable, inputs: Samples) -> None:
-        if self._check is None or key in self._checked:
-            return
-        self._checked.add(key)
-        if (found := self._check.remembered(key)) is None:
-            found = self._checked_now(self._check, key, inputs)
-        self.findings.slow |= found.slow
-        self.findings.by_loop |= found.by_loop
-        if found.alone:
-            self._interact()
-        self.findings.bytes_per_number = found.bytes_per_number or self.findings.bytes_per_number
-
-    def _checked_now(self, check: Check, key: Hashable, inputs: Samples) -> Findings:
-        self.__exit__()  # the check hooks the model itself
-        try:
-            with buffers_kept(self._model), random_states_kept(inputs.device):
-                return check.findings(key, inputs)
-        except OtherRowsError:
-            return Findings()  # the batch's own pass tells of it, with its shapes
-        finally:
-            self.__enter__()
-
     def _layout_of(
-        self, inputs: Samples, outputs: Tensor, calls: list[Watched], graph: Graph
+        self,
+        inputs: Samples,
+        outputs: Tensor,
+        calls: list[Watched],
+        graph: Graph,
+        way: Way | None,
     ) -> Layout | None:
         """Return how to take a pass's squares; None if its samples interact."""
         samples, uses, sums = len(inputs), graph.uses(), None
@@ -214,7 +201,7 @@ class PerSampleSquares(HookedModel):
             if not self._followed:
                 self._follow(inputs)
             look = self._first_look or self._look_at(inputs)
-            if self.findings.alone:
+            if self.findings.alone and (way is None or self._ways is None):
                 return None
             if not agree(outputs, calls, uses, look):
                 self._require_repeatable(inputs)
@@ -260,20 +247,6 @@ class PerSampleSquares(HookedModel):
             self.totals[name].add_(square)
         return True
 
-    def _interact(self, why: str = "outputs depend on what else is in a batch") -> None:
-        if self._draws:
-            why = "the forward pass draws random numbers, and the information is that of one draw"
-        if self.findings.alone:
-            return
-        self.findings.alone = True
-        if self._check is None and self._looks:
-            return  # within a check, whose findings are told of
-        logger.warning(
-            "Fisher diagonal of %s: %s, so each sample is one of its own",
-            type(self._model).__name__,
-            why,
-        )
-
     @torch.no_grad()
     def _add_what_waited(self) -> None:
         """Add what could not be added before all uses of a parameter were known."""
@@ -298,3 +271,7 @@ class PerSampleSquares(HookedModel):
                 ", ".join(sorted(new)),
                 "the whole model" if layout.whole else "these modules",
             )
+
+
+def _of_rows(cotangents_of: CotangentsOfRows, rows: Tensor) -> CotangentsOf:
+    return lambda outputs: cotangents_of(outputs, rows)
