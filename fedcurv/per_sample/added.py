@@ -1,32 +1,98 @@
-"""Parameters of the model itself that are added to what is by sample, or repeated for each sample.
+"""Parameters that enter as something that all samples share: added, multiplied, or repeated.
 
-Class tokens and positions are such. What belongs to a sample of the gradient of the sum is the
-sample's gradient of the parameter, summed over where it was repeated within the sample.
+Class tokens, positions and scales are such, and tables of positions, whose rows are picked by the
+same numbers for all samples. What is shared may be a function of the parameter alone: a part of it,
+or its exponential. What belongs to a sample of the gradient where it meets the samples is that
+sample's gradient of what is shared, summed over where it was repeated within the sample; from there
+autograd leads each sample's to the parameter.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fedcurv.parameters import accumulation_dtype
+from fedcurv.parameters import accumulation_dtype, fresh_gradients
 from fedcurv.per_sample.watched import WHOLE, differing_axis
+
+# a node of the autograd graph; torch gives its classes no common public name
+Node = Any
 
 # a node of the graph, by its place in the walk, and which of its operands
 Operand = tuple[int, int]
 
-# nodes whose gradient is, but for a factor, that of each operand for every sample
-ADDING = ("ExpandBackward0", "AddBackward0", "SubBackward0")
+# nodes where what all share meets the samples: what the gradient is times for an operand is known
+_MEETING = frozenset(
+    ("ExpandBackward0", "RepeatBackward0", "AddBackward0", "SubBackward0", "MulBackward0")
+)
+
+# nodes that compute of one tensor, and of nothing else but numbers that are no samples'
+_OF_ONE = frozenset(
+    (
+        *("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "AliasBackward0"),
+        *("SqueezeBackward0", "SqueezeBackward1", "SqueezeBackward2", "UnsqueezeBackward0"),
+        *("SelectBackward0", "SliceBackward0", "SplitBackward0", "UnbindBackward0"),
+        *("TransposeBackward0", "PermuteBackward0", "TBackward0", "CloneBackward0"),
+        *("ToCopyBackward0", "NegBackward0", "ExpBackward0", "SoftplusBackward0"),
+        *("SigmoidBackward0", "TanhBackward0", "ReluBackward0", "PowBackward0"),
+        *("SoftmaxBackward0", "EmbeddingBackward0"),
+    )
+)
+
+# gradients of single samples that are led to a parameter take at most this many numbers at once
+_NUMBERS_AT_ONCE = 2**21
+
+
+def meetings_of(
+    nodes: Sequence[Node],
+    leaves: Mapping[Node, str],
+    contexts: Mapping[Node, Set[tuple[int, ...]]],
+) -> dict[str, tuple[Operand, ...]]:
+    """Return where parameters meet samples, for those all of whose ways lead to such places.
+
+    Args:
+        nodes: of the graph, in the order of the walk.
+        leaves: by node, the names of the parameters.
+        contexts: by node, the calls of hooked modules around it.
+    """
+    found: dict[str, list[Operand]] = defaultdict(list)
+    otherwise: set[str] = set()
+    names = dict(_computed_of_one(nodes, leaves))
+    known = {**leaves, **names}
+    for place, node in enumerate(nodes):
+        for operand, (child, _) in enumerate(node.next_functions):
+            if (name := known.get(child)) is None:
+                continue
+            if type(node).__name__ in _MEETING and contexts[node] == {()}:
+                found[name].append((place, operand))
+            elif node not in names:
+                otherwise.add(name)
+    return {name: tuple(places) for name, places in found.items() if name not in otherwise}
+
+
+def _computed_of_one(
+    nodes: Sequence[Node], leaves: Mapping[Node, str]
+) -> Iterator[tuple[Node, str]]:
+    """Yield nodes that compute something of one parameter alone, and its name."""
+    for node in nodes:
+        below = node
+        while type(below).__name__ in _OF_ONE and len(below.next_functions) == 1:
+            below = below.next_functions[0][0]
+            if below in leaves:
+                yield node, leaves[below]
+                break
 
 
 class Addition(NamedTuple):
-    """One use of a parameter in a sum.
+    """One place where a parameter meets the samples.
 
     Attributes:
-        place: of the sum's node in the walk.
-        operand: which the parameter is.
-        axis: of the samples in the sum, or ``WHOLE``.
+        place: of the node in the walk.
+        operand: which one comes from the parameter.
+        axis: of the samples in what the node computed, or ``WHOLE``.
     """
 
     place: int
@@ -38,17 +104,17 @@ def additions_of(
     uses: Mapping[str, Sequence[Operand]],
     shapes: Mapping[int, Sequence[int]],
     alone: Mapping[int, Sequence[int]] | None,
-    parameters: Mapping[str, Tensor],
+    own: Callable[[str, Operand], Sequence[int]],
     samples: int,
 ) -> dict[str, list[Addition]]:
-    """Return the additions of those parameters in all of whose sums the samples are found.
+    """Return the places of those parameters in all of whose places the samples are found.
 
     Args:
-        uses: by name, the operands that a parameter is.
-        shapes: of the sums, by place.
+        uses: by name, the operands that come from a parameter.
+        shapes: of what was computed, by place.
         alone: likewise, for one sample; None if there was no look at one, so that nothing tells
             where several samples are.
-        parameters: by name.
+        own: gives the shape of an operand, as it is before it is repeated.
         samples: how many there are.
     """
     found: dict[str, list[Addition]] = {}
@@ -58,7 +124,7 @@ def additions_of(
             axis = _axis(
                 shapes.get(place),
                 None if alone is None else alone.get(place, ()),
-                parameters[name].shape,
+                own(name, (place, operand)),
                 samples,
             )
             if axis is not None:
@@ -87,72 +153,130 @@ def _aligned(shape: Sequence[int], axes: int) -> list[int]:
 
 
 class Sum(NamedTuple):
-    """A sum in a pass that shows a parameter.
+    """A place in a pass that shows a parameter.
 
     Attributes:
         name: of the parameter.
         addition: which use of it.
         node: of the graph.
-        times: what the parameter is multiplied by in it.
+        times: what the operand is multiplied by in it.
+        own: the operand's shape.
+        source: the edge that computed it; None if it is the parameter itself.
     """
 
     name: str
     addition: Addition
-    node: Any
-    times: float
+    node: Node
+    times: float | Tensor
+    own: Sequence[int]
+    source: GradientEdge | None
 
 
-def sums_of(added: Mapping[str, Sequence[Addition]], node_at: Callable[[int], Any]) -> list[Sum]:
-    """Return the sums of a pass, given its nodes by place."""
-    return [
-        Sum(name, addition, node := node_at(addition.place), _factor(node, addition.operand))
-        for name, additions in added.items()
-        for addition in additions
-    ]
+def sums_of(
+    added: Mapping[str, Sequence[Addition]],
+    node_at: Callable[[int], Node],
+    parameters: Mapping[str, Tensor],
+) -> list[Sum]:
+    """Return the places in a pass, given its nodes by place."""
+    found = []
+    for name, additions in added.items():
+        for addition in additions:
+            node = node_at(addition.place)
+            own = shape_of_operand(node, addition.operand, parameters[name])
+            source = _source(node, addition.operand)
+            found.append(Sum(name, addition, node, _factor(node, addition.operand), own, source))
+    return found
 
 
-def _factor(node: Any, operand: int) -> float:
+def shape_of_operand(node: Node, operand: int, parameter: Tensor) -> Sequence[int]:
+    """Return the shape of one operand of a node, which comes from this parameter."""
+    source = _source(node, operand)
+    if source is None:
+        return parameter.shape
+    return tuple(source.node._input_metadata[source.output_nr].shape)
+
+
+def _source(node: Node, operand: int) -> GradientEdge | None:
+    child, number = node.next_functions[operand]
+    return GradientEdge(child, number) if child.next_functions else None
+
+
+def _factor(node: Node, operand: int) -> float | Tensor:
+    kind = type(node).__name__
+    if kind == "MulBackward0":
+        other: Tensor = node._saved_self if operand else node._saved_other
+        return other.detach()
     if operand == 0:
         return 1.0
     alpha = float(node._saved_alpha)
-    return -alpha if type(node).__name__ == "SubBackward0" else alpha
+    return -alpha if kind == "SubBackward0" else alpha
 
 
 @torch.no_grad()
 def add_sums(
-    totals: Mapping[str, Tensor], sums: Sequence[Sum], gradients: Sequence[Tensor | None]
+    totals: Mapping[str, Tensor],
+    sums: Sequence[Sum],
+    gradients: Sequence[Tensor | None],
+    parameters: Mapping[str, nn.Parameter],
 ) -> None:
     """Add the squares of the parameters' gradients.
 
     Args:
         totals: where to add, by name.
-        sums: all that a parameter is in.
+        sums: all places of each parameter.
         gradients: theirs come first, in their order; None for one that does not count.
+        parameters: by name.
     """
     if not sums:
         return
-    by_sample: dict[str, Tensor] = {}
+    by_name: dict[str, list[tuple[Sum, Tensor]]] = defaultdict(list)
     for one, gradient in zip(sums, gradients, strict=False):
         if gradient is not None:
-            total = totals[one.name]
-            here = one.times * _of_samples(gradient, one.addition.axis, total.shape)
-            so_far = by_sample.get(one.name)
-            by_sample[one.name] = here if so_far is None else so_far + here
-    for name, gradients_of_samples in by_sample.items():
-        totals[name].add_(gradients_of_samples.square().sum(0))
+            by_name[one.name].append((one, _of_samples(gradient, one)))
+    for name, places in by_name.items():
+        total, samples = totals[name], len(places[0][1])
+        led = any(one.source is not None for one, _ in places)
+        size = max(1, _NUMBERS_AT_ONCE // total.numel()) if led else samples
+        for begin in range(0, samples, size):
+            parts = [
+                _at_parameter(one, g[begin : begin + size], parameters[name]) for one, g in places
+            ]
+            total.add_(sum(parts[1:], parts[0]).square().sum(0))
 
 
-def _of_samples(gradient: Tensor, axis: int, own: Sequence[int]) -> Tensor:
-    """Return each sample's gradient of the parameter, shape (N, *own)."""
-    own = tuple(own)
+def _of_samples(gradient: Tensor, one: Sum) -> Tensor:
+    """Return each sample's gradient of the operand, shape (N, *own)."""
+    own, axis = tuple(one.own), one.addition.axis
+    gradient = gradient.to(accumulation_dtype(gradient))
+    if isinstance(one.times, Tensor):
+        gradient = gradient * one.times
     within = _aligned(own, gradient.ndim)
     if axis == WHOLE:
         gradient = gradient.unsqueeze(0)
     else:
         gradient = gradient.movedim(axis, 0)
         del within[axis]
-    gradient = gradient.to(accumulation_dtype(gradient))
     repeated = [d for d, size in enumerate(within, 1) if size == 1 and gradient.shape[d] > 1]
     if repeated:
-        gradient = gradient.sum(repeated)
-    return gradient.reshape(len(gradient), *own)
+        gradient = gradient.sum(repeated, keepdim=True)
+    for d, size in enumerate(within, 1):
+        if gradient.shape[d] != size:  # in tiles
+            gradient = torch.unflatten(gradient, d, (-1, size)).sum(d)
+    gradient = gradient.reshape(len(gradient), *own)
+    return gradient if isinstance(one.times, Tensor) else one.times * gradient
+
+
+def _at_parameter(one: Sum, gradients: Tensor, parameter: nn.Parameter) -> Tensor:
+    """Return each sample's gradient of the parameter, given those of the operand."""
+    if one.source is None:
+        return gradients
+    with fresh_gradients([parameter]):
+        leaf = get_gradient_edge(parameter)
+        (led,) = torch.autograd.grad(
+            one.source,
+            leaf,
+            gradients.to(parameter.dtype),
+            retain_graph=True,
+            is_grads_batched=True,
+        )
+    return led.to(accumulation_dtype(led))

@@ -6,21 +6,18 @@ inside which calls it lies, whatever the Python code did: another function of th
 flag, a hook, a module that was replaced.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from fedcurv.per_sample.added import ADDING, Operand
+from fedcurv.per_sample.added import Node, Operand, meetings_of
 from fedcurv.per_sample.recent import remember
-
-# a node of the graph; torch gives its classes no common public name
-Node = Any
 
 # a node and which of its outputs
 Edge = tuple[Node, int]
@@ -149,9 +146,8 @@ class Graph:
         inside: Counter[tuple[int, str]] = Counter()
         apart: set[str] = set()
         edges: Counter[str] = Counter()
-        added: dict[str, list[Operand]] = defaultdict(list)
-        for place, node in enumerate(self._nodes):
-            for operand, (child, _) in enumerate(node.next_functions):
+        for node in self._nodes:
+            for child, _ in node.next_functions:
                 if (name := self._leaves.get(child)) is None:
                     continue
                 edges[name] += 1
@@ -162,19 +158,16 @@ class Graph:
                 (calls,) = around
                 if not calls:
                     apart.add(name)
-                    if type(node).__name__ in ADDING:
-                        added[name].append((place, operand))
                 for call in calls:
                     inside[call, name] += 1
         reached = {c for (node, _), calls in tops.items() if node in contexts for c in calls}
-        only_added = {n: tuple(places) for n, places in added.items() if len(places) == edges[n]}
         return Uses(
             dict(edges),
             frozenset(apart),
             dict(inside),
             frozenset(reached),
             self._ends(),
-            only_added,
+            meetings_of(self._nodes, self._leaves, contexts),
         )
 
     def _contexts(
@@ -244,7 +237,7 @@ class Uses:
         inside: by call and name, the number of uses.
         reached: the calls that the outputs depend on.
         ends: (call, output) below which no other call lies: where a backward pass may end.
-        added: the operands that those parameters are which only sums outside of calls have.
+        added: where those parameters meet the samples that enter nothing else; see ``added``.
     """
 
     edges: Mapping[str, int]
@@ -256,7 +249,7 @@ class Uses:
 
     @property
     def places(self) -> set[int]:
-        """The places of the sums in ``added``."""
+        """The places of the nodes in ``added``."""
         return {place for operands in self.added.values() for place, _ in operands}
 
     @property

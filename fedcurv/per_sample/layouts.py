@@ -72,11 +72,10 @@ def layout_of(
         uses: of parameters in it.
         slow: parameters for which calls are not to be trusted.
         samples: how many there are.
-        added: sums that may show a parameter, by name.
+        added: places that may show a parameter which no call does, by name.
     """
-    owned = {name for call in calls for name, _ in call.layer.sources.values()}
-    added = {name: sums for name, sums in added.items() if name not in owned | slow}
-    whole = _not_in_layers(calls, axes, uses, slow) - added.keys()
+    whole = _not_in_layers(calls, axes, uses, slow)
+    added = {name: sums for name, sums in added.items() if name in whole - slow}
     names = [
         frozenset(
             local
@@ -102,6 +101,7 @@ def layout_of(
     ambiguous = samples > 1 and any(
         call.layer.any_axis and call.sizes[0][:-1].count(samples) > 1 for call in calls
     )
+    whole -= added.keys()
     return Layout(list(axes), names, whole, waits, uses.ends, ambiguous, added)
 
 

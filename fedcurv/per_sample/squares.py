@@ -15,7 +15,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from fedcurv.per_sample.added import Sum, add_sums, additions_of, sums_of
+from fedcurv.per_sample.added import Operand, Sum, add_sums, additions_of, shape_of_operand, sums_of
 from fedcurv.per_sample.following import Reading
 from fedcurv.per_sample.graph import Edge, Graph, backward
 from fedcurv.per_sample.hooked import require_rows
@@ -128,7 +128,7 @@ class PerSampleSquares(LookedAtModel):
                     return None
                 self._layouts[key] = layout
             ends = graph.tops(layout.ends)
-            sums = sums_of(layout.added, graph.node)
+            sums = sums_of(layout.added, graph.node, self._parameters)
             del graph
             cotangents = cotangents_of(outputs.detach())
             self.begun += 1
@@ -167,7 +167,8 @@ class PerSampleSquares(LookedAtModel):
             self._pass.last = number + 1 == len(cotangents)
             if to:
                 retain = not self._pass.last
-                add_sums(self.totals, sums, backward(outputs, v, to, retain_graph=retain))
+                gradients = backward(outputs, v, to, retain_graph=retain)
+                add_sums(self.totals, sums, gradients, self._parameters)
             failed: set[str] = set()
             with self._run_once_more() if replayed else nullcontext():
                 for layer, call in replayed:
@@ -221,8 +222,14 @@ class PerSampleSquares(LookedAtModel):
                 axes, [frozenset()] * len(calls), frozenset(self._parameters), set(), (), False
             )
         shapes = graph.shapes(uses.places)
-        added = additions_of(uses.added, shapes, sums, self._parameters, samples)
+        added = additions_of(uses.added, shapes, sums, self._shape_in(graph), samples)
         return layout_of(calls, axes, uses, self.findings.slow, samples, added)
+
+    def _shape_in(self, graph: Graph) -> Callable[[str, Operand], Sequence[int]]:
+        def shape(name: str, operand: Operand) -> Sequence[int]:
+            return shape_of_operand(graph.node(operand[0]), operand[1], self._parameters[name])
+
+        return shape
 
     def _add_by_whole(
         self,
