@@ -8,7 +8,7 @@ autograd leads each sample's to the parameter.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,16 +47,13 @@ _NUMBERS_AT_ONCE = 2**21
 
 
 def meetings_of(
-    nodes: Sequence[Node],
-    leaves: Mapping[Node, str],
-    contexts: Mapping[Node, Set[tuple[int, ...]]],
+    nodes: Sequence[Node], leaves: Mapping[Node, str]
 ) -> dict[str, tuple[Operand, ...]]:
     """Return where parameters meet samples, for those all of whose ways lead to such places.
 
     Args:
         nodes: of the graph, in the order of the walk.
         leaves: by node, the names of the parameters.
-        contexts: by node, the calls of hooked modules around it.
     """
     found: dict[str, list[Operand]] = defaultdict(list)
     otherwise: set[str] = set()
@@ -66,7 +63,7 @@ def meetings_of(
         for operand, (child, _) in enumerate(node.next_functions):
             if (name := known.get(child)) is None:
                 continue
-            if type(node).__name__ in _MEETING and contexts[node] == {()}:
+            if type(node).__name__ in _MEETING:
                 found[name].append((place, operand))
             elif node not in names:
                 otherwise.add(name)

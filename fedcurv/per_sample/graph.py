@@ -167,7 +167,7 @@ class Graph:
             dict(inside),
             frozenset(reached),
             self._ends(),
-            meetings_of(self._nodes, self._leaves, contexts),
+            meetings_of(self._nodes, self._leaves),
         )
 
     def _contexts(

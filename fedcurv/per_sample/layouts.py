@@ -5,12 +5,14 @@ from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedcurv.per_sample.added import Addition
 from fedcurv.per_sample.graph import Graph, Uses
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer
 from fedcurv.per_sample.replay import close
+from fedcurv.per_sample.samples import Samples
 from fedcurv.per_sample.watched import Watched
 
 
@@ -20,17 +22,24 @@ class Look:
 
     Attributes:
         key: equal for two computations only if they join the same modules in the same way.
-        outputs: of the sample.
+        one: the sample.
+        outputs: of it.
         calls: of hooked modules.
         uses: of parameters.
         sums: the shapes of the sums outside of calls that parameters are in, by place.
     """
 
     key: Hashable
+    one: Samples
     outputs: Tensor
     calls: list[Watched]
     uses: Uses
     sums: Mapping[int, Sequence[int]]
+
+    def is_of(self, inputs: Samples) -> bool:
+        """Return whether it is the look at the second of these samples."""
+        pairs = zip(self.one.tensors, inputs.tensors, strict=True)
+        return all(torch.equal(one, several[1:2]) for one, several in pairs)
 
 
 @dataclass
@@ -72,10 +81,17 @@ def layout_of(
         uses: of parameters in it.
         slow: parameters for which calls are not to be trusted.
         samples: how many there are.
-        added: places that may show a parameter which no call does, by name.
+        added: places that may show a parameter which no closed form does, by name.
     """
     whole = _not_in_layers(calls, axes, uses, slow)
-    added = {name: sums for name, sums in added.items() if name in whole - slow}
+    by_rule = {
+        name
+        for call in calls
+        if isinstance(call.layer, ClosedFormLayer)
+        for name, _ in call.layer.sources.values()
+    }
+    added = {n: a for n, a in added.items() if n not in slow and (n in whole or n not in by_rule)}
+    whole |= added.keys()
     names = [
         frozenset(
             local

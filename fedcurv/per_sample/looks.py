@@ -36,9 +36,9 @@ class LookedAtModel(HookedModel):
             self._follow(inputs)
         if self._ways is None:
             self._first_look = self._look_at(inputs)
-        else:  # each way has a look of its own; this one tells how much memory a sample takes
+        else:
             rows, _ = next(self._ways.split(inputs))
-            self._look_at(inputs[rows])
+            self._first_look = self._look_at(inputs[rows])
 
     def _follow(self, inputs: Samples) -> None:
         """Follow the first batch of several samples, of which one may decide for another."""
@@ -49,8 +49,9 @@ class LookedAtModel(HookedModel):
             if found is None or (found.shares is None and not found.reads):
                 return
             self._draws = self._draws or not torch.equal(before, random_state(inputs.device))
-            with torch.no_grad():
-                require_rows(inputs.outputs(self._model), inputs)
+            if found.shares is not None:
+                with torch.no_grad():
+                    require_rows(inputs.outputs(self._model), inputs)
         if found.shares is not None or self._draws:
             self._interact(
                 f"the model's forward makes one value of a whole batch, or reads values "
@@ -67,7 +68,7 @@ class LookedAtModel(HookedModel):
             outputs, calls, graph = self._forward(one)
             self._draws = self._draws or not torch.equal(before, random_state(one.device))
         key, uses = key_of(self._model, calls, graph), graph.uses()
-        look = Look(key, outputs.detach(), calls, uses, graph.shapes(uses.places))
+        look = Look(key, one, outputs.detach(), calls, uses, graph.shapes(uses.places))
         self._have_checked(look.key, inputs)
         return look
 

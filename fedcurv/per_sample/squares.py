@@ -201,7 +201,9 @@ class PerSampleSquares(LookedAtModel):
         if self._looks and samples > 1:
             if not self._followed:
                 self._follow(inputs)
-            look = self._first_look or self._look_at(inputs)
+            look = self._first_look
+            if look is None or (way is not None and not look.is_of(inputs)):
+                look = self._look_at(inputs)
             if self.findings.alone and (way is None or self._ways is None):
                 return None
             if not agree(outputs, calls, uses, look):

@@ -69,6 +69,9 @@ Rule = TypeVar("Rule", bound=type[LayerRule])
 # by the class of a layer, one object of its rule
 RULES: dict[type[nn.Module], LayerRule] = {}
 
+# likewise, by the qualified name of a class of a library that is not imported for it
+RULES_BY_NAME: dict[str, LayerRule] = {}
+
 # what a subclass with its parent's rule must not have of its own
 _COMPUTING = ("forward", "_conv_forward", "__call__")
 
@@ -110,15 +113,34 @@ def register_rule(*layers: type[nn.Module], replace: bool = False) -> Callable[[
     return register
 
 
+def register_rule_by_name(layer: str) -> Callable[[Rule], Rule]:
+    """Return a decorator that makes a rule's class the rule of a layer of another library.
+
+    Args:
+        layer: the class's module and name.
+    """
+
+    def register(rule: Rule) -> Rule:
+        RULES_BY_NAME[layer] = rule()
+        return rule
+
+    return register
+
+
 def rule_for(module: nn.Module) -> LayerRule | None:
     """Return the rule for a module, or None if there is none for it as it is configured.
 
     A subclass has its parent's, unless it computes something of its own.
     """
-    kind = next((k for k in type(module).__mro__ if k in RULES), None)
+    kind = next((k for k in type(module).__mro__ if _registered(k) is not None), None)
     if kind is None or "forward" in vars(module):
         return None
     if any(getattr(type(module), m, None) is not getattr(kind, m, None) for m in _COMPUTING):
         return None
-    rule = RULES[kind]
-    return rule if rule.fits(module) else None
+    rule = _registered(kind)
+    return rule if rule is not None and rule.fits(module) else None
+
+
+def _registered(kind: type) -> LayerRule | None:
+    by_class = RULES.get(kind)
+    return by_class or RULES_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")

@@ -30,14 +30,13 @@ def assert_right(model, inputs, labels, **options):
         torch.testing.assert_close(got[name], expected)
 
 
-FUNCTIONAL = {("", "scale"), ("", "layer.weight"), ("", "layer.bias")}
+FUNCTIONAL = {("", "layer.weight"), ("", "layer.bias")}
 EXPECTED = {
     "attention with more keys": {
         *(("attention", name) for name in ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v")),
         # its module is never called: attention multiplies by the weight itself
         *(("", f"attention.out_proj.{name}") for name in ("weight", "bias")),
     },
-    "vision transformer": {("scale", "factor")},
     "weight norm": {("", f"0.parametrizations.weight.original{i}") for i in (0, 1)},
     "functional use and a raw parameter": FUNCTIONAL,
     "a value that is read": FUNCTIONAL,
@@ -61,15 +60,26 @@ def test_all_is_right_without_the_self_check_too(name):
     assert_right(model, inputs_for(name), labels, self_check=False)
 
 
+class Product(nn.Module):
+    """Multiplies by a matrix of its own, without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.eye(6))
+
+    def forward(self, x):
+        return x @ self.matrix
+
+
 def test_slow_modules_are_named_once(caplog):
     caplog.set_level(logging.INFO, "fedcurv.per_sample")
-    make, shape = ZOO["vision transformer"]
-    batch = torch.randn(shape), torch.randint(0, CLASSES, shape[:1])
-    fisher_diagonal(make(), [batch, batch, batch])
+    batch = torch.randn(9, 6), torch.arange(9) % CLASSES
+    model = nn.Sequential(nn.Linear(6, 6), Product(), nn.Linear(6, CLASSES))
+    fisher_diagonal(model, [batch, batch, batch])
     (record,) = caplog.records
     assert record.getMessage() == (
-        "Fisher diagonal of VisionTransformer: no closed form for scale; single samples are run "
-        "through these modules"
+        "Fisher diagonal of Sequential: no closed form for 1; single samples are run through these "
+        "modules"
     )
 
 
