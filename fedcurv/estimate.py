@@ -24,8 +24,6 @@ from fedcurv.per_sample import (
     unchecked,
 )
 
-# from the outputs of some samples of a batch and their rows
-CotangentsOfRows = Callable[[Tensor, Tensor], Sequence[Tensor]]
 # from outputs (N, ...) and targets (N, ...) to the cotangents to sum over
 CotangentsOf = Callable[..., Sequence[Tensor]]
 
@@ -143,7 +141,7 @@ class Estimate:
             self._probes += [(self.num_samples, _probe(v)) for v in cotangents]
         self.num_samples += len(inputs)
 
-    def _of_rows(self, targets: Tensor) -> CotangentsOfRows:
+    def _of_rows(self, targets: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
         return lambda outputs, rows: self._cotangents_of(outputs, targets=targets[rows])
 
     def require_finite(self) -> None:

@@ -9,7 +9,7 @@ sample is taken at a time.
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -63,25 +63,25 @@ class PerSampleSquares(LookedAtModel):
             self._interact()
         return cotangents
 
-    def add_apart(self, inputs: Samples, cotangents_of: CotangentsOfRows) -> list[Tensor]:
-        """Add the sums over a batch whose samples interact, and return the cotangents.
+    def add_apart(
+        self, inputs: Samples, cotangents_of: CotangentsOfRows
+    ) -> Iterator[tuple[Tensor, Sequence[Tensor]]]:
+        """Add the sums over a batch whose samples interact, and yield rows and their cotangents.
 
         Args:
             inputs: of N samples, for which ``add`` has returned None.
-            cotangents_of: gives the cotangents to sum over, from the outputs of some samples and
-                their rows in the batch.
+            cotangents_of: gives the cotangents to sum over.
 
         Raises:
             ValueError: as ``add``; also if a sample alone has other outputs when run once more.
         """
-        found: list[Tensor] = []
         everyone = torch.arange(len(inputs), device=inputs.device)
         parts = [(everyone, None)] if self._ways is None else self._ways.split(inputs)
         for rows, way in parts:
             if way is not None:
-                cotangents = self._add(inputs[rows], _of_rows(cotangents_of, rows), way)
-                if cotangents is not None:
-                    found += cotangents
+                of_rows = _of_rows(cotangents_of, rows)
+                if (cotangents := self._add(inputs[rows], of_rows, way)) is not None:
+                    yield rows, cotangents
                     continue
                 way.at_once = False
             if len(rows) > 1:
@@ -96,8 +96,7 @@ class PerSampleSquares(LookedAtModel):
                         f"{type(self._model).__name__} computes something else when the same "
                         "sample is run once more; make it depend on its inputs alone in eval mode"
                     )
-                found += cotangents
-        return found
+                yield row, cotangents
 
     def _add(
         self, inputs: Samples, cotangents_of: CotangentsOf, way: Way | None = None

@@ -78,7 +78,7 @@ def test_a_model_that_goes_another_way_at_every_call_is_refused():
     model, inputs, labels = problem(lambda m, z: z @ m.a.weight if m.calls % 2 else z)
     batches = list(zip(inputs.split(3), labels.split(3), strict=True))
     with pytest.raises(
-        ValueError, match=r"batches 0 to 2: Net computes something else when the same"
+        ValueError, match=r"^batch.* 0.*: Net computes something else when the same"
     ):
         fisher_diagonal(model, batches)
 

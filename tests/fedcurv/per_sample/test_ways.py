@@ -214,7 +214,7 @@ class Reader(nn.Module):
 @pytest.mark.parametrize("read", UNCERTAIN)
 def test_what_is_changed_in_place_or_drawn_before_a_read_is_not_called_again(read):
     torch.manual_seed(0)
-    samples = Samples((torch.randn(9, 4, dtype=DOUBLE),), on_one_tensor, ())
+    samples = Samples((torch.randn(9, 4, dtype=DOUBLE),), on_one_tensor, "tensor")
     parts = list(Ways(Reader(UNCERTAIN[read])).split(samples))
     assert [(rows.tolist(), way) for rows, way in parts] == [(list(range(9)), None)]
 
@@ -230,7 +230,7 @@ def test_such_reads_are_right_sample_by_sample(read):
 def test_every_sample_is_in_one_part():
     torch.manual_seed(0)
     x = torch.randn(40, 4, dtype=DOUBLE)
-    parts = list(Ways(Reader(lambda x: x.amax())).split(Samples((x,), on_one_tensor, ())))
+    parts = list(Ways(Reader(lambda x: x.amax())).split(Samples((x,), on_one_tensor, "tensor")))
     assert sorted(row for rows, _ in parts for row in rows.tolist()) == list(range(40))
     for rows, way in parts:
         assert way is not None
