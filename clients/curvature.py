@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.batches import Forward, Targets
+from fedcurv.clients.privacy import Accountant, estimated
 from fedcurv.clients.state import Contribution, own_terms, store_for
 from fedcurv.clients.telling import once_a_run, tell_once
-from fedcurv.clients.travelling import names_of_arrays, require_known, spoken_of, withheld
+from fedcurv.clients.travelling import (
+    names_of_arrays,
+    require_known,
+    spoken_of,
+    tell_what_stays,
+    withheld,
+)
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
-from fedcurv.fisher import fisher_diagonal
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.parameters import Chosen, listed, only_these_require_gradients, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
@@ -93,7 +99,8 @@ class ClientCurvature:
         size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
         directory = None if state_dir is None else Path(state_dir)
         self._store = store_for(context, size, directory, instruction)
-        self._tell_what_stays(model, self._withheld)
+        if self._chosen is None:
+            tell_what_stays(context, model, self._withheld)
         if instruction.sums is not None:
             self._instruction = dataclasses.replace(instruction, sums=None)
             self._require_sums_of_what_travels(instruction.sums)
@@ -142,6 +149,8 @@ class ClientCurvature:
         kind: FisherKind = "empirical",
         likelihood: Likelihood = "categorical",
         generator: torch.Generator | None = None,
+        private_fisher: tuple[float, float] | None = None,
+        accountant: Accountant | None = None,
     ) -> RecordDict:
         """Estimate the Fisher diagonal at the local solution, remember it, add it to the reply.
 
@@ -157,6 +166,9 @@ class ClientCurvature:
             kind: likewise; docs/results.md shows what each kind is worth.
             likelihood: likewise.
             generator: likewise.
+            private_fisher: (clip, noise_multiplier) of ``fedcurv.private_fisher``, for clients that
+                train by DP-SGD; those of Opacus are refused without it.
+            accountant: Opacus', of the training, which counts this release too.
 
         Returns:
             ``content``, with FedCurv's records added if the server asked for them.
@@ -172,9 +184,11 @@ class ClientCurvature:
         if not names:
             return content
         with only_these_require_gradients(model, names):
-            fisher = fisher_diagonal(
+            fisher = estimated(
                 model,
                 batches,
+                private_fisher=private_fisher,
+                accountant=accountant,
                 forward=forward,
                 targets=targets,
                 kind=kind,
@@ -233,7 +247,7 @@ class ClientCurvature:
             stays = self._withheld
             if self._chosen is None:  # the message may have lost its arrays before it came here
                 stays |= withheld(model, names_of_arrays(content))
-                self._tell_what_stays(model, stays)
+                tell_what_stays(self._context, model, stays)
             names = spoken_of(model, self._chosen, stays) or [
                 name for name in self._about if name not in stays
             ]
@@ -265,16 +279,6 @@ class ClientCurvature:
                 "unknown",
                 f"not pulled and not reported, as the first rounds' statistics are without them: "
                 f"{', '.join(new)}",
-            )
-
-    def _tell_what_stays(self, model: nn.Module, stays: Collection[str]) -> None:
-        stay = [name for name in trainable_parameters(model) if name in stays]
-        if stay and self._chosen is None:
-            tell_once(
-                self._context,
-                "withheld",
-                "left out of penalty and report, as they are not among the message's arrays: "
-                f"{', '.join(stay)} (parameters= chooses otherwise)",
             )
 
     def _end_penalty(self) -> None:

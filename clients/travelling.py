@@ -2,10 +2,17 @@
 
 from collections.abc import Collection, Iterable
 
-from flwr.app import RecordDict
+from flwr.app import Context, RecordDict
 from torch import nn
 
-from fedcurv.parameters import Chosen, chosen_parameters, listed, named_once
+from fedcurv.clients.telling import tell_once
+from fedcurv.parameters import (
+    Chosen,
+    chosen_parameters,
+    listed,
+    named_once,
+    trainable_parameters,
+)
 from fedcurv.strategies.wire.records import PRECISION, WEIGHTED
 
 
@@ -61,4 +68,16 @@ def require_known(known: Iterable[str], got: Iterable[str], known_in: str, got_i
             f"expected statistics of the parameters of {known_in} ({listed(known)}), got those of "
             f"{got_in} ({listed(got)}); give ClientCurvature and report one model: a wrapper for "
             "both, or the model itself, with another forward if need be"
+        )
+
+
+def tell_what_stays(context: Context, model: nn.Module, stays: Collection[str]) -> None:
+    """List once, in the client's log, the trainable parameters that stay home."""
+    stay = [name for name in trainable_parameters(model) if name in stays]
+    if stay:
+        tell_once(
+            context,
+            "withheld",
+            "left out of penalty and report, as they are not among the message's arrays: "
+            f"{', '.join(stay)} (parameters= chooses otherwise)",
         )

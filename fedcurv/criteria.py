@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from fedcurv.curvature import extremes
 from fedcurv.likelihoods import (
     LIKELIHOODS,
     Categorical,
+    FisherKind,
     Likelihood,
     NegativeLogLikelihood,
     binary,
@@ -19,15 +21,30 @@ from fedcurv.losses import CrossEntropy
 from fedcurv.parameters import described
 
 
-def likelihood_of(given: Likelihood) -> tuple[NegativeLogLikelihood, bool]:
-    """Return the likelihood that is meant, and whether its expectation over targets is known.
+def likelihood_of(given: Likelihood, kind: FisherKind) -> NegativeLogLikelihood:
+    """Return the likelihood that is meant.
 
     Args:
         given: a name, a criterion, or a function of one's own; see ``fedcurv.fisher_diagonal``.
+        kind: of Fisher information that is wanted of it.
 
     Raises:
-        ValueError: for another name, or a criterion that is no likelihood, or not of logits.
+        ValueError: for another name or kind, a criterion that is no likelihood, or not of logits,
+            or a kind that takes an expectation which is not known.
     """
+    if kind not in get_args(FisherKind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(FisherKind))}, got {kind!r}")
+    likelihood, has_kinds = _meant(given)
+    if kind != "empirical" and not has_kinds:
+        raise ValueError(
+            f"kind={kind!r} needs one of the likelihoods {', '.join(LIKELIHOODS)}, of which the "
+            "expectation is known, got a function; use kind='empirical'"
+        )
+    return likelihood
+
+
+def _meant(given: Likelihood) -> tuple[NegativeLogLikelihood, bool]:
+    """Return the likelihood, and whether its expectation over targets is known."""
     if isinstance(given, type):
         raise ValueError(
             f"likelihood must be a criterion, got its class; give {given.__name__}() instead"

@@ -12,7 +12,7 @@ gradient: the square of a batch's mean gradient is another quantity, and shrinks
 import logging
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from fedcurv.cotangents import cotangents
 from fedcurv.criteria import likelihood_of
 from fedcurv.estimate import Estimate
 from fedcurv.likelihoods import (
-    LIKELIHOODS,
     LIKELIHOODS_OF_LOGITS,
     Categorical,
     FisherKind,
@@ -105,14 +104,7 @@ def fisher_diagonal(
     Source: arXiv 1910.07796 needs the diagonal; the mean over per-sample squares, eval mode and the
     three kinds are this project's definition.
     """
-    if kind not in get_args(FisherKind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(FisherKind))}, got {kind!r}")
-    losses_of, has_kinds = likelihood_of(likelihood)
-    if kind != "empirical" and not has_kinds:
-        raise ValueError(
-            f"kind={kind!r} needs one of the likelihoods {', '.join(LIKELIHOODS)}, of which the "
-            "expectation is known, got a function; use kind='empirical'"
-        )
+    losses_of = likelihood_of(likelihood, kind)
     if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
         raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}")
     parameters = trainable_parameters(model)
