@@ -29,14 +29,22 @@ class Batches:
         forward: see ``fedcurv.fisher_diagonal``.
         targets: likewise.
         device: where the tensors are put.
+        look_at_labels: called with the first batch that has labels and nothing else says what
+            its targets are: the batch on the device, its samples and its labels.
     """
 
     def __init__(
-        self, forward: Forward | None, targets: Targets | None, device: torch.device
+        self,
+        forward: Forward | None,
+        targets: Targets | None,
+        device: torch.device,
+        look_at_labels: Callable[[Mapping[str, Any], Samples, Tensor], None] | None = None,
     ) -> None:
         self._forward = forward
         self._targets = targets
         self._device = device
+        said = forward is not None or targets is not None
+        self._look_at_labels = None if said else look_at_labels
         self._by_sample: dict[str, bool] = {}
         self._changes_inputs: bool | None = None  # whether a run does; None before the first
 
@@ -45,7 +53,20 @@ class Batches:
         for index, batch in enumerate(batches):
             inputs, targets = self.read(batch, index)
             if len(inputs):
+                if isinstance(batch, Mapping):
+                    self._look(batch, inputs, targets, index)
                 yield Batch(inputs, targets, [(index, len(inputs))])
+
+    def _look(self, batch: Mapping[str, Any], inputs: Samples, targets: Tensor, index: int) -> None:
+        look, self._look_at_labels = self._look_at_labels, None
+        if look is None:
+            return
+        values = (v for _, v in _leaves(batch))
+        moved = (self._moved(v) if isinstance(v, Tensor) else v for v in values)
+        try:
+            look(_filled(batch, moved), inputs, targets)
+        except ValueError as error:
+            raise ValueError(f"batch {index}: {error}") from error
 
     def read(self, batch: Any, index: int) -> tuple[Samples, Tensor]:
         """Return a batch's samples and targets, as plain tensors on the device.
