@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fedcurv.errors import first_line
 from fedcurv.gathering import Batch
+from fedcurv.own_loss import CheckLabels
 from fedcurv.parameters import described, listed, plain
 from fedcurv.per_sample.samples import Run, Samples, on_one_tensor
 
@@ -29,8 +30,8 @@ class Batches:
         forward: see ``fedcurv.fisher_diagonal``.
         targets: likewise.
         device: where the tensors are put.
-        look_at_labels: called with the first batch that has labels and nothing else says what
-            its targets are: the batch on the device, its samples and its labels.
+        check_labels: called with the first batch whose targets are its labels since nothing says
+            otherwise; raises a ValueError.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class Batches:
         forward: Forward | None,
         targets: Targets | None,
         device: torch.device,
-        look_at_labels: Callable[[Mapping[str, Any], Samples, Tensor], None] | None = None,
+        check_labels: CheckLabels | None = None,
     ) -> None:
         self._forward = forward
         self._targets = targets
         self._device = device
         said = forward is not None or targets is not None
-        self._look_at_labels = None if said else look_at_labels
+        self._check_labels = None if said else check_labels
         self._by_sample: dict[str, bool] = {}
         self._changes_inputs: bool | None = None  # whether a run does; None before the first
 
@@ -54,17 +55,19 @@ class Batches:
             inputs, targets = self.read(batch, index)
             if len(inputs):
                 if isinstance(batch, Mapping):
-                    self._look(batch, inputs, targets, index)
+                    self._have_labels_checked(batch, inputs, targets, index)
                 yield Batch(inputs, targets, [(index, len(inputs))])
 
-    def _look(self, batch: Mapping[str, Any], inputs: Samples, targets: Tensor, index: int) -> None:
-        look, self._look_at_labels = self._look_at_labels, None
-        if look is None:
+    def _have_labels_checked(
+        self, batch: Mapping[str, Any], inputs: Samples, targets: Tensor, index: int
+    ) -> None:
+        check, self._check_labels = self._check_labels, None
+        if check is None:
             return
         values = (v for _, v in _leaves(batch))
         moved = (self._moved(v) if isinstance(v, Tensor) else v for v in values)
         try:
-            look(_filled(batch, moved), inputs, targets)
+            check(_filled(batch, moved), inputs, targets)
         except ValueError as error:
             raise ValueError(f"batch {index}: {error}") from error
 

@@ -27,7 +27,7 @@ from fedcurv.likelihoods import (
     FisherKind,
     Likelihood,
 )
-from fedcurv.own_loss import is_plain_cross_entropy, require_own_loss
+from fedcurv.own_loss import check_of_labels
 from fedcurv.parameters import listed, refuse_complex, trainable_parameters
 from fedcurv.per_sample import undisturbed
 
@@ -119,8 +119,7 @@ def fisher_diagonal(
             type(model).__name__,
             listed(hooked),
         )
-    look_at_labels = partial(require_own_loss, model) if is_plain_cross_entropy(losses_of) else None
-    reader = Batches(forward, targets, device, look_at_labels)
+    reader = Batches(forward, targets, device, check_of_labels(model, losses_of))
     with undisturbed(model, device):
         model.eval()
         estimate = Estimate(

@@ -5,30 +5,40 @@ they seem to be would give the information of another loss.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fedcurv.likelihoods import Categorical, NegativeLogLikelihood, with_classes_second
+from fedcurv.likelihoods import (
+    IGNORED,
+    Categorical,
+    NegativeLogLikelihood,
+    with_classes_second,
+)
 from fedcurv.per_sample import Samples, undisturbed
 from fedcurv.per_sample.samples import one_tensor
+
+# looks at a batch on the device, its samples and its labels
+CheckLabels = Callable[[Mapping[str, Any], Samples, Tensor], None]
 
 # of what is the same, in the type of the logits; losses of untrained models lie close together
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2e-2
 
 
-def is_plain_cross_entropy(likelihood: NegativeLogLikelihood) -> bool:
-    """Return whether this is the loss that a model of classes computes by itself."""
-    return (
+def check_of_labels(model: nn.Module, likelihood: NegativeLogLikelihood) -> CheckLabels | None:
+    """Return ``require_own_loss`` of a model, if the likelihood is what models of classes take."""
+    plain = (
         isinstance(likelihood, Categorical)
         and likelihood.weight is None
         and not likelihood.smoothing
-        and likelihood.ignored == Categorical.ignored
+        and likelihood.ignored == IGNORED
     )
+    return partial(require_own_loss, model) if plain else None
 
 
 def require_own_loss(

@@ -26,6 +26,7 @@ from fedcurv.criteria import likelihood_of
 from fedcurv.estimate import CotangentsOf, Estimate
 from fedcurv.gathering import Batch
 from fedcurv.likelihoods import FisherKind, Likelihood
+from fedcurv.own_loss import check_of_labels
 from fedcurv.parameters import refuse_complex, trainable_parameters
 from fedcurv.per_sample import undisturbed
 
@@ -86,7 +87,8 @@ def private_fisher_diagonal(
             partial(cotangents, kind, losses_of, generator=generator),
             clip=clip,
         )
-        estimate.add(Batches(forward, targets, device).read_all(batches))
+        reader = Batches(forward, targets, device, check_of_labels(model, losses_of))
+        estimate.add(reader.read_all(batches))
     if not estimate.num_samples:
         raise ValueError("expected at least one sample, got none: the batches are empty")
     estimate.require_finite()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedcurv import fisher_diagonal
+from fedcurv.private_fisher import private_fisher_diagonal
 
 SAMPLES, STEPS, WORDS = 6, 5, 11
 
@@ -92,6 +93,8 @@ def test_labels_that_the_model_takes_otherwise_than_they_stand_are_refused(model
     torch.manual_seed(0)
     with pytest.raises(ValueError, match=f"batch 0: .*{model.__name__}.*{message}"):
         fisher_diagonal(model(), [batch()], **options)
+    with pytest.raises(ValueError, match=f"batch 0: .*{model.__name__}.*{message}"):
+        private_fisher_diagonal(model(), [batch()], clip=1.0, noise_multiplier=1.0, **options)
 
 
 @pytest.mark.parametrize(

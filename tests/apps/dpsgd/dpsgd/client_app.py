@@ -26,15 +26,14 @@ def train(msg: Message, context: Context) -> Message:
         history = json.loads(context.state["spent"]["history"])
         privacy.accountant.history = [tuple(steps) for steps in history]
     train_loss = train_fn(net, trainloader, privacy, context.run_config)
+    content = RecordDict({"arrays": ArrayRecord(net.state_dict())})
+
     history = json.dumps(privacy.accountant.history)
     context.state["spent"] = ConfigRecord({"history": history})
-
     metrics = {
         "train_loss": train_loss,
         "epsilon": float(privacy.get_epsilon(context.run_config["delta"])),
         "num-examples": len(trainloader.dataset),
     }
-    content = RecordDict(
-        {"arrays": ArrayRecord(net.state_dict()), "metrics": MetricRecord(metrics)}
-    )
+    content["metrics"] = MetricRecord(metrics)
     return Message(content=content, reply_to=msg)
