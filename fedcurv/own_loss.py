@@ -17,6 +17,7 @@ from fedcurv.likelihoods import (
     IGNORED,
     Categorical,
     NegativeLogLikelihood,
+    require_in_range,
     with_classes_second,
 )
 from fedcurv.per_sample import Samples, undisturbed
@@ -58,15 +59,15 @@ def require_own_loss(
         ValueError: with the arguments that say what the labels are.
     """
     with undisturbed(model, samples.device), torch.no_grad():
+        logits = _logits(model, samples)
+        as_they_stand = None if logits is None else _cross_entropy(logits, labels)
+        if logits is None or as_they_stand is None:  # which is told where they are used
+            return
         own = _own_loss(model, batch)
         if own is None:
             return
         loss, logits_of_labels = own
-        logits = samples.outputs(model)
-        as_they_stand = _cross_entropy(logits, labels)
-        if as_they_stand is None or (
-            _same(loss, as_they_stand, logits.dtype) and _same_logits(logits, logits_of_labels)
-        ):
+        if _same(loss, as_they_stand, logits.dtype) and _same_logits(logits, logits_of_labels):
             return
         again = _own_loss(model, batch)
         if again is None or again[0] != loss:
@@ -76,6 +77,13 @@ def require_own_loss(
         f"cross-entropy of its logits without them is {as_they_stand:.6g}: "
         + _reason(loss, logits, logits_of_labels, labels)
     )
+
+
+def _logits(model: nn.Module, samples: Samples) -> Tensor | None:
+    try:
+        return samples.outputs(model)
+    except Exception:
+        return None
 
 
 def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[float, Tensor] | None:
@@ -98,8 +106,9 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> float | None:
         return float(functional.cross_entropy(_wide(logits), labels.to(_wide(logits).dtype)))
     try:
         by_class = with_classes_second(_wide(logits), labels)
+        require_in_range(labels, by_class.shape[1])
         return float(functional.cross_entropy(by_class, labels.long()))
-    except (ValueError, IndexError):
+    except ValueError:
         return None
 
 

@@ -144,6 +144,26 @@ def test_a_loss_that_is_that_of_the_logits_or_says_nothing_is_no_reason(model):
     fisher_diagonal(model(), [ignored])
 
 
+def test_labels_out_of_range_are_refused_before_the_model_is_asked():
+    class Never(Model):
+        def loss(self, logits, labels):
+            pytest.fail("on a GPU a label out of range ends the process")
+
+    given = batch()
+    given["labels"][0, 0] = WORDS
+    with pytest.raises(ValueError, match=f"batch 0: expected labels from 0 to .*got {WORDS}"):
+        fisher_diagonal(Never(), [given])
+
+
+def test_a_model_that_fails_is_named_with_its_batch_as_before():
+    class Broken(Model):
+        def logits(self, input_ids):
+            return self.head(input_ids)
+
+    with pytest.raises(RuntimeError, match=r"batch 0: the model .* fails on inputs int64"):
+        fisher_diagonal(Broken(), [batch()])
+
+
 def test_who_says_what_the_targets_are_is_believed():
     torch.manual_seed(0)
     model = NextWord()
