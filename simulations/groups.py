@@ -33,9 +33,10 @@ def _store(conf: Path, group: str, name: str, node: dict[str, Any]) -> None:
 
 
 def _defaults(make: Any) -> dict[str, Any]:
-    parameters = inspect.signature(make).parameters.values()
+    # the first two are the shape of an input and the number of outputs
+    parameters = list(inspect.signature(make).parameters.values())[2:]
     return {
         p.name: list(p.default) if isinstance(p.default, tuple) else p.default
         for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+        if p.default is not p.empty
     }

@@ -32,9 +32,8 @@ def check_model(model: nn.Module, data: DataSet, name: str) -> None:
         with torch.no_grad():
             outputs = model.eval()(inputs)
     except Exception as error:  # whatever the model's code raises
-        hint = "" if inputs.is_floating_point() else "; data.standardise=true makes floats of them"
         raise ValueError(
-            f"model={name} cannot take {taken} ({in_one_line(error)}){hint}"
+            f"model={name} cannot take {taken} ({in_one_line(error)}){_hint(inputs, data, error)}"
         ) from error
     finally:
         model.train(was_training)
@@ -51,6 +50,21 @@ def check_model(model: nn.Module, data: DataSet, name: str) -> None:
             f"targets {tuple(targets.shape)}; name more classes in the data, or take another "
             "number of positions"
         )
+
+
+def _hint(inputs: Tensor, data: DataSet, error: Exception) -> str:
+    """Return what may be done about inputs that a model cannot take."""
+    if inputs.is_floating_point():
+        return ""
+    if isinstance(error, IndexError) and int(inputs.min()) < 0:
+        return "; number tokens from 0 on"
+    if isinstance(error, IndexError) and int(inputs.max()) >= data.num_outputs:
+        return (
+            f"; model=lstm and model=transformer know as many tokens as there are classes, here "
+            f"{data.num_outputs}: where some are never a target, give the names of all as classes; "
+            "text of other classes needs model=function"
+        )
+    return "; data.standardise=true makes floats of them"
 
 
 def require_same_parts(

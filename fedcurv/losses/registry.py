@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from fedcurv.discovery import enter
 from fedcurv.losses.base import RobustLoss
 
 Make = Callable[..., RobustLoss]
@@ -16,7 +17,7 @@ def register_loss(name: str) -> Callable[[Registered], Registered]:
     """Return a decorator that makes a class, or what makes an object of it, the loss of a name."""
 
     def register(make: Registered) -> Registered:
-        LOSSES[name] = make
+        enter(LOSSES, "loss", name, make)
         return make
 
     return register

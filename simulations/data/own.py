@@ -111,6 +111,8 @@ def data_set_of(
     are_tokens = not (inputs["train"].is_floating_point() or standardise)
     if learned is CLASSIFICATION and names is None and not are_tokens:
         _tell_of_idle_output(targets.values(), source)
+    if learned is CLASSIFICATION and not are_tokens:
+        _tell_of_untaught_classes(targets["train"], targets["test"], source)
     mean, deviation = mean_and_deviation(inputs["train"]) if standardise else (None, 1.0)
     return DataSet(
         inputs["train"],
@@ -156,6 +158,15 @@ def _tell_of_idle_output(targets: Collection[Tensor], source: str) -> None:
         tell_once(
             f"{source}: classes are numbered from {lowest} on, so that the model's outputs before "
             "it are idle; number them from 0 on, or give the names of all as classes"
+        )
+
+
+def _tell_of_untaught_classes(train: Tensor, test: Tensor, source: str) -> None:
+    untaught = [str(label) for label in sorted(set(test.tolist()) - set(train.tolist()))]
+    if untaught:
+        tell_once(
+            f"{source}: no training sample has the class {listed(untaught)} of the test set; are "
+            "both numbered alike?"
         )
 
 

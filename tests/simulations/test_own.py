@@ -512,7 +512,8 @@ def test_a_token_that_the_model_has_no_place_for_is_found_before_anything_starts
     data = data_set_of(arrays(**inputs), "here")
     model = make_model({"model": {"name": "lstm"}}, data)
     ends = f"from {min(0, token)} to {max(0, token)} "
-    with pytest.raises(ValueError, match=f"model=lstm cannot take int64 inputs .*{ends}"):
+    advice = "number tokens from 0 on" if token < 0 else "here 3: .* names of all as classes"
+    with pytest.raises(ValueError, match=f"model=lstm cannot take int64 .*{ends}.*{advice}"):
         check_model(model, data, "lstm")
 
 

@@ -80,7 +80,17 @@ def test_classes_that_are_numbered_from_one_on_are_told(lowest, more, is_told, t
 
 def test_a_class_that_only_the_other_part_has_is_not_missed(told):
     data_set_of(arrays(train_targets=np.array([1, 2, 1, 2])), "here")
-    assert not told()
+    assert not [line for line in told() if "numbered from" in line]
+
+
+@pytest.mark.parametrize("names", [{}, {"classes": ["a", "b", "c"]}])
+def test_a_class_that_only_the_test_set_has_is_told(names, told):
+    data_set_of(arrays(train_targets=np.array([0, 2, 0, 2]), **names), "here")
+    assert told() == [
+        "here: no training sample has the class 1 of the test set; are both numbered alike?"
+    ]
+    data_set_of(arrays(train_targets=np.array([0, 1, 2, 1]), **names), "there")
+    assert len(told()) == 1
 
 
 @pytest.mark.parametrize(

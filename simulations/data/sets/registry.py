@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from fedcurv.discovery import enter
 from fedcurv.simulations.data.samples import DataSet, mean_and_deviation
 
 # from data.root and data.download
@@ -21,7 +22,7 @@ def register_data_set(name: str) -> Callable[[Registered], Registered]:
     """
 
     def register(load: Registered) -> Registered:
-        DATA_SETS[name] = load
+        enter(DATA_SETS, "data set", name, load)
         return load
 
     return register
