@@ -40,9 +40,13 @@ def checked_strength(strength: float) -> float:
     """Return λ as a float.
 
     Raises:
-        ValueError: if it is negative or not finite.
+        ValueError: if it is negative or not finite, or no number.
     """
-    if not 0.0 <= strength < math.inf:
+    try:
+        fits = bool(0.0 <= strength < math.inf)
+    except (TypeError, RuntimeError, ValueError):  # of text, and of several numbers
+        fits = False
+    if not fits:
         raise ValueError(
             f"strength must be finite and >= 0, got {strength!r}; use 0 for plain FedAvg"
         )

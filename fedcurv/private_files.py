@@ -43,7 +43,12 @@ def private_folder(folder: Path) -> Path:
     while not missing[-1].parent.exists():
         missing.append(missing[-1].parent)
     for one in reversed(missing):
-        one.mkdir(mode=0o700, exist_ok=True)
+        try:
+            one.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(
+                f"{one}: expected a folder, or none yet, got a file or a link to nowhere"
+            ) from error
     return folder
 
 

@@ -130,9 +130,13 @@ def data_set_of(
 def _num_classes(task: Task, targets: Collection[Tensor], highest: int | None, source: str) -> int:
     if task.like_outputs:
         return 2 if task.has_labels else 0
-    if highest:
+    if highest is not None:
+        if highest < 2:
+            raise ValueError(f"{source}: expected two classes at least, got names of {highest}")
         return highest
     largest = max(int(one.max()) for one in targets)
+    if largest < 1:
+        raise ValueError(f"{source}: expected two classes at least, got none but class 0")
     if largest >= max(_MOST_CLASSES, sum(one.numel() for one in targets)):
         raise ValueError(
             f"{source}: expected classes numbered from 0 on without large gaps, got {largest}; "

@@ -493,6 +493,15 @@ def arrays(**changes):
             "expected train_groups, got groups",
         ),
         ({"train_inputs": torch.zeros(4, 3).to_sparse()}, "expected a dense array, got one of"),
+        ({"classes": ["a"]}, "expected classes from 0 to 0"),
+        (
+            {"train_targets": np.zeros(4, int), "test_targets": np.zeros(2, int)},
+            "here: expected two classes at least, got none but class 0",
+        ),
+        (
+            {"train_targets": np.zeros(4, int), "test_targets": np.zeros(2, int), "classes": ["a"]},
+            "here: expected two classes at least, got names of 1",
+        ),
         ({"train_targets": np.array([0, 1, 10**9, 1])}, "without large gaps, got 1000000000"),
         ({"train_inputs": [[1, 2], [3]]}, "train_inputs: expected an array of numbers"),
         ({"train_inputs": np.array([["a"]] * 4)}, "train_inputs: expected an array of numbers"),

@@ -514,3 +514,15 @@ def test_a_pipe_in_the_place_of_the_lock_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / ".checkpoint.lock")
     with pytest.raises(OSError, match=r"\.checkpoint\.lock"):
         Federation().run(FedAvg(**options()), num_rounds=1, checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("what", ["file", "link to nowhere"])
+def test_a_checkpoint_that_is_no_folder_is_told_in_one_line(what, tmp_path):
+    place = tmp_path / "here"
+    if what == "file":
+        place.write_text("notes")
+    else:
+        place.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(NotADirectoryError, match=f"{place}: expected a folder, or none yet"):
+        Federation(num_nodes=2).run(FedAvg(**options()), 1, checkpoint=place)
+    assert what != "file" or place.read_text() == "notes"
