@@ -259,7 +259,7 @@ def test_samples_that_interact_are_found_out_at_every_estimate(caplog):
     for way in ("centred", "centred_by_constants"):
         caplog.clear()
         assert_right(*problem(way))
-        assert "outputs depend on what else is in a batch" in caplog.text
+        assert "so each sample is one of its own" in caplog.text
 
 
 def test_flags_of_parameters_are_as_before():
