@@ -53,8 +53,8 @@ def check_ray(runner: Mapping[str, Any]) -> None:
         raise ValueError(
             f"runner.client_resources: expected num_cpus and num_gpus, got {', '.join(unknown)}"
         )
-    address = init_args.get("address") or os.environ.get("RAY_ADDRESS") or "local"
-    there = _here(init_args) if address == "local" else _in_cluster(str(address))
+    address = _address(init_args)
+    there = _here(init_args) if address == "local" else _in_cluster(address)
     for name, unit in (("num_cpus", "CPU"), ("num_gpus", "GPU")):
         wanted, have = runner["client_resources"].get(name, 0), there[unit]
         if wanted > have:
@@ -63,6 +63,15 @@ def check_ray(runner: Mapping[str, Any]) -> None:
                 f"runner.client_resources.{name}={wanted:g}: {where} {have:g} {unit}s for Ray, "
                 "and no client could ever run; ask for less, or use runner=local"
             )
+
+
+def _address(init_args: Mapping[str, Any]) -> str:
+    """Return where Ray runs: here, unless a cluster is named.
+
+    Ray by itself would join whatever cluster was last begun on this machine, or wait for one that
+    has ended.
+    """
+    return str(init_args.get("address") or os.environ.get("RAY_ADDRESS") or "local")
 
 
 def _here(init_args: Mapping[str, Any]) -> dict[str, float]:
@@ -196,7 +205,8 @@ def _begin(init_args: Mapping[str, Any]) -> None:
     said["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
     given["env_vars"] = {**said, **given.get("env_vars", {})}
     if not ray.is_initialized():
-        ray.init(**{"include_dashboard": False, **init_args, "runtime_env": given})
+        begun = {**init_args, "address": _address(init_args), "runtime_env": given}
+        ray.init(**{"include_dashboard": False, **begun})
 
 
 def _reason(errors: list[BaseException]) -> str:
