@@ -17,7 +17,6 @@ from fedcurv.clients.privacy import Accountant, estimated
 from fedcurv.clients.state import Contribution, own_terms, store_for
 from fedcurv.clients.telling import once_a_run, tell_once
 from fedcurv.clients.travelling import (
-    names_of_arrays,
     require_known,
     spoken_of,
     tell_what_stays,
@@ -27,7 +26,14 @@ from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.parameters import Chosen, listed, only_these_require_gradients, trainable_parameters
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
-from fedcurv.strategies.wire.records import Instruction, add_report, take_instruction
+from fedcurv.strategies.wire.records import (
+    Instruction,
+    add_report,
+    client_id_of,
+    pack_tensors,
+    take_instruction,
+)
+from fedcurv.strategies.wire.sums import names_of_arrays, pack_precision
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +108,7 @@ class ClientCurvature:
         if self._chosen is None:
             tell_what_stays(context, model, self._withheld)
         if instruction.sums is not None:
-            self._instruction = dataclasses.replace(instruction, sums=None)
+            self._instruction = dataclasses.replace(instruction, sums=None, most=None)
             self._require_sums_of_what_travels(instruction.sums)
             self.penalty = self._penalty(model, instruction, instruction.sums)
         if self.penalty is not None:
@@ -225,15 +231,13 @@ class ClientCurvature:
         # what is remembered must be what is sent: else a difference of sums could become negative
         curvature = Curvature.at(model, fisher, parameters=names).to(torch.float32)
         instruction = self._active_instruction
-        sent = names_of_arrays(content)
-        server_can_multiply = sent >= curvature.precision.keys()
-        add_report(
-            content,
-            self._context,
-            curvature,
-            message_id=self._message_id,
-            with_weighted=instruction.secure_sums or not server_can_multiply,
-        )
+        who = client_id_of(self._context), instruction.server_round
+        sent, precision = pack_precision(curvature.precision, instruction.bits, *who)
+        if precision is not curvature.precision:
+            curvature = Curvature.at(model, precision, parameters=names)
+        with_weighted = instruction.secure_sums or not names_of_arrays(content) >= precision.keys()
+        weighted = pack_tensors(curvature.weighted_parameters) if with_weighted else None
+        add_report(content, self._context, sent, weighted, message_id=self._message_id)
         self._store.save(
             Contribution(instruction.server_round, self._message_id, curvature),
             instruction.saved_round,
@@ -303,16 +307,14 @@ class ClientCurvature:
     ) -> CurvaturePenalty | None:
         """Return the pull of the sums without this node's own terms; None if nothing remains."""
         own = own_terms(self._store, instruction, sums)
-        if own is None:
-            return CurvaturePenalty(
-                model, sums, strength=instruction.strength, parameters=self._sums_names
-            )
-        if len(instruction.contributors) == 1:
+        if own is not None and len(instruction.contributors) == 1:
             return None
+        if own is not None:
+            sums = sums - own if instruction.most is None else sums.without(own)
         return CurvaturePenalty(
             model,
-            sums - own,
+            sums,
             strength=instruction.strength,
             parameters=self._sums_names,
-            consume=True,
+            consume=own is not None or instruction.most is not None,
         )

@@ -123,8 +123,9 @@ def own_terms(
     if shapes_of(precision) != shapes_of(sums.precision):
         logger.warning("own statistics are of another model and count as absent")
         return None
-    # what was added up of terms >= 0 is nowhere smaller than one of them
-    if any(bool((precision[name] > sum_).any()) for name, sum_ in sums.precision.items()):
+    # what was added up of terms >= 0 is nowhere smaller than one of them, but for its rounding
+    most = sums.precision if instruction.most is None else instruction.most
+    if any(bool((precision[name] > bound).any()) for name, bound in most.items()):
         logger.warning("own statistics exceed the server's sums of them and count as absent")
         return None
     return own.curvature

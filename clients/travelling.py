@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from flwr.app import Context, RecordDict
+from flwr.app import Context
 from torch import nn
 
 from fedcurv.clients.telling import tell_once
@@ -13,14 +13,6 @@ from fedcurv.parameters import (
     named_once,
     trainable_parameters,
 )
-from fedcurv.strategies.wire.records import PRECISION, WEIGHTED
-
-
-def names_of_arrays(content: RecordDict) -> frozenset[str]:
-    """Return the names of the arrays in a message or a reply, less those of this project."""
-    own = (PRECISION, WEIGHTED)
-    records = (record for key, record in content.array_records.items() if key not in own)
-    return frozenset(name for record in records for name in record)
 
 
 def withheld(model: nn.Module, arrays: Collection[str]) -> frozenset[str]:

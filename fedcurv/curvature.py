@@ -93,11 +93,27 @@ class Curvature:
                 f"expected to take a node's own terms off a sum that holds them, got precision "
                 f"{value:.3g} in {name!r}; these terms are not in that sum, so subtract nothing"
             )
+        return rest._without_slopes()
+
+    def without(self, own: Curvature) -> Curvature:
+        """Return a rounded sum less one of its terms: P and Q are 0 where no precision remains.
+
+        Where rounding took off the sum what is now taken off it again, P would be negative. The
+        error of what remains is the rounding error of the whole sum, and not in proportion to what
+        remains.
+        """
+        rest = self._combine(own, torch.sub)
+        for precision in rest.precision.values():
+            precision.clamp_(min=0)
+        return rest._without_slopes()
+
+    def _without_slopes(self) -> Curvature:
+        """Return it with Q = 0 where P is 0."""
         weighted = {
-            name: torch.where(rest.precision[name] > 0, q, 0)
-            for name, q in rest.weighted_parameters.items()
+            name: torch.where(self.precision[name] > 0, q, 0)
+            for name, q in self.weighted_parameters.items()
         }
-        return Curvature(rest.precision, weighted)
+        return Curvature(self.precision, weighted)
 
     def check(
         self, largest: float = math.inf, *, largest_precision: float | None = None

@@ -2,13 +2,11 @@
 
 import dataclasses
 import inspect
-import itertools
 import logging
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-from uuid import uuid4
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -32,6 +30,7 @@ from fedcurv.strategies.replies.metrics import MetricGaps
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.replies.settling import Settling
 from fedcurv.strategies.replies.weights import checked_bound
+from fedcurv.strategies.sending import Sending, checked_bits
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import RoundSums, saved_sums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
@@ -57,6 +56,9 @@ class FedCurv(Strategy):
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
+        bits: of a number of the statistics: 4 or 8, in codes that are right on average and cost a
+            round little (see ``strategies.wire.codes``), or 32, as they are. Secure sums need
+            32. What the server itself holds is exact in any case: the sums of what clients sent.
         max_precision: the largest precision that a client may contribute, > 0: a reply above it is
             refused like one with NaN, for it would outweigh all others. It bites in the log and in
             ``refused``; by default only what float32 sums could not hold is refused.
@@ -87,6 +89,7 @@ class FedCurv(Strategy):
         *,
         strength: float | AutoStrength,
         secure_sums: bool = False,
+        bits: int | None = None,
         max_precision: float = math.inf,
         max_examples: float | None = None,
         **fedavg_options: Any,
@@ -101,6 +104,7 @@ class FedCurv(Strategy):
             refuse_to_wrap(strategy, fedavg_options)
         wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
         self.secure_sums = secure_sums
+        self.bits = checked_bits(bits, secure_sums=secure_sums)
         self._max_precision = max_precision
         self.max_examples = checked_bound(max_examples)
         self._settling = Settling()
@@ -108,10 +112,7 @@ class FedCurv(Strategy):
         self._evaluations = Screen(wrapped, max_examples=max_examples)
         self.refused: Mapping[str, str] = {}
         self._at_first = strategy_state.plain_values(wrapped)
-        self._federation = uuid4().hex
-        self._session, self._sendings = uuid4().hex, itertools.count(1)
-        self._saved_round: int | None = None
-        self._is_resumable = False
+        self._sending = Sending()
         self._instruction = records.Instruction(self._strength.to_ask_with)
         self._sent = Sent.of(ArrayRecord())
         self._known: Mapping[int, str] = {}
@@ -133,15 +134,9 @@ class FedCurv(Strategy):
             self._instruction,
             server_round=server_round,
             secure_sums=self.secure_sums,
-            federation=self._federation,
-            sending=f"{self._session}/{next(self._sendings)}",
-            saved_round=self._saved_round,
-            resumable=self._is_resumable,
+            bits=checked_bits(self.bits, secure_sums=self.secure_sums),
         )
-        own_records = records.pack_instruction(instruction)
-        for message in messages:
-            # strategies put one RecordDict into all messages: adding to it would add to all of them
-            message.content = RecordDict({**message.content, **own_records})
+        self._sending.add_to(messages, instruction)
         return messages
 
     def aggregate_train(
@@ -244,12 +239,17 @@ class FedCurv(Strategy):
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
         logger.info("\t├──> FedCurv around %s:", type(self.strategy).__name__)
-        logger.info("\t│\t└── strength (%s) | secure sums (%s)", self.strength, self.secure_sums)
+        logger.info(
+            "\t│\t└── strength (%s) | secure sums (%s) | bits (%s)",
+            self.strength,
+            self.secure_sums,
+            self.bits,
+        )
         self.strategy.summary()
 
     def will_be_saved(self) -> None:
         """Tell clients from now on that what they remember must outlive this run."""
-        self._is_resumable = True
+        self._sending.resumable = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must hold: the sums and the wrapped strategy's state.
@@ -259,9 +259,9 @@ class FedCurv(Strategy):
         """
         instruction = self._instruction
         sums = instruction.sums
-        self._saved_round = instruction.sums_round
+        self._sending.saved_round = instruction.sums_round
         return {
-            "federation": self._federation,
+            "federation": self._sending.federation,
             "strength": self.strength,
             "parameter-names": sorted(self._parameter_names),
             "sums-round": instruction.sums_round,
@@ -278,8 +278,8 @@ class FedCurv(Strategy):
         sums = saved_sums(state)
         strategy_state.load_learned(self.strategy, state["strategy"])
         self._strength.resume(state["strength"])
-        self._federation, self._session = state["federation"], uuid4().hex
-        self._saved_round = state["sums-round"]
+        self._sending.begin(state["federation"])
+        self._sending.saved_round = state["sums-round"]
         self._parameter_names = frozenset(state["parameter-names"])
         self._instruction = records.Instruction(
             self._strength.to_ask_with,

@@ -13,6 +13,7 @@ from fedcurv.curvature import Curvature, CurvatureSum, precision_faults, shapes_
 from fedcurv.strategies.replies.check import Arrays, form_of, most_common, wrong_names
 from fedcurv.strategies.replies.weights import Weights
 from fedcurv.strategies.wire.arrays import unpack_floats, unpack_tensors
+from fedcurv.strategies.wire.coded_arrays import unpack_coded
 from fedcurv.strategies.wire.records import Report
 
 Names = frozenset[str]
@@ -90,7 +91,7 @@ class RoundSums:
             ValueError: if the statistics are not valid; nothing was added.
         """
         metrics = form_of(content)
-        precision = {} if report is None else unpack_floats(report.precision)
+        precision = {} if report is None else unpack_coded(report.precision, "precision")
         weight_class = self._weights.add(arrays.weight, self._weighted_by_key)
         self._weight_class[message_id] = weight_class
         if report is not None:

@@ -44,6 +44,9 @@ _SMALLEST_LAID_OUT = (127 - _OCTAVES) << _FRACTION
 # of a word of random bits
 _RANDOM_BITS = 16
 
+# what a division and a product in float32 add at most, and more
+_ROUNDING = 1 + 2.0**-21
+
 _BLOCKS_AT_ONCE = 512
 
 
@@ -67,7 +70,8 @@ def decode_precision(scales: Tensor, packed: Tensor, bits: int) -> Tensor:
 
 def most_before_coding(scales: Tensor, packed: Tensor, bits: int) -> Tensor:
     """Return what P (R, 256) can have been at most before it was rounded: the next level."""
-    return _looked_up(scales, packed, _precision_levels(bits, above=1))
+    levels = tuple(level * _ROUNDING for level in _precision_levels(bits, above=1))
+    return _looked_up(scales, packed, levels)
 
 
 def encode_distance(blocks: Tensor, bits: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -168,9 +172,8 @@ def _precision_levels(bits: int, above: int = 0) -> tuple[float, ...]:
     found = []
     for code in range(2**bits):
         octave, step = divmod(min(code + above, 15 * steps), steps)
-        found.append(
-            _SMALLEST * (2.0 ** (octave - 1) * (1 + step / steps) if octave else step / steps)
-        )
+        level = 2.0 ** (octave - 1) * (1 + step / steps) if octave else step / steps
+        found.append(_SMALLEST * level)
     return tuple(found)
 
 

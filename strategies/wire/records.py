@@ -4,12 +4,14 @@ To a client, with the model of round t:
     ``fedcurv``
         ConfigRecord: the wire's version, strength, this round, the round whose sums these are (0:
         none yet), the ids of the messages whose replies are in them, whether sums must be secure,
-        names for the federation and for this sending, the round whose sums the latest checkpoint
-        holds, and whether there are checkpoints
+        how many bits a number has if not 32, names for the federation and for this sending, the
+        round whose sums the latest checkpoint holds, and whether there are checkpoints
     ``fedcurv.precision``
         ArrayRecord: P by parameter name
     ``fedcurv.weighted-parameters``
-        ArrayRecord: Q by parameter name
+        ArrayRecord: Q by parameter name; or, where P is in codes,
+    ``fedcurv.distance``
+        ArrayRecord: Q/P − θ̄ by parameter name
 From a client, beside its own arrays and metrics:
     ``fedcurv``
         ConfigRecord: the wire's version, the client's id, and of the message that it answers
@@ -20,32 +22,42 @@ From a client, beside its own arrays and metrics:
         parameters; else the server forms it from those arrays
 
 P and Q are records of their own, keyed by the parameters' own names, so that no name of a user's
-parameter can be mistaken for one of them. Statistics travel in float32.
+parameter can be mistaken for one of them. Statistics travel in float32 (version 2 of the wire) or
+in codes of 4 or 8 bits (version 3). A server with ``bits=32`` sends version 2, and so it talks with
+clients that know no codes; what a client answers may be of either version, whatever it was asked.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
+from torch import Tensor
 
 from fedcurv.curvature import Curvature
 from fedcurv.strategies.wire.arrays import pack_tensors as pack_tensors
-from fedcurv.strategies.wire.arrays import unpack_floats
 from fedcurv.strategies.wire.arrays import unpack_tensors as unpack_tensors
+from fedcurv.strategies.wire.coded_arrays import is_coded
+from fedcurv.strategies.wire.codes import CODE_BITS, EXACT_BITS
+from fedcurv.strategies.wire.identity import CONFIG as CONFIG
+from fedcurv.strategies.wire.identity import client_id_of as client_id_of
+from fedcurv.strategies.wire.identity import client_id_order as client_id_order
+from fedcurv.strategies.wire.identity import pack_client_id as pack_client_id
+from fedcurv.strategies.wire.identity import unpack_client_id as unpack_client_id
+from fedcurv.strategies.wire.sums import DISTANCE as DISTANCE
+from fedcurv.strategies.wire.sums import PRECISION as PRECISION
+from fedcurv.strategies.wire.sums import STATISTICS, pack_sums, unpack_sums
+from fedcurv.strategies.wire.sums import WEIGHTED as WEIGHTED
 
 Value = TypeVar("Value")
 
-# of the wire's format: 1 had no number, and other names
-WIRE_VERSION = 2
+# of the wire's format: 1 had no number, and other names; 2 has no codes
+_PLAIN, _CODED = 2, 3
 _VERSION = "wire-version"
 
-CONFIG = "fedcurv"
 # the key of the messages' config under which a strategy names its local term
 LOCAL_TERM = "local-term"
-PRECISION = "fedcurv.precision"
-WEIGHTED = "fedcurv.weighted-parameters"
 
 # marks a message whose sums were taken, in the node's own copy of it
 _TAKEN = "sums-taken"
@@ -58,9 +70,6 @@ CLIENT_ID_ACTION = "client_id"
 CLIENT_ID_QUERY = f"query.{CLIENT_ID_ACTION}"
 
 _LARGEST_FLOAT = sys.float_info.max
-
-# of a client's id: it is sorted by, and stands in logs and names of files
-_LONGEST_ID = 200
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,8 @@ class Instruction:
             return; None where none was.
         resumable: whether a later run may go on from there: what is remembered must outlive this
             one.
+        bits: of a number, in which clients shall send their statistics: 4, 8 or 32.
+        most: what the sums' precision can have been at most, where it was rounded on its way.
     """
 
     strength: float
@@ -92,6 +103,8 @@ class Instruction:
     sending: str = ""
     saved_round: int | None = None
     resumable: bool = False
+    bits: int = EXACT_BITS
+    most: Mapping[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,44 +124,17 @@ class Report:
     weighted_parameters: ArrayRecord | None
 
 
-def client_id_of(context: Context) -> str:
-    """Return the node's name that outlasts runs and restarts, if its owner gave it one.
+def pack_instruction(instruction: Instruction, content: RecordDict | None = None) -> RecordDict:
+    """Return the records that carry an instruction.
 
-    That is ``client-id`` of the node's configuration, else ``partition-id``, which Flower's
-    simulations set and deployments usually do, else Flower's own node id, which is new at each
-    start of a node that does not authenticate itself.
+    Args:
+        instruction: to be carried.
+        content: of the message that carries it, see ``pack_sums``; None leaves sums in float32.
     """
-    for key in ("client-id", "partition-id"):
-        if key in context.node_config:
-            return str(context.node_config[key])
-    return f"node-{context.node_id}"
-
-
-def client_id_order(client_id: str) -> tuple[int, int, str]:
-    """Return a sort key: numbers first and by value, then names."""
-    is_number = client_id.isdecimal()
-    return (0, int(client_id), "") if is_number else (1, 0, client_id)
-
-
-def pack_client_id(context: Context) -> ConfigRecord:
-    """Return the record in which a node tells its id."""
-    return ConfigRecord({"client-id": client_id_of(context)})
-
-
-def unpack_client_id(content: RecordDict) -> str | None:
-    """Return the id that a node told, or None; one of over 200 or unprintable signs is none."""
-    record = content.config_records.get(CONFIG)
-    client_id = record.get("client-id") if record is not None else None
-    if not isinstance(client_id, str) or len(client_id) > _LONGEST_ID:
-        return None
-    return client_id if client_id.isprintable() else None
-
-
-def pack_instruction(instruction: Instruction) -> RecordDict:
-    """Return the records that carry an instruction."""
+    bits = instruction.bits
     config = ConfigRecord(
         {
-            _VERSION: WIRE_VERSION,
+            _VERSION: _PLAIN if bits == EXACT_BITS else _CODED,
             "strength": instruction.strength,
             "server-round": instruction.server_round,
             "sums-round": instruction.sums_round,
@@ -160,11 +146,12 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
     )
     if instruction.saved_round is not None:
         config["saved-round"] = instruction.saved_round
+    if bits != EXACT_BITS:
+        config["bits"] = bits
     records = RecordDict({CONFIG: config})
     if instruction.sums is not None:
         config["contributors"] = list(instruction.contributors)
-        records[PRECISION] = pack_tensors(instruction.sums.precision)
-        records[WEIGHTED] = pack_tensors(instruction.sums.weighted_parameters)
+        records.update(pack_sums(instruction.sums, bits, content, instruction.server_round))
     return records
 
 
@@ -177,31 +164,27 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
     config = content.config_records.get(CONFIG)
     if config is None or "strength" not in config:
         return None
-    if (version := config.get(_VERSION, 1)) != WIRE_VERSION:
+    if (version := config.get(_VERSION, 1)) not in (_PLAIN, _CODED):
         raise ValueError(
-            f"expected FedCurv's records in version {WIRE_VERSION} of the wire, got {version!r:.20}"
-            "; let server and clients have the same version of fedcurv"
+            f"expected FedCurv's records in version {_PLAIN} or {_CODED} of the wire, got "
+            f"{version!r:.20}; let server and clients have the same version of fedcurv"
         )
     if _TAKEN in config:
         raise ValueError(
             "expected a message whose sums nobody has taken yet; make one ClientCurvature for each "
             "training message, and keep it"
         )
-    sums = None
+    received = unpack_sums(content)
     contributors: Sequence[str] = ()
-    if PRECISION in content or WEIGHTED in content:
-        both = {PRECISION, WEIGHTED} <= content.array_records.keys()
-        if not both or "contributors" not in config:
-            raise ValueError(
-                f"expected the records {PRECISION!r}, {WEIGHTED!r} and the list of contributors "
-                f"together, got {sorted(content.keys())}; does a mod on the way drop records?"
-            )
+    if received is not None:
         contributors = _told(config, "contributors", list)
         if not all(isinstance(name, str) for name in contributors):
             raise ValueError(f"expected contributors by name, got {contributors[:3]!r}")
-        sums = Curvature(
-            unpack_floats(content.array_records[PRECISION]),
-            unpack_floats(content.array_records[WEIGHTED]),
+    bits = config.get("bits", EXACT_BITS)
+    if bits not in (*CODE_BITS, EXACT_BITS):
+        raise ValueError(
+            f"expected 4, 8 or 32 bits for a number, got {bits!r:.20}; let server and clients have "
+            "the same version of fedcurv"
         )
     strength = config["strength"]
     if isinstance(strength, bool) or not isinstance(strength, int | float):
@@ -216,10 +199,12 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         contributors=contributors,
         secure_sums=_told(config, "secure-sums", bool),
         federation=_told(config, "federation", str),
-        sums=sums,
+        sums=None if received is None else received.sums,
         sending=_told(config, "sending", str),
         saved_round=saved_round,
         resumable=_told(config, "resumable", bool),
+        bits=int(bits),
+        most=None if received is None else received.most,
     )
 
 
@@ -263,7 +248,8 @@ def take_instruction(content: RecordDict) -> Instruction | None:
     """
     instruction = unpack_instruction(content)
     if instruction is not None and instruction.sums is not None:
-        del content[PRECISION], content[WEIGHTED]
+        for name in STATISTICS:
+            content.pop(name, None)
         content.config_records[CONFIG][_TAKEN] = True
     return instruction
 
@@ -271,18 +257,18 @@ def take_instruction(content: RecordDict) -> Instruction | None:
 def add_report(
     content: RecordDict,
     context: Context,
-    curvature: Curvature,
+    precision: ArrayRecord,
+    weighted: ArrayRecord | None,
     *,
     message_id: str,
-    with_weighted: bool,
 ) -> None:
     """Add a node's own curvature to its reply to a message, P alone or P and Q."""
     content[CONFIG] = pack_client_id(context)
     content.config_records[CONFIG][_ANSWERED] = message_id
-    content.config_records[CONFIG][_VERSION] = WIRE_VERSION
-    content[PRECISION] = pack_tensors(curvature.precision)
-    if with_weighted:
-        content[WEIGHTED] = pack_tensors(curvature.weighted_parameters)
+    content.config_records[CONFIG][_VERSION] = _CODED if is_coded(precision) else _PLAIN
+    content[PRECISION] = precision
+    if weighted is not None:
+        content[WEIGHTED] = weighted
 
 
 def take_report(content: RecordDict) -> Report | None:
@@ -299,10 +285,10 @@ def take_report(content: RecordDict) -> Report | None:
     if not isinstance(precision, ArrayRecord):
         return None
     version = config.get(_VERSION, 1) if isinstance(config, ConfigRecord) else 1
-    if version != WIRE_VERSION:
+    if version not in (_PLAIN, _CODED):
         raise ValueError(
-            f"expected statistics in version {WIRE_VERSION} of the wire, got {version!r:.20}; "
-            "install the server's version of fedcurv on the client"
+            f"expected statistics in version {_PLAIN} or {_CODED} of the wire, got "
+            f"{version!r:.20}; install the server's version of fedcurv on the client"
         )
     return Report(
         client_id=client_id or "",

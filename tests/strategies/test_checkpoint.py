@@ -20,6 +20,7 @@ MAKE = {
     "FedYogi": lambda: FedYogi(**options()),
     "FedAvgM": lambda: FedAvgM(server_momentum=0.9, **options()),
     "FedCurv": lambda: FedCurv(strength=0.3, **options(fraction_train=0.5)),
+    "FedCurv in 4 bits": lambda: FedCurv(strength=0.3, bits=4, **options(fraction_train=0.5)),
     "FedCurv around FedAdam": lambda: FedCurv(FedAdam(**options()), strength=0.3),
 }
 
@@ -236,6 +237,7 @@ def around(strategy):
 
 NESTED = {
     "FedCurv": lambda: FedCurv(strength=0.3, **options()),
+    "FedCurv in 4 bits": lambda: FedCurv(strength=0.3, bits=4, **options()),
     "FedCurv around FedAdam": lambda: FedCurv(FedAdam(**options()), strength=0.3),
     "FedCurv inside another": lambda: around(FedCurv(strength=0.3, **options())),
     "FedCurv around FedAdam inside another": lambda: around(
