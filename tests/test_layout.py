@@ -222,7 +222,8 @@ def test_a_wheel_holds_all_four_parts_and_the_configuration(tmp_path):
         "print((Path(fedcurv.__file__).parent / 'py.typed').exists())\n"
     )
     done = subprocess.run(
-        [python, "-c", code, borrowed],
+        # isolated, or a checkout on PYTHONPATH would be taken for what is installed
+        [python, "-I", "-c", code, borrowed],
         cwd=tmp_path,
         capture_output=True,
         text=True,
