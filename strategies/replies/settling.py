@@ -10,7 +10,7 @@ from flwr.serverapp.strategy import Bulyan, MultiKrum, QFedAvg, Strategy
 
 from fedcurv.strategies.replies.buffers import BufferMeans, buffer_names, medians, whole_numbers
 from fedcurv.strategies.replies.check import LARGEST, RoundFailed, Sent, range_of
-from fedcurv.strategies.wire.arrays import unpack_tensors
+from fedcurv.strategies.wire.arrays import read_array, unpack_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,27 @@ class Settling:
                 arrays = ArrayRecord(
                     {n: sent.arrays[n] if n in constant else a for n, a in arrays.items()}
                 )
+            arrays = _in_the_width_sent(arrays, sent)
             _require_finite(server_round, arrays, constant, strategy)
             return arrays
 
         return finish
+
+
+def _in_the_width_sent(arrays: ArrayRecord, sent: Sent) -> ArrayRecord:
+    """Return floating-point arrays as wide as they were sent.
+
+    Flower's FedAdam makes float64 of float32, which doubles the download from then on, and which
+    clients put into a float32 model all the same.
+    """
+
+    def settled(name: str, array: Array) -> Array:
+        dtype = sent.arrays[name].dtype if name in sent.arrays else array.dtype
+        if sent.kinds.get(name) != "f" or np.dtype(array.dtype).kind != "f" or array.dtype == dtype:
+            return array
+        return Array(read_array(name, array).astype(dtype))
+
+    return ArrayRecord({name: settled(name, array) for name, array in arrays.items()})
 
 
 def _take_out(strategy: Strategy, names: Collection[str], replies: Contents) -> None:
