@@ -15,10 +15,17 @@ from fedcurv.simulations.experiments.plans import (
     chosen,
     grids,
     require_effective,
-    worth,
 )
 from fedcurv.simulations.experiments.report import ended_early, view, write_report
-from fedcurv.simulations.experiments.runs import Plan, Run, check_plan, run_or_read
+from fedcurv.simulations.experiments.runs import (
+    Plan,
+    Run,
+    Settings,
+    can_be_run,
+    check_plan,
+    run_or_read,
+)
+from fedcurv.simulations.experiments.tuning import best_of, tune
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.words import in_words
 
@@ -32,10 +39,11 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     """Tune, run and tabulate what ``experiment`` describes; what is in ``folder`` is not repeated.
 
     For every cell and method, each point of the method's grid is run on the validation split, with
-    each of the tuning seeds. The one that reaches ``target`` in the fewest rounds and still has it
-    in the last five, or else ends best, is run with each of the seeds and evaluated on the test
-    set. With one point for each method and no tuning seeds, nothing is tuned, and no validation
-    split is needed.
+    each of the tuning seeds, and then as many further points as ``more_trials`` says, see
+    ``tuning.next_point``. The one that reaches ``target`` in the fewest rounds and still has it in
+    the last five, or else ends best, is run with each of the seeds and evaluated on the test set.
+    With one point for each method and no tuning seeds, nothing is tuned, and no validation split is
+    needed.
 
     Args:
         config: as conf/experiments.yaml has it.
@@ -50,6 +58,7 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     check_simulation(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
+    target = experiment.get("target")
     metric = metric_of(resolved)
     check_experiment(experiment, metric)
     require_effective(shlex.split(command), experiment)
@@ -64,7 +73,8 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     runs_folder.mkdir(parents=True, exist_ok=True)
     tuned: list[Run] = []
     trials: list[Run] = []
-    points = len(next(iter(grids(methods).values())))
+    more = experiment.get("more_trials", 0) if tuning_seeds else 0
+    points = len(next(iter(grids(methods).values()))) + more
     per_method = len(experiment["seeds"]) + points * len(tuning_seeds)
     total = len(cells) * len(methods) * per_method
     with going_on_by_repeating(), Steps("training", total, width=44) as steps:
@@ -76,15 +86,21 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
             return result
 
         for cell, (name, grid) in itertools.product(cells, grids(methods).items()):
-            tuning = [
-                [done(Plan(cell, name, point, seed, "validation")) for seed in tuning_seeds]
-                for point in grid
-            ]
-            trials += itertools.chain(*tuning)
             settings = grid[0]
             if tuning_seeds:
-                best = min(tuning, key=lambda tried: worth(tried, experiment["target"]))
-                settings = best[0].plan.settings
+
+                def tried(point: Settings, cell: Settings = cell, name: str = name) -> list[Run]:
+                    plans = [Plan(cell, name, point, seed, "validation") for seed in tuning_seeds]
+                    return [done(plan) for plan in plans]
+
+                def fits(point: Settings, cell: Settings = cell, name: str = name) -> bool:
+                    return can_be_run(
+                        config, Plan(cell, name, point, tuning_seeds[0], "validation")
+                    )
+
+                tuning = tune(grid, more, target, tried, fits)
+                trials += itertools.chain(*tuning)
+                settings = best_of(tuning, target)
             for seed in experiment["seeds"]:
                 tuned.append(done(Plan(cell, name, settings, seed, "test")))
             rows = write_report(folder, tuned, trials, resolved, command)

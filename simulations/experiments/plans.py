@@ -1,18 +1,21 @@
-"""What an experiment's description plans: which methods, which of their settings, which is best."""
+"""What an experiment's description plans: which methods, and which of their settings."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedcurv.simulations.experiments.runs import Run, Settings
+from fedcurv.simulations.experiments.runs import Settings
+from fedcurv.simulations.experiments.tuning import check_more_trials
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric
 from fedcurv.simulations.rules import TOP, is_integer, is_list_of, is_number, require_distinct
 
 # a line for each method in each cell, with rounds to targets; or for each method, a column a cell
 TABLES = ("rounds", "last")
 
-_KEYS = ("cells", "methods", "only", "seeds", "table", "target", "tuning_seeds")
+_KEYS = (
+    *("against", "cells", "methods", "more_trials", "only", "seeds", "table", "target"),
+    "tuning_seeds",
+)
 _KEYS_OF_METHOD = ("strategy", "set", "grid")
 
 
@@ -61,6 +64,12 @@ def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
                     f"{values!r}"
                 )
     check_budgets(methods)
+    against = experiment.get("against")
+    if against is not None and against not in list(methods):
+        raise ValueError(
+            f"experiment.against must name one of {', '.join(map(str, methods))}, got {against!r}"
+        )
+    check_more_trials(experiment.get("more_trials", 0), methods)
     seeds = experiment.get("tuning_seeds")
     are_fixed = all(len(points) == 1 for points in grids(methods).values())
     if not (are_fixed and (seeds is None or seeds == [])):
@@ -106,20 +115,6 @@ def require_effective(words: Sequence[str], experiment: Settings) -> None:
                     f"{word} would change nothing: experiment.{place} set {key} for every run; "
                     f"change it there, as experiment.{place}=..., or in an experiment of your own"
                 )
-
-
-def worth(tried: Sequence[Run], target: float) -> tuple[float, float]:
-    """Return what is smaller for a better setting: the target reached early, and kept.
-
-    Args:
-        tried: one setting with each of the tuning seeds.
-        target: of the runs' metric.
-    """
-    metric = tried[0].metric
-    rounds = [run.rounds_to(target) if metric.reaches(run.final, target) else None for run in tried]
-    reached = [number for number in rounds if number is not None]
-    mean = sum(reached) / len(reached) if len(reached) == len(tried) else math.inf
-    return mean, -metric.sign * sum(run.final for run in tried) / len(tried)
 
 
 def grids(methods: Settings) -> dict[str, list[Settings]]:

@@ -1,21 +1,25 @@
 """An experiment's files: the table, the plot, and every run as a line."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
+from fedcurv.simulations.experiments import comparisons
+from fedcurv.simulations.experiments.comparisons import pairs
+from fedcurv.simulations.experiments.curves import metric_figure
 from fedcurv.simulations.experiments.runs import Run
+from fedcurv.simulations.experiments.tuning import at_edge
 from fedcurv.simulations.parts.metrics import Metric, targets_of
 from fedcurv.simulations.parts.tasks import metric_of
-from fedcurv.simulations.reports.comparison import mean_and_deviation, write_summary
-from fedcurv.simulations.reports.pictures import Curve, draw, draw_targets, legend_below, save
+from fedcurv.simulations.reports.comparison import (
+    markdown_table,
+    mean_and_deviation,
+    write_summary,
+)
+from fedcurv.simulations.reports.pictures import save
 from fedcurv.simulations.reports.round_files import write_csv
 from fedcurv.simulations.reports.words import in_words
 
@@ -36,10 +40,6 @@ def _caption(metric: Metric, kind: Any) -> str:
     )
 
 
-# the plot leaves out what lies beside all values after one in so many rounds: the first climb
-_STEEP = 4
-
-
 def write_report(
     folder: Path,
     runs: Sequence[Run],
@@ -47,9 +47,9 @@ def write_report(
     config: dict[str, Any],
     command: str,
 ) -> list[list[str]]:
-    """Write summary.md, config.yaml, results.csv, trials.csv and the plot; return the table.
+    """Write summary.md, config.yaml, the tables as CSV and the plot; return the first table.
 
-    There is no trials.csv where nothing was tuned.
+    There is no trials.csv where nothing was tuned, and no comparisons.csv of a single method.
 
     Args:
         folder: existing.
@@ -61,12 +61,47 @@ def write_report(
     metric, target = metric_of(config), config["experiment"]["target"]
     targets, kind = targets_of(metric, config), config["experiment"].get("table")
     rows = last_scores(runs) if kind == "last" else summary(runs, targets, target)
-    write_summary(folder, rows, _caption(metric, kind), config, command)
+    told = [_caption(metric, kind), *at_edges(runs, trials)]
+    compared = pairs(runs, target)
+    if compared and kind != "last":
+        against = config["experiment"].get("against") or runs[0].plan.method
+        beside = markdown_table(comparisons.table(compared, against, metric))
+        told += ["\n".join(beside), comparisons.CAPTION]
+        write_csv(folder / "comparisons.csv", [comparisons.line(pair) for pair in compared])
+    write_summary(folder, rows, "\n\n".join(told), config, command)
     write_csv(folder / "results.csv", [_line(run, targets) for run in runs])
     if trials:
         write_csv(folder / "trials.csv", [_line(run, targets) for run in trials])
     save(metric_figure(runs, metric, targets), folder, metric.name)
     return rows
+
+
+def at_edges(runs: Sequence[Run], trials: Sequence[Run]) -> list[str]:
+    """Return a line on the tuned numbers at the edge of what was tried; none if there are none.
+
+    Args:
+        runs: on the test set.
+        trials: that the runs' settings were chosen from.
+    """
+    said = []
+    for cell, method in dict.fromkeys((in_words(r.plan.cell), r.plan.method) for r in runs):
+        own, tried = (
+            [
+                r.plan.settings
+                for r in some
+                if (in_words(r.plan.cell), r.plan.method) == (cell, method)
+            ]
+            for some in (runs, trials)
+        )
+        if tried and (keys := at_edge(own[0], tried)):
+            said.append(f"{method} ({cell}): {in_words({key: own[0][key] for key in keys})}")
+    if not said:
+        return []
+    return [
+        "At the edge of what was tried, so that a wider grid, or more_trials, may do better: "
+        + "; ".join(said)
+        + "."
+    ]
 
 
 def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> list[list[str]]:
@@ -136,10 +171,9 @@ def _rounds(runs: Sequence[Run], target: float) -> str:
 
 
 def _megabytes(runs: Sequence[Run], target: float) -> str:
-    reached = [run for run in runs if run.rounds_to(target) is not None]
-    if len(reached) < len(runs):
-        return "-"
-    return mean_and_deviation([run.megabytes * (run.rounds_to(target) or 0) for run in runs])
+    spent = [run.cost_to(target, run.megabytes) for run in runs]
+    reached = [megabytes for megabytes in spent if megabytes is not None]
+    return mean_and_deviation(reached) if len(reached) == len(runs) else "-"
 
 
 def _mean(values: Sequence[float], metric: Metric) -> str:
@@ -158,55 +192,17 @@ def _line(run: Run, targets: Sequence[float]) -> dict[str, object]:
         },
         "best": round(run.best, 6),
         "final": round(run.final, 6),
-        "megabytes_a_round": round(run.megabytes, 4),
-        "seconds": round(run.seconds, 2),
+        **{
+            f"{name}_to_{target:g}": "" if (spent := run.cost_to(target, cost)) is None else spent
+            for target in targets
+            for name, cost in (("megabytes", run.megabytes), ("seconds", run.seconds))
+        },
+        "megabytes_a_round": round(run.megabytes_a_round, 4),
+        "seconds": round(run.seconds[-1], 2) if run.seconds else 0.0,
         "failure": run.failure,
         "last": round(run.last, 6),
         "label_noise": "" if run.label_noise is None else round(run.label_noise, 6),
     }
-
-
-def metric_figure(runs: Sequence[Run], metric: Metric, targets: Sequence[float]) -> Figure:
-    """Return every cell's metric over rounds: the seeds' mean, and their range as a band."""
-    cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
-    methods = list(dict.fromkeys(run.plan.method for run in runs))
-    columns = min(2, len(cells))
-    lines = -(-len(cells) // columns)
-    figure = Figure(figsize=(6 * columns, 3.6 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False)
-    for place in axes.flat[len(cells) :]:
-        place.set_visible(False)
-    for cell, place in zip(cells, axes.flat, strict=False):
-        _draw(place, [run for run in runs if in_words(run.plan.cell) == cell], methods, metric)
-        place.set_title(cell)
-        draw_targets(place, [metric.scale * target for target in targets])
-    legend_below(figure, 2 * columns)
-    return figure
-
-
-def _draw(place: Axes, runs: Sequence[Run], methods: Sequence[str], metric: Metric) -> None:
-    later: list[float] = []
-    for index, method in enumerate(methods):
-        own = [run.scores for run in runs if run.plan.method == method and not run.failure]
-        by_round = [[metric.scale * s for s in of_round] for of_round in zip(*own, strict=True)]
-        if not by_round:
-            continue
-        means = [statistics.mean(a) for a in by_round]
-        low, high = [min(a) for a in by_round], [max(a) for a in by_round]
-        draw(place, Curve(method, range(len(means)), means, low, high), index)
-        later += means[len(means) // _STEEP :]
-    if later:
-        place.set_ylim(*_limits(min(later), max(later), metric))
-    place.set(xlabel="round", ylabel=metric.axis)
-    place.xaxis.set_major_locator(MaxNLocator(integer=True))
-    place.grid(alpha=0.3)
-
-
-def _limits(low: float, high: float, metric: Metric) -> tuple[float, float]:
-    if metric.is_share:
-        return max(0.0, low - 5), min(100.5, high + 2)
-    beside = 0.1 * (high - low) or 1.0
-    return low - beside, high + beside
 
 
 def view(rows: Sequence[Sequence[str]], metric: Metric, kind: Any = None) -> Table:

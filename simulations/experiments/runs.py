@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -19,9 +20,8 @@ from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.metrics import ACCURACY, Metric
 from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.parts.tasks import CLASSIFICATION, metric_of
-from fedcurv.simulations.reports.comparison import summarise
 from fedcurv.simulations.reports.history import History
-from fedcurv.simulations.reports.over_rounds import scores
+from fedcurv.simulations.reports.over_rounds import megabytes_by, scores, seconds_by
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
 
@@ -59,8 +59,8 @@ class Run:
     Attributes:
         plan: what was run.
         scores: the metric on the test set by round, 0 before training.
-        megabytes: that travelled in a round, both ways, all clients, mean over rounds.
-        seconds: that all rounds took.
+        megabytes: that had travelled by the end of each round, both ways, all clients.
+        seconds: that had passed by then, evaluation on the server included.
         failure: why it did not come to its end, as when the training diverges; else empty. Such a
             run counts as one that reached nothing.
         metric: that it is judged by.
@@ -69,8 +69,8 @@ class Run:
 
     plan: Plan
     scores: list[float]
-    megabytes: float
-    seconds: float
+    megabytes: Sequence[float]
+    seconds: Sequence[float]
     failure: str = ""
     metric: Metric = ACCURACY
     label_noise: float | None = None
@@ -82,11 +82,32 @@ class Run:
         reaches = self.metric.reaches
         return next((r for r, s in enumerate(self.scores) if reaches(s, target)), None)
 
+    def cost_to(self, target: float, cost: Sequence[float]) -> float | None:
+        """Return what was spent until the first round that reached a target, or None.
+
+        Args:
+            target: of the metric.
+            cost: ``megabytes`` or ``seconds``.
+        """
+        reached = self.rounds_to(target)
+        return None if reached is None else cost[reached]
+
+    def score_within(self, budget: float, cost: Sequence[float]) -> float:
+        """Return the score after the last round that a budget of ``cost`` pays for."""
+        if self.failure:
+            return self.metric.worst
+        return self.scores[max(0, sum(spent <= budget for spent in cost) - 1)]
+
     @property
     def final(self) -> float:
         """Mean score of the last five rounds."""
         last = [self.metric.worst] if self.failure else self.scores[-_LAST:]
         return sum(last) / len(last)
+
+    @property
+    def megabytes_a_round(self) -> float:
+        """Mean over rounds of what travelled."""
+        return self.megabytes[-1] / max(1, len(self.megabytes) - 1) if self.megabytes else 0.0
 
     @property
     def last(self) -> float:
@@ -106,6 +127,15 @@ def check_plan(config: DictConfig, plan: Plan) -> None:
     resolved = resolve(configured)
     check_simulation(resolved)
     make_strategy(strategy, resolved)
+
+
+def can_be_run(config: DictConfig, plan: Plan) -> bool:
+    """Return whether a plan can be run."""
+    try:
+        check_plan(config, plan)
+    except (ValueError, InstantiationException):
+        return False
+    return True
 
 
 def run_or_read(
@@ -150,8 +180,18 @@ def _read(file: Path, plan: Plan, metric: Metric) -> Run:
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
         scored = table["scores"] if "scores" in table else table["accuracy"]  # of earlier versions
-        figures = scored, table["megabytes"], table["seconds"]
-        return Run(plan, *figures, table.get("failure", ""), metric, table.get("label_noise"))
+        megabytes, seconds = table["megabytes"], table["seconds"]
+        if not len(megabytes) == len(seconds) == len(scored):
+            raise ValueError("a cost for each score")
+        return Run(
+            plan,
+            scored,
+            megabytes,
+            seconds,
+            table.get("failure", ""),
+            metric,
+            table.get("label_noise"),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{file}: expected what came of a training ({type(error).__name__}: {error}); remove "
@@ -162,13 +202,14 @@ def _read(file: Path, plan: Plan, metric: Metric) -> Run:
 def _run(plan: Plan, resolved: dict[str, Any], strategy: DictConfig, show: Show) -> Run:
     history = run_to_its_end(resolved, strategy, plan.method, show)
     failure = error_in(history.failure) if history.failure else ""
-    taken, metric = summarise(history, ()), metric_of(resolved)
+    metric = metric_of(resolved)
+    scored = scores(history, metric)
     noise = history.rounds[-1].train_metrics.get("label-noise") if history.rounds else None
     return Run(
         plan,
-        scores=list(scores(history, metric).values()),
-        megabytes=(taken.bytes_down + taken.bytes_up) / 1e6,
-        seconds=taken.seconds,
+        scores=list(scored.values()),
+        megabytes=megabytes_by(history, scored),
+        seconds=seconds_by(history, scored),
         failure=failure,
         metric=metric,
         label_noise=None if noise is None else float(str(noise)),

@@ -1,6 +1,6 @@
 """A comparison's metric over rounds, as numbers and as a plot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -12,6 +12,7 @@ from fedcurv.simulations.parts.metrics import Metric, targets_of
 from fedcurv.simulations.reports.history import History
 from fedcurv.simulations.reports.pictures import Curve, draw, draw_targets, label_of, name_of_data
 from fedcurv.simulations.reports.round_files import evaluation
+from fedcurv.strategies.loop.rounds import RoundRecord
 
 # from so many values on a plot shows once more where the curves end
 _LONG = 9
@@ -42,7 +43,7 @@ def metric_figure(
     over_rounds, over_bytes, *end = figure.subplots(1, 3 if has_end else 2)
     for number, (history, curve) in enumerate(zip(histories, curves, strict=True)):
         draw(over_rounds, curve, number)
-        draw(over_bytes, replace(curve, x=_megabytes(history, curve.x)), number)
+        draw(over_bytes, replace(curve, x=megabytes_by(history, curve.x)), number)
         for axes in end:
             half = len(curve.x) // 2
             draw(axes, replace(curve, x=curve.x[half:], y=curve.y[half:]), number)
@@ -68,10 +69,23 @@ def _values(history: History, metric: Metric, config: Mapping[str, Any]) -> Curv
     return Curve(label_of(history.strategy, options), list(values), shown)
 
 
-def _megabytes(history: History, rounds: Sequence[float]) -> list[float]:
+def megabytes_by(history: History, rounds: Iterable[float]) -> list[float]:
     """Return what all clients had sent and received by the end of these rounds."""
-    totals = accumulate(
-        sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6 for record in history.rounds
+    return _until(
+        history,
+        rounds,
+        lambda record: sum(c.bytes_down + c.bytes_up for c in record.clients) / 1e6,
     )
+
+
+def seconds_by(history: History, rounds: Iterable[float]) -> list[float]:
+    """Return the wall-clock time that had passed by the end of these rounds."""
+    return _until(history, rounds, lambda record: record.seconds)
+
+
+def _until(
+    history: History, rounds: Iterable[float], cost: Callable[[RoundRecord], float]
+) -> list[float]:
+    totals = accumulate(map(cost, history.rounds))
     by_round = dict(zip((r.server_round for r in history.rounds), totals, strict=True))
     return [by_round[int(number)] for number in rounds]

@@ -88,6 +88,7 @@ GOOD: dict[str, list[Any]] = {
     "runner.client_resources.num_cpus": [1.5],
     "runner.init_args": [{}],
     "experiment.only": [None],
+    "experiment.against": ["ce-fedavg", None],
     "experiment.tuning_seeds": [None, []],  # nothing is tuned
     "experiment.methods.ce-fedavg.set": [None, {}, [], ""],
     "experiment.methods.ce-fedavg.grid": [{}],  # nothing is tuned

@@ -11,9 +11,10 @@ from fedcurv.simulations.commands.experiment import run_experiment
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.data.sets import load
 from fedcurv.simulations.experiments import runs as experiment_runs
-from fedcurv.simulations.experiments.plans import check_budgets, grids, worth
+from fedcurv.simulations.experiments.plans import check_budgets, grids
 from fedcurv.simulations.experiments.report import summary
 from fedcurv.simulations.experiments.runs import Plan, Run, configure
+from fedcurv.simulations.experiments.tuning import worth
 from tests.simulations.test_run import CONF, configuration, rows_of
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -156,7 +157,10 @@ def test_cells_may_hold_names(tmp_path):
             "^experiment.num_clients: num_clients belongs to the top level; "
             "is `# @package _global_` the first line",
         ),
-        ({"tabel": "last"}, r"^experiment has no key tabel; its keys are cells, .*, table, target"),
+        (
+            {"tabel": "last"},
+            r"^experiment has no key tabel; its keys are against, cells, .*, table, target",
+        ),
         (
             {"methods": {"a": {"strategy": "fedavg", "gird": {"client.lr": [0.1]}}}},
             r"^experiment\.methods\.a has no key gird; its keys are strategy, set, grid$",
@@ -247,7 +251,8 @@ def test_every_point_of_every_experiment_is_a_valid_configuration(name):
 
 def test_a_run_that_loses_the_target_again_is_not_chosen():
     def run(*accuracy):
-        return Run(Plan({}, "a", {}, 1, "validation"), list(accuracy), 1.0, 1.0)
+        cost = range(len(accuracy))
+        return Run(Plan({}, "a", {}, 1, "validation"), list(accuracy), cost, cost)
 
     early, lost, late = run(0.1, *[0.9] * 6), run(0.95, *[0.3] * 6), run(0.1, 0.2, *[0.9] * 5)
     assert min([lost, late, early], key=lambda r: worth([r], 0.8)) is early
@@ -259,7 +264,7 @@ def test_a_run_that_loses_the_target_again_is_not_chosen():
 def test_the_summary_counts_seeds_that_did_not_reach_a_target():
     def run(method, seed, accuracy):
         plan = Plan({"client.epochs": 5}, method, {"client.lr": 0.1}, seed, "test")
-        return Run(plan, accuracy, megabytes=2.0, seconds=1.0)
+        return Run(plan, accuracy, megabytes=[0.0, 2.0, 4.0], seconds=[0.5, 1.0, 1.5])
 
     runs = [
         run("a", 1, [0.1, 0.5, 0.8]),

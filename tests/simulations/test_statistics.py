@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from fedcurv.simulations.experiments.statistics import (
+from fedcurv.simulations.reports.statistics import (
     holm,
     paired_difference,
     paired_p_value,
