@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,7 @@ class Estimate:
         )
         self._rows_known = False
         self._sizes: list[tuple[int, int]] = []
-        # of the samples from this one on, what is not finite only if their cotangents are not
-        self._probes: list[tuple[int, Tensor]] = []
+        self._probes: list[_Probe] = []
         self.num_samples = 0
 
     @property
@@ -133,12 +133,9 @@ class Estimate:
                 refuse_accidental_rows(self._model, batch.inputs)
             self._rows_known = True
             for rows, several in self._squares.add_apart(inputs, self._of_rows(targets)):
-                for v in several:
-                    probe = v.new_zeros(len(inputs))
-                    probe[rows] = _probe(v)
-                    self._probes.append((self.num_samples, probe))
+                self._probes += [_Probe(self.num_samples, rows, _sums(v)) for v in several]
         else:
-            self._probes += [(self.num_samples, _probe(v)) for v in cotangents]
+            self._probes += [_Probe(self.num_samples, None, _sums(v)) for v in cotangents]
         self.num_samples += len(inputs)
 
     def _of_rows(self, targets: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
@@ -163,10 +160,10 @@ class Estimate:
 
     def _first_not_finite(self) -> int | None:
         """Return the index of the first batch with such cotangents; None if there is none."""
-        finite = torch.cat([probe for _, probe in self._probes]).isfinite()
+        finite = torch.cat([probe.sums for probe in self._probes]).isfinite()
         if bool(finite.all()):
             return None
-        samples = torch.cat([torch.arange(n, n + len(probe)) for n, probe in self._probes])
+        samples = torch.cat([probe.samples() for probe in self._probes])
         batch_of = [index for index, size in self._sizes for _ in range(size)]
         return batch_of[int(samples[~finite.cpu()].min())]
 
@@ -197,7 +194,26 @@ class Estimate:
             ) from error
 
 
-def _probe(cotangent: Tensor) -> Tensor:
+class _Probe(NamedTuple):
+    """What tells of some samples whether their cotangents are finite.
+
+    Attributes:
+        first: the number of the first sample of their part of a batch.
+        rows: theirs in it; None for all.
+        sums: finite only if the cotangents are, by sample.
+    """
+
+    first: int
+    rows: Tensor | None
+    sums: Tensor
+
+    def samples(self) -> Tensor:
+        """Return their numbers."""
+        rows = torch.arange(len(self.sums)) if self.rows is None else self.rows.cpu()
+        return rows + self.first
+
+
+def _sums(cotangent: Tensor) -> Tensor:
     return cotangent.flatten(1).sum(1) if cotangent.ndim > 1 else cotangent
 
 

@@ -52,10 +52,11 @@ def fisher_diagonal(
     """Return the diagonal Fisher information, one tensor per trainable parameter, in its shape.
 
     The model is evaluated in eval mode (no dropout, batch normalisation with its running
-    statistics). Nothing is disturbed: parameters, buffers, ``.grad``, every module's train/eval
-    mode and the random states of torch, NumPy and Python are afterwards as they were; what a
-    model's own forward does to its parameters is told. Hooks on parameters' gradients are not
-    called, which is told too where they may change gradients.
+    statistics). Of a model that draws random numbers even so the information is that of one draw
+    for each batch, which ``torch.manual_seed`` decides. Nothing is disturbed: parameters, buffers,
+    ``.grad``, every module's train/eval mode and the random states of torch, NumPy and Python are
+    afterwards as they were; what a model's own forward does to its parameters is told. Hooks on
+    parameters' gradients are not called, which is told too where they may change gradients.
 
     Args:
         model: maps inputs to what the likelihood takes.

@@ -1,6 +1,6 @@
 """Torch's process-wide settings, changed for a block and put back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -23,11 +23,22 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
         yield
 
 
-def random_state(device: torch.device) -> Tensor:
-    """Return the state of the random numbers that are drawn on a device."""
+def random_states(device: torch.device) -> tuple[Tensor, ...]:
+    """Return the states of the random numbers of the CPU and of the device."""
+    of_cpu = torch.get_rng_state()
+    return (of_cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (of_cpu,)
+
+
+def set_random_states(states: Sequence[Tensor], device: torch.device) -> None:
+    """Set what ``random_states`` returned."""
+    torch.set_rng_state(states[0])
     if device.type == "cuda":
-        return torch.cuda.get_rng_state(device)
-    return torch.get_rng_state()
+        torch.cuda.set_rng_state(states[1], device)
+
+
+def same_states(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether nothing was drawn between these states."""
+    return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
 def random_states_kept(device: torch.device | None = None) -> AbstractContextManager[None]:

@@ -77,14 +77,16 @@ class AttentionByProjections(StandIn):
             for projection, x in ((self.query, query), (self.key, key), (self.value, value))
         )
         mask = self._mask(q, attn_mask, key_padding_mask)
+        dropout = module.dropout if module.training else 0.0  # where a forward turns it on
         weights = None
         if need_weights:
             scores = q @ k.mT * module.head_dim**-0.5
             weights = (scores if mask is None else scores + mask).softmax(-1)
+            weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
             heads = weights @ v
             weights = weights.mean(1) if average_attn_weights else weights
         else:
-            heads = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            heads = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = module.out_proj(heads.transpose(1, 2).flatten(2))
         return output if module.batch_first else output.transpose(0, 1), weights
 

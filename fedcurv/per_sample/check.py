@@ -1,19 +1,21 @@
 """The self-check: closed forms against single samples, once for each computation."""
 
 import logging
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from fedcurv.global_state import random_states_kept
+from fedcurv.global_state import random_states, random_states_kept, same_states
 from fedcurv.parameters import accumulation_dtype, fresh_gradients
+from fedcurv.per_sample.draws import DrawsError, draws_of
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.memory import GraphMeter
 from fedcurv.per_sample.recent import remember
-from fedcurv.per_sample.replay import close
-from fedcurv.per_sample.samples import Samples
+from fedcurv.per_sample.rounding import close
+from fedcurv.per_sample.samples import FAILURES, Samples
 from fedcurv.per_sample.squares import PerSampleSquares
 
 logger = logging.getLogger(__name__)
@@ -61,14 +63,20 @@ def unchecked(model: nn.Module) -> Findings:
 def _compare(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], inputs: Samples
 ) -> Findings | None:
+    states = random_states(inputs.device)
     with PerSampleSquares(model, parameters, Findings(), looks=len(inputs) > 1) as squares:
         with random_states_kept(inputs.device):  # both draw the same numbers, if any
             done = squares.add(inputs, lambda outputs: [_cotangent(outputs)])
         alone = _one_by_one(model, parameters, inputs)
+        drew = not same_states(states, random_states(inputs.device))
+        # here, as what stands in for a module may draw in another order than the module
+        apart = drew and len(inputs) > 1 and _draw_otherwise(model, inputs, alone.outputs, states)
     if not all(bool(square.isfinite().all()) for square in alone.squares.values()):
         return None
     tolerance = _tolerance_of(alone.outputs, parameters.values())
-    if done is None or (len(inputs) > 1 and _samples_interact(model, inputs, alone.outputs)):
+    if len(inputs) > 1 and not drew:
+        apart = _samples_interact(model, inputs, alone.outputs)
+    if done is None or apart:
         of_one = _compare(model, parameters, inputs[:1])
         return None if of_one is None else replace(of_one, alone=True)
     disagreeing = _disagreeing(squares.totals, alone.squares, tolerance)
@@ -128,6 +136,21 @@ def _samples_interact(model: nn.Module, inputs: Samples, outputs: Tensor) -> boo
     with torch.no_grad():
         alone = torch.cat([one.outputs(model) for one in inputs.chunk(len(inputs))])
     return not close(alone, outputs)
+
+
+def _draw_otherwise(
+    model: nn.Module, inputs: Samples, outputs: Tensor, states: Sequence[Tensor]
+) -> bool:
+    """Return whether samples alone, with what was drawn for them, have other outputs."""
+    alone = []
+    try:
+        draws = draws_of(model, inputs, outputs, states)
+        for number, one in enumerate(inputs.chunk(len(inputs))):
+            with torch.no_grad(), nullcontext() if draws is None else draws.of_one(number):
+                alone.append(one.outputs(model))
+    except (DrawsError, *FAILURES):
+        return True
+    return not close(torch.cat(alone), outputs)
 
 
 def _disagreeing(

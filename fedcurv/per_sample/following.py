@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fedcurv.per_sample.replay import Nest
+from fedcurv.per_sample.nests import Nest
 
 # functions by which Python gets one value
 _READING_ONE = frozenset(

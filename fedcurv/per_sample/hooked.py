@@ -20,6 +20,7 @@ from fedcurv.per_sample.surroundings import (
     no_memory_of_casts,
     plain_attention,
     requiring_gradients,
+    unchecked_distributions,
 )
 from fedcurv.per_sample.watched import Watched
 from fedcurv.per_sample.ways import Ways
@@ -109,6 +110,7 @@ class HookedModel:
             stack.enter_context(requiring_gradients(list(self._parameters.values())))
             stack.enter_context(plain_attention())
             stack.enter_context(no_memory_of_casts())
+            stack.enter_context(unchecked_distributions())
             for stand_in in self._stand_ins.values():
                 stack.enter_context(stand_in.in_place())
             for layer in self._layers:

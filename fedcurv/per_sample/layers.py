@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fedcurv.global_state import random_states, same_states
 from fedcurv.parameters import accumulation_dtype, plain
 from fedcurv.per_sample.graph import Span, edges_of, nodes_of
+from fedcurv.per_sample.nests import mapped, tensors_of
 from fedcurv.per_sample.projections import Source, StandIn
-from fedcurv.per_sample.replay import Call, Replay, mapped, tensors_of
+from fedcurv.per_sample.replay import Call, Replay
 from fedcurv.per_sample.rules.registry import LayerRule, rule_for
+from fedcurv.per_sample.samples import FAILURES
 from fedcurv.per_sample.watched import WHOLE, Watched
 
 logger = logging.getLogger(__name__)
@@ -230,12 +234,35 @@ class ReplayedLayer(Layer):
         replayed = Call(args, kwargs, list(call.gradients), (axes[0], axes[1], of_outputs))
         try:
             self._replay.add_squares(replayed, squares)
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except FAILURES as error:
             logger.debug("%s cannot be replayed: %s", self.name, error)
             return False
         for name, square in squares.items():
             totals[name].add_(square)
         return True
+
+    @contextmanager
+    def noting_draws(self, names: set[str]) -> Iterator[None]:
+        """Add the module's parameters, by their names in the model, if a call of it draws."""
+        device = next(iter(self.module.parameters())).device
+        before: list[tuple[Tensor, ...]] = []
+
+        def begin(*_: object) -> None:
+            before.append(random_states(device))
+
+        def end(*_: object) -> None:
+            if not same_states(before.pop(), random_states(device)):
+                names.update(name for name, _ in self.sources.values())
+
+        handles = [
+            self.module.register_forward_pre_hook(begin),
+            self.module.register_forward_hook(end),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _detached(value: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedcurv.per_sample.added import Addition
 from fedcurv.per_sample.graph import Graph, Uses
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer
-from fedcurv.per_sample.replay import close
+from fedcurv.per_sample.rounding import close
 from fedcurv.per_sample.samples import Samples
 from fedcurv.per_sample.watched import Watched
 

@@ -5,15 +5,19 @@ whether they decide for one another; and a check compares the rules with single 
 """
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
 
 import torch
+from torch import Tensor
 
-from fedcurv.global_state import random_state, random_states_kept
+from fedcurv.global_state import random_states, random_states_kept, same_states
+from fedcurv.per_sample.draws import Draws, draws_of
 from fedcurv.per_sample.findings import Findings
 from fedcurv.per_sample.hooked import Check, HookedModel, OtherRowsError, require_rows
+from fedcurv.per_sample.layers import ReplayedLayer
 from fedcurv.per_sample.layouts import Look, key_of
-from fedcurv.per_sample.replay import close
+from fedcurv.per_sample.rounding import close
 from fedcurv.per_sample.samples import Samples
 from fedcurv.per_sample.sharing import followed
 from fedcurv.per_sample.surroundings import buffers_kept
@@ -44,15 +48,17 @@ class LookedAtModel(HookedModel):
         """Follow the first batch of several samples, of which one may decide for another."""
         self._followed = True
         with buffers_kept(self._model), random_states_kept(inputs.device):
-            before = random_state(inputs.device)
+            before = random_states(inputs.device)
             found = followed(self._model, inputs)
+            draws = not same_states(before, random_states(inputs.device))
+            if draws:
+                self._tell_of_draws()
             if found is None or (found.shares is None and not found.reads):
                 return
-            self._draws = self._draws or not torch.equal(before, random_state(inputs.device))
             if found.shares is not None:
                 with torch.no_grad():
                     require_rows(inputs.outputs(self._model), inputs)
-        if found.shares is not None or self._draws:
+        if found.shares is not None or draws:  # which may decide what was read
             self._interact(
                 f"the model's forward makes one value of a whole batch, or reads values "
                 f"({found.shares}), by which samples may decide for one another"
@@ -60,17 +66,43 @@ class LookedAtModel(HookedModel):
         elif any(read.followed for read in found.reads):
             self.findings.alone, self._ways = True, Ways(self._model)
 
-    def _look_at(self, inputs: Samples) -> Look:
-        """Run one sample, the second: of samples that are summed up so far the first is right."""
+    def _look_at(self, inputs: Samples, draws: Draws | None = None) -> Look:
+        """Run one sample, the second: of samples that are summed up so far the first is right.
+
+        Args:
+            inputs: of N samples.
+            draws: what a pass over them drew, if N > 1.
+
+        Raises:
+            DrawsError: if the sample draws otherwise.
+        """
         one = inputs[1:2] if len(inputs) > 1 else inputs
+        around = None if draws is None else draws.of_one(1)
         with buffers_kept(self._model), random_states_kept(one.device):
-            before = random_state(one.device)
-            outputs, calls, graph = self._forward(one)
-            self._draws = self._draws or not torch.equal(before, random_state(one.device))
+            outputs, calls, graph = self._forward(one, around)
         key, uses = key_of(self._model, calls, graph), graph.uses()
         look = Look(key, one, outputs.detach(), calls, uses, graph.shapes(uses.places))
         self._have_checked(look.key, inputs)
         return look
+
+    def _draws_of(
+        self, inputs: Samples, outputs: Tensor, states: Sequence[Tensor]
+    ) -> tuple[Draws | None, set[str]]:
+        """Return what a pass drew, and the parameters of modules to be run once more that did.
+
+        Raises:
+            DrawsError: see ``draws_of``.
+        """
+        if same_states(states, random_states(inputs.device)):
+            return None, set()
+        self._tell_of_draws()
+        inside: set[str] = set()
+        with ExitStack() as stack:
+            for layer in self._layers:
+                if isinstance(layer, ReplayedLayer):
+                    stack.enter_context(layer.noting_draws(inside))
+            draws = draws_of(self._model, inputs, outputs, states)
+        return draws, inside
 
     def _require_repeatable(self, inputs: Samples) -> None:
         """Refuse a model that goes other ways from call to call."""
@@ -107,13 +139,22 @@ class LookedAtModel(HookedModel):
 
     def _interact(self, why: str = "outputs depend on what else is in a batch") -> None:
         if self._draws:
-            why = "the forward pass draws random numbers, and the information is that of one draw"
+            why = "what the forward pass draws cannot be told apart by sample"
         if self.findings.alone and self._ways is None:
             return
         self.findings.alone, self._ways = True, None
         if self._check is None and self._looks:
             return  # within a check, whose findings are told of
         self._tell_that_alone(why)
+
+    def _tell_of_draws(self) -> None:
+        if not self._draws and self._check is not None:
+            logger.warning(
+                "Fisher diagonal of %s: the forward pass draws random numbers, and the information "
+                "is that of one draw",
+                type(self._model).__name__,
+            )
+        self._draws = True
 
     def _tell_that_alone(self, why: str) -> None:
         if not self._told_that_alone:

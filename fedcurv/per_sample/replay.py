@@ -1,8 +1,7 @@
 """Gradients of single samples by running a module once more, for what has no closed form."""
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,50 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.rnn import PackedSequence
 
 from fedcurv.errors import first_line
-from fedcurv.global_state import random_states_kept
-from fedcurv.parameters import accumulation_dtype, fresh_gradients, plain
+from fedcurv.parameters import fresh_gradients, plain
+from fedcurv.per_sample.draws import Draws, DrawsError
+from fedcurv.per_sample.nests import Nest, mapped, tensors_of
+from fedcurv.per_sample.rounding import close
 from fedcurv.per_sample.surroundings import same_buffers
 
 logger = logging.getLogger(__name__)
 
 # per-sample gradients of one call of vmap take at most this many numbers: small enough for caches
 _NUMBERS_AT_ONCE = 2**21
-
-
-Nest = Any  # a value, or a tuple, list or dict of nests
-
-
-def mapped(function: Callable[..., Any], nest: Nest, *others: Nest) -> Nest:
-    """Return a nest with the function applied to each value, and to those at its place in others.
-
-    Args:
-        function: takes as many values as there are nests.
-        nest: decides what is a value.
-        others: built like ``nest``.
-    """
-    if isinstance(nest, PackedSequence):  # samples are mixed in it
-        return function(nest, *others)
-    if isinstance(nest, dict):
-        return {k: mapped(function, v, *(o[k] for o in others)) for k, v in nest.items()}
-    if isinstance(nest, tuple | list):
-        items = [mapped(function, *values) for values in zip(nest, *others, strict=True)]
-        return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
-    return function(nest, *others)
-
-
-def tensors_of(nest: Nest) -> list[Tensor]:
-    """Return the tensors of real numbers in a nest, in order."""
-    found: list[Tensor] = []
-
-    def keep(value: object) -> None:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            found.append(value)
-
-    mapped(keep, nest)
-    return found
 
 
 @dataclass
@@ -70,7 +37,8 @@ class Call:
         axes: built like (args, kwargs, cotangents): where the samples lie in a tensor; None for
             what all samples share.
         expected: the output, where it is one tensor with the samples first, to be met again.
-        state: of torch's random numbers before the call, if it is of one sample.
+        draws: what the call drew, to be given to it again; None if it did not draw.
+        first: the number of its first sample among those of the draws.
     """
 
     args: tuple[Any, ...]
@@ -78,19 +46,25 @@ class Call:
     cotangents: list[Tensor | None]
     axes: tuple[Nest, Nest, list[int | None]]
     expected: Tensor | None = None
-    state: Tensor | None = None
+    draws: Draws | None = None
+    first: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        outputs = zip(self.cotangents, self.axes[2], strict=True)
+        return next(v.shape[axis] for v, axis in outputs if v is not None and axis is not None)
 
     def split(self, size: int) -> Iterator["Call"]:
         """Yield calls with at most ``size`` samples each."""
-        outputs = zip(self.cotangents, self.axes[2], strict=True)
-        number = next(v.shape[axis] for v, axis in outputs if v is not None and axis is not None)
+        number = len(self)
         for first in range(0, number, size):
             part = partial(_narrowed, first, min(size, number - first))
             args, kwargs, cotangents = mapped(
                 part, (self.args, self.kwargs, self.cotangents), self.axes
             )
             expected = None if self.expected is None else self.expected[first : first + size]
-            yield Call(args, kwargs, cotangents, self.axes, expected, self.state)
+            of_draws = self.draws, self.first + first
+            yield Call(args, kwargs, cotangents, self.axes, expected, *of_draws)
 
 
 def _narrowed(first: int, length: int, value: Any, axis: int | None) -> Any:
@@ -150,6 +124,8 @@ class Replay:
         if self._name not in self._by_loop:
             try:
                 gradients, outputs = self._at_once(call, names)
+            except DrawsError:
+                pass  # another order of samples and features than it has one by one
             except (RuntimeError, NotImplementedError, TypeError, AttributeError) as error:
                 self._tell(f"since vmap cannot run it: {first_line(error)}")
             else:
@@ -157,9 +133,12 @@ class Replay:
                     self._tell("since it uses parameters that vmap cannot see")
                 elif self._meets(call, [outputs]):
                     return gradients
-                elif call.state is None:
+                elif call.draws is None:
                     return None
-        return self._one_by_one(call, names)
+        try:
+            return self._one_by_one(call, names)
+        except DrawsError:
+            return None
 
     def _tell(self, reason: str) -> None:
         self._by_loop.add(self._name)
@@ -203,8 +182,10 @@ class Replay:
         per_sample = vmap(
             grad(loss, has_aux=True), in_dims=(None, *call.axes), randomness="different"
         )
+        drawing = nullcontext() if call.draws is None else call.draws.of_each(call.first, len(call))
         # vmap would take the fused kernels sample by sample
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), same_buffers(self._module):
+        kernels = sdpa_kernel(SDPBackend.MATH)
+        with kernels, drawing, torch.enable_grad(), same_buffers(self._module):
             gradients, outputs = per_sample(chosen, call.args, call.kwargs, call.cotangents)
         return gradients, outputs
 
@@ -212,41 +193,23 @@ class Replay:
         """Take a sample at a time, with the module's own parameters and plain autograd."""
         chosen = {name: self._parameters[name] for name in names}
         rows, met = [], []
-        with random_states_kept() if call.state is not None else nullcontext():
-            if call.state is not None:
-                torch.set_rng_state(call.state)
-            for one in call.split(1):
-                with fresh_gradients(self._parameters.values()), torch.enable_grad():
-                    outputs = self._module(*one.args, **one.kwargs)
-                    loss = _weighted(outputs, one.cotangents)
-                    if loss.requires_grad:
-                        torch.autograd.backward(loss)
-                    rows.append([p.grad for p in chosen.values()])
-                if call.expected is not None:
-                    met.append(plain(outputs).detach())
+        for one in call.split(1):
+            drawing = nullcontext() if one.draws is None else one.draws.of_one(one.first)
+            # a checkpoint runs its part once more in the backward pass
+            with fresh_gradients(self._parameters.values()), torch.enable_grad(), drawing:
+                outputs = self._module(*one.args, **one.kwargs)
+                loss = _weighted(outputs, one.cotangents)
+                if loss.requires_grad:
+                    torch.autograd.backward(loss)
+                rows.append([p.grad for p in chosen.values()])
+            if call.expected is not None:
+                met.append(plain(outputs).detach())
         if met and not self._meets(call, met):
             return None
         return {
             name: torch.stack([torch.zeros_like(p) if g is None else g for g in column])
             for (name, p), column in zip(chosen.items(), zip(*rows, strict=True), strict=True)
         }
-
-
-def close(got: Tensor, expected: Tensor) -> bool:
-    """Return whether outputs are the same but for rounding, which differs with a batch's size."""
-    if got.shape != expected.shape:
-        return False
-    dtypes = [got.dtype, expected.dtype]
-    if torch.is_autocast_enabled(got.device.type):
-        dtypes.append(torch.get_autocast_dtype(got.device.type))
-    tolerance = max(1e-3, *(16 * torch.finfo(dtype).eps for dtype in dtypes))
-    got, expected = got.to(accumulation_dtype(expected)), expected.to(accumulation_dtype(expected))
-    sizes = expected.abs()
-    scale = float(sizes.max()) if expected.numel() else 0.0
-    # numbers that are not finite are for the whole estimate to refuse
-    return not math.isfinite(scale) or bool(
-        ((got - expected).abs() <= tolerance * (sizes + scale)).all()
-    )
 
 
 def _weighted(outputs: Nest, cotangents: Sequence[Tensor | None]) -> Tensor:

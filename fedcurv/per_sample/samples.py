@@ -14,6 +14,9 @@ from fedcurv.parameters import described, plain
 # from a model and tensors, each with the same samples along its first axis, to what it returns
 Run = Callable[[nn.Module, Sequence[Tensor]], Any]
 
+# what a run on some of a batch's samples may end in; what is wrong shows in a pass of its own
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:

@@ -12,8 +12,8 @@ from torch import nn
 from fedcurv.global_state import random_states_kept
 from fedcurv.parameters import described
 from fedcurv.per_sample.following import Following
-from fedcurv.per_sample.replay import close
-from fedcurv.per_sample.samples import Samples, one_tensor
+from fedcurv.per_sample.rounding import close
+from fedcurv.per_sample.samples import FAILURES, Samples, one_tensor
 from fedcurv.per_sample.surroundings import buffers_kept
 
 # few, and a number that seldom divides the sizes of layers
@@ -39,7 +39,7 @@ def refuse_accidental_rows(model: nn.Module, inputs: Samples) -> None:
             tensors = [t if i in shared else t[1:2] for i, t in enumerate(inputs.tensors)]
             try:
                 outputs = one_tensor(inputs.run(model, tensors), model)
-            except (RuntimeError, TypeError, ValueError, LookupError):
+            except FAILURES:
                 continue
             if close(outputs, together):
                 found = ", ".join(described(inputs.tensors[i]) for i in sorted(shared))
@@ -70,7 +70,7 @@ def followed(model: nn.Module, inputs: Samples) -> Following | None:
     try:
         with torch.no_grad(), following:
             outputs = few.outputs(model)
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return None  # what is wrong shows in a pass of its own
+    except FAILURES:
+        return None
     following.shares = following.shares or following.mixed(outputs)
     return following

@@ -15,15 +15,17 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from fedcurv.global_state import random_states
 from fedcurv.per_sample.added import Operand, Sum, add_sums, additions_of, shape_of_operand, sums_of
+from fedcurv.per_sample.draws import Draws, DrawsError
 from fedcurv.per_sample.following import Reading
 from fedcurv.per_sample.graph import Edge, Graph, backward
 from fedcurv.per_sample.hooked import require_rows
 from fedcurv.per_sample.layers import ClosedFormLayer, Layer, ReplayedLayer
-from fedcurv.per_sample.layouts import Layout, agree, key_of, layout_of
+from fedcurv.per_sample.layouts import Layout, Look, agree, key_of, layout_of
 from fedcurv.per_sample.looks import LookedAtModel
 from fedcurv.per_sample.replay import Call
-from fedcurv.per_sample.samples import Samples, WholeModel
+from fedcurv.per_sample.samples import FAILURES, Samples, WholeModel
 from fedcurv.per_sample.sums import Use, add_squares_of_sums
 from fedcurv.per_sample.watched import Watched, axes_by_comparison, axes_by_size
 from fedcurv.per_sample.ways import Way
@@ -109,8 +111,8 @@ class PerSampleSquares(LookedAtModel):
             way: that the samples go alone, if the model reads values.
         """
         samples = len(inputs)
-        # a model that draws random numbers must draw them once more where it is run once more
-        state = torch.get_rng_state() if samples == 1 else None
+        # a model that draws random numbers has to get them again where it is run once more
+        states = random_states(inputs.device)
         reading = None if way is None else Reading()
         try:
             outputs, calls, graph = self._forward(inputs, reading)
@@ -121,7 +123,7 @@ class PerSampleSquares(LookedAtModel):
             key = graph.signature, samples, way
             layout = self._layouts.get(key)
             if layout is None or (layout.ambiguous and samples > 1):
-                layout = self._layout_of(inputs, outputs, calls, graph, way)
+                layout = self._layout_of(inputs, outputs, calls, graph, states, way)
                 self._first_look = None
                 if layout is None:
                     return None
@@ -132,10 +134,10 @@ class PerSampleSquares(LookedAtModel):
             cotangents = cotangents_of(outputs.detach())
             self.begun += 1
             if layout.whole and not self._add_by_whole(
-                inputs, outputs, cotangents, layout.whole, state
+                inputs, outputs, cotangents, layout.whole, states
             ):
                 return None
-            self._add_by_layers(inputs, outputs, cotangents, layout, calls, ends, sums, state)
+            self._add_by_layers(inputs, outputs, cotangents, layout, calls, ends, sums, states)
         finally:
             for layer in self._rule_layers:
                 layer.reset()
@@ -151,7 +153,7 @@ class PerSampleSquares(LookedAtModel):
         calls: Sequence[Watched],
         ends: Sequence[Edge],
         sums: Sequence[Sum],
-        state: Tensor | None,
+        states: Sequence[Tensor],
     ) -> None:
         to = [*((one.node, 0) for one in sums), *ends]
         for call, axes, names in zip(calls, layout.axes, layout.names, strict=True):
@@ -175,7 +177,7 @@ class PerSampleSquares(LookedAtModel):
                         failed |= {name for name, _ in layer.sources.values()}
             if layout.waits:
                 self._add_what_waited()
-            if failed and not self._add_by_whole(inputs, outputs, [v], failed, state):
+            if failed and not self._add_by_whole(inputs, outputs, [v], failed, states):
                 raise ValueError(
                     f"{type(self._model).__name__} computes something else when the same batch is "
                     f"run once more, as {', '.join(sorted(failed))} need; give batches of one "
@@ -192,21 +194,27 @@ class PerSampleSquares(LookedAtModel):
         outputs: Tensor,
         calls: list[Watched],
         graph: Graph,
+        states: Sequence[Tensor],
         way: Way | None,
     ) -> Layout | None:
         """Return how to take a pass's squares; None if its samples interact."""
         samples, uses, sums = len(inputs), graph.uses(), None
         self.last_operation = graph.last_operation()
+        try:
+            draws, drawing = self._draws_of(inputs, outputs, states)
+        except DrawsError:
+            return None
+        if draws is not None and samples > 1 and graph.hides():
+            return None  # what a checkpoint runs once more would draw other numbers
         if self._looks and samples > 1:
             if not self._followed:
                 self._follow(inputs)
-            look = self._first_look
-            if look is None or (way is not None and not look.is_of(inputs)):
-                look = self._look_at(inputs)
-            if self.findings.alone and (way is None or self._ways is None):
+            look = self._look_for(inputs, draws, way)
+            if look is None or (self.findings.alone and (way is None or self._ways is None)):
                 return None
             if not agree(outputs, calls, uses, look):
-                self._require_repeatable(inputs)
+                if draws is None:
+                    self._require_repeatable(inputs)
                 return None
             sums = look.sums if uses.added == look.uses.added else {}
             axes = [
@@ -224,7 +232,19 @@ class PerSampleSquares(LookedAtModel):
             )
         shapes = graph.shapes(uses.places)
         added = additions_of(uses.added, shapes, sums, self._shape_in(graph), samples)
-        return layout_of(calls, axes, uses, self.findings.slow, samples, added)
+        slow = self.findings.slow | drawing
+        return layout_of(calls, axes, uses, slow, samples, added)
+
+    def _look_for(self, inputs: Samples, draws: Draws | None, way: Way | None) -> Look | None:
+        """Return a look at one of these samples; None if it cannot get what was drawn for it."""
+        look = self._first_look
+        if draws is None:
+            fits = look is not None and (way is None or look.is_of(inputs))
+            return look if fits else self._look_at(inputs)
+        try:
+            return self._look_at(inputs, draws)
+        except (DrawsError, *FAILURES):
+            return None
 
     def _shape_in(self, graph: Graph) -> Callable[[str, Operand], Sequence[int]]:
         def shape(name: str, operand: Operand) -> Sequence[int]:
@@ -238,15 +258,19 @@ class PerSampleSquares(LookedAtModel):
         outputs: Tensor,
         cotangents: Sequence[Tensor],
         names: Iterable[str],
-        state: Tensor | None,
+        states: Sequence[Tensor],
     ) -> bool:
         """Add squares by running the model again; return whether it gave the same outputs."""
+        try:
+            draws, _ = self._draws_of(inputs, outputs, states)
+        except DrawsError:
+            return False
         squares = {name: torch.zeros_like(self.totals[name]) for name in names}
         inside = {f"{WholeModel.PREFIX}{name}": square for name, square in squares.items()}
         axes = (None, *(0 for _ in inputs.tensors))
         for v in cotangents:
             args = (inputs.run, *inputs.tensors)
-            call = Call(args, {}, [v], (axes, {}, [0]), outputs.detach(), state)
+            call = Call(args, {}, [v], (axes, {}, [0]), outputs.detach(), draws)
             with self._run_once_more():
                 met = self._whole.add_squares(call, inside)
             if not met:

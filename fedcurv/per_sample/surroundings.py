@@ -86,6 +86,18 @@ def plain_attention() -> Iterator[None]:
 
 
 @contextmanager
+def unchecked_distributions() -> Iterator[None]:
+    """Keep distributions from reading their arguments, which says nothing but whether to raise."""
+    kind = torch.distributions.Distribution
+    before = kind._validate_args
+    kind.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        kind.set_default_validate_args(before)
+
+
+@contextmanager
 def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Restore modes and buffers of the model, and the random states, which data loaders use too.
 

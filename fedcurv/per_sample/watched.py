@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedcurv.per_sample.replay import Nest, mapped
+from fedcurv.per_sample.nests import Nest, mapped
 
 # in the place of an axis: all of the input belongs to one sample, wherever that lies
 WHOLE = -1

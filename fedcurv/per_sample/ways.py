@@ -24,18 +24,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fedcurv.global_state import random_state, random_states_kept
+from fedcurv.global_state import random_states, random_states_kept, same_states
 from fedcurv.per_sample.following import Following, Read, name_of, values_in, versions
+from fedcurv.per_sample.nests import mapped
 from fedcurv.per_sample.recent import remember
-from fedcurv.per_sample.replay import mapped
-from fedcurv.per_sample.samples import Samples
+from fedcurv.per_sample.samples import FAILURES, Samples
 from fedcurv.per_sample.sharing import followed
 from fedcurv.per_sample.surroundings import buffers_kept
 
 # of one batch; samples that go further ones are taken one after another
 _MOST = 8
 _REMEMBERED = 32
-_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 class _Step(NamedTuple):
@@ -117,7 +116,7 @@ class Way:
         values = {id(mine): other for mine, other in zip(self._one, one, strict=True)}
         try:
             return all(_agrees(step, values) for step in self._steps)
-        except _FAILURES:
+        except FAILURES:
             return False
 
     def meets(self, reads: Sequence[Read]) -> bool:
@@ -154,7 +153,8 @@ class Ways:
             if way is None:
                 break
             alike = [n for n in rest if way.is_of(ones[n])]
-            rest = [n for n in rest if n not in alike]
+            others = set(rest).difference(alike)
+            rest = [n for n in rest if n in others]
             if alike:
                 rows = torch.tensor(alike, device=inputs.device)
                 at_once = len(alike) > 1 and self._may_be_taken_at_once(way, inputs[rows])
@@ -165,13 +165,13 @@ class Ways:
     def _way_of(self, one: Samples, kind: Hashable) -> Way | None:
         recording = _Recording(one.tensors)
         with buffers_kept(self._model), random_states_kept(one.device):
-            before = random_state(one.device)
+            before = random_states(one.device)
             try:
                 with recording:
                     one.outputs(self._model)
-            except _FAILURES:
+            except FAILURES:
                 return None  # what is wrong shows in a pass of its own
-            drawn = not torch.equal(before, random_state(one.device))
+            drawn = not same_states(before, random_states(one.device))
         steps = recording.leading_to_reads()
         if recording.shares is not None or drawn or not all(step.kept() for step in steps):
             return None

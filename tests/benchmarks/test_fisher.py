@@ -1,5 +1,6 @@
 """The Fisher diagonal in plain training epochs over the same samples, against vmap."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -12,20 +13,22 @@ from tests.benchmarks.cases import CASES, Batches
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import DEVICES, Ratios, compare, peak_bytes, seconds
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 TITLE = "Fisher diagonal, in plain training epochs over the same samples"
 
 
-def epoch(model: nn.Module, batches: Batches) -> None:
+def epoch(model: nn.Module, batches: Batches, loss: Loss = nn.functional.cross_entropy) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     model.train()
     for inputs, targets in batches:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), targets).backward()
+        loss(model(inputs), targets).backward()
         optimizer.step()
 
 
 def by_vmap(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
-    """Return the sums of squares, naively."""
+    """Return the sums of squares, naively; of the mean over pixels where there are several."""
     model.eval()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
@@ -45,24 +48,32 @@ def by_vmap(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_fisher(name: str, device: torch.device, benchmark, tables: Tables) -> None:
     case = CASES[name]
+    pytest.importorskip(case.needs)
     model, batches = case.make().to(device), case.batches(device)
-    ours, plain = partial(fisher_diagonal, model, batches), partial(epoch, model, batches)
-    ratios = compare(benchmark, ours, plain, device=device, rounds=case.rounds)
+    train = partial(epoch, loss=case.loss)
+    ours = partial(fisher_diagonal, likelihood=case.likelihood)
+    ratios = compare(
+        benchmark,
+        partial(ours, model, batches),
+        partial(train, model, batches),
+        device=device,
+        rounds=case.rounds,
+    )
     few = batches[: max(1, 100 // case.batch_size)]
-    runs = [epoch, fisher_diagonal]
+    runs = [train, ours]
     by_vmaps = memory_of_vmap = "vmap cannot run it"
     if case.vmap_runs:
         runs.append(by_vmap)
         naive = [
             seconds(partial(by_vmap, model, few), device)
-            / seconds(partial(epoch, model, few), device)
+            / seconds(partial(train, model, few), device)
             for _ in range(3)
         ]
         by_vmaps = f"{Ratios(naive).median:.1f}"
     model.zero_grad()
     memory = {run: peak_bytes(partial(run, model, batches[:2]), device) for run in runs}
     model.zero_grad()
-    of_training = memory[epoch]
+    of_training = memory[train]
     if case.vmap_runs:
         memory_of_vmap = f"{memory[by_vmap] / of_training:.1f} times"
     tables.add(
@@ -74,7 +85,7 @@ def test_fisher(name: str, device: torch.device, benchmark, tables: Tables) -> N
         target=case.target,
         by_vmap=by_vmaps,
         peak_memory_of_training=f"{of_training / 1e6:.1f} MB",
-        peak_memory=f"{memory[fisher_diagonal] / of_training:.2f} times",
+        peak_memory=f"{memory[ours] / of_training:.2f} times",
         memory_target=case.memory_target,
         vmaps=memory_of_vmap,
     )

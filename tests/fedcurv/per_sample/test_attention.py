@@ -45,6 +45,19 @@ def test_it_computes_what_the_module_computes(mask, need_weights, average, batch
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_dropout_that_a_forward_turns_on_is_drawn_as_the_module_draws_it(need_weights, batch_first):
+    module = nn.MultiheadAttention(E, HEADS, batch_first=batch_first, dropout=0.5).double()
+    x = torch.randn(N, L, E).double()
+    torch.manual_seed(0)
+    expected = module(x, x, x, need_weights=need_weights)
+    torch.manual_seed(0)
+    with AttentionByProjections(module).in_place():
+        got = module(x, x, x, need_weights=need_weights)
+    torch.testing.assert_close(got, expected)
+
+
 def test_a_sequence_without_an_axis_of_samples_is_left_to_the_module():
     module = nn.MultiheadAttention(E, HEADS).eval()
     x = torch.randn(L, E)
