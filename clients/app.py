@@ -65,8 +65,7 @@ def _train_on_site(local: LocalRound) -> None:
     model.load_state_dict(done.weights)
     local.trained(done.loss)
     if local.curvature.active:
-        samples, likelihood = local.fisher_samples(), task.likelihood
-        share = dataclasses.replace(share, terms=(), samples=samples, likelihood=likelihood)
+        share = dataclasses.replace(share, terms=(), likelihood=task.likelihood)
         local.fisher = fisher_on_site(pool, share)
 
 

@@ -1,7 +1,6 @@
 """FedCurv in any ClientApp, in three lines (arXiv 1910.07796)."""
 
 import dataclasses
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from fedcurv.batches import Forward, Targets
 from fedcurv.clients.privacy import Accountant, estimated
 from fedcurv.clients.state import Contribution, own_terms, store_for
-from fedcurv.clients.telling import once_a_run, tell_once
+from fedcurv.clients.telling import once_a_run, tell_of_pull, tell_once
 from fedcurv.clients.travelling import (
     require_known,
     spoken_of,
@@ -34,8 +33,7 @@ from fedcurv.strategies.wire.records import (
     take_instruction,
 )
 from fedcurv.strategies.wire.sums import names_of_arrays, pack_precision
-
-logger = logging.getLogger(__name__)
+from fedcurv.subset import Number
 
 
 class ClientCurvature:
@@ -155,6 +153,7 @@ class ClientCurvature:
         kind: FisherKind = "empirical",
         likelihood: Likelihood = "categorical",
         generator: torch.Generator | None = None,
+        samples: Number = "all",
         private_fisher: tuple[float, float] | None = None,
         accountant: Accountant | None = None,
     ) -> RecordDict:
@@ -171,7 +170,8 @@ class ClientCurvature:
             targets: likewise.
             kind: likewise; docs/results.md shows what each kind is worth.
             likelihood: likewise.
-            generator: likewise.
+            generator: likewise; by default the global random state and the round decide.
+            samples: likewise.
             private_fisher: (clip, noise_multiplier) of ``fedcurv.private_fisher``, for clients that
                 train by DP-SGD; those of Opacus are refused without it.
             accountant: Opacus', of the training, which counts this release too.
@@ -200,6 +200,8 @@ class ClientCurvature:
                 kind=kind,
                 likelihood=likelihood,
                 generator=generator,
+                samples=samples,
+                server_round=self._active_instruction.server_round,
             )
         return self.report_fisher(content, model, fisher)
 
@@ -286,13 +288,9 @@ class ClientCurvature:
             )
 
     def _end_penalty(self) -> None:
-        if self._handles and self.penalty is not None and not self.penalty.found_optimizer:
-            logger.warning(
-                "the penalty was attached, but no optimizer stepped with the model's parameters: "
-                "was another model trained, or a copy of this one?"
-            )
-        if self.penalty is not None and (said := self.penalty.too_strong()):
-            once_a_run(self._context, self.federation, "pull")(said)
+        if self.penalty is not None:
+            attached = bool(self._handles)
+            tell_of_pull(self._context, self.federation, self.penalty, attached=attached)
         while self._handles:
             self._handles.pop().remove()
         self.penalty = None

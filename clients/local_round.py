@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +20,7 @@ from fedcurv.global_state import cudnn, num_threads, seeded
 from fedcurv.likelihoods import Likelihood
 from fedcurv.parameters import listed
 from fedcurv.strategies.wire.records import LOCAL_TERM, client_id_of, unpack_tensors
+from fedcurv.subset import chosen, number_of
 
 Samples = tuple[Tensor, Tensor]
 
@@ -92,15 +93,23 @@ class LocalRound:
         generator = torch.Generator().manual_seed(self.seed)
         return InMemoryBatches(*self.samples, self.task.settings.batch_size, generator)
 
-    def fisher_samples(self) -> Samples:
-        """Return the samples to estimate the Fisher information with: all, or some at random."""
+    def fisher_samples(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the samples to estimate the Fisher information with.
+
+        Returns:
+            inputs, targets, and how many samples each stands for; None for itself alone.
+        """
         inputs, targets = self.samples
-        number = math.ceil(self.task.settings.fisher_share * len(inputs))
-        if number == len(inputs):
-            return self.samples
-        generator = torch.Generator().manual_seed(self.seed)
-        chosen = torch.randperm(len(inputs), generator=generator)[:number].to(inputs.device)
-        return inputs[chosen], targets[chosen]
+        number = self.task.settings.fisher_samples
+        if number_of(number, len(inputs)) == len(inputs):
+            return inputs, targets, None
+        rows, counts = chosen(targets, number, self._fisher_generator())
+        rows = rows.to(inputs.device)
+        return inputs[rows], targets[rows], counts
+
+    def _fisher_generator(self) -> torch.Generator:
+        # another order than that of the batches
+        return torch.Generator(self.samples[0].device).manual_seed(self.seed ^ 1)
 
     @contextmanager
     def reproducible(self) -> Iterator[None]:
@@ -127,9 +136,18 @@ class LocalRound:
             self.curvature.report_fisher(content, self.model, self.fisher)
             return
         settings = self.task.settings
-        batches = InMemoryBatches(*self.fisher_samples(), settings.fisher_batch_size)
-        kind, likelihood = settings.fisher_kind, self.task.likelihood
-        self.curvature.report(content, self.model, batches, kind=kind, likelihood=likelihood)
+        batches: Iterable[Samples] = [self.samples]  # to choose from
+        if number_of(settings.fisher_samples, len(self.samples[0])) == len(self.samples[0]):
+            batches = InMemoryBatches(*self.samples, settings.fisher_batch_size)
+        self.curvature.report(
+            content,
+            self.model,
+            batches,
+            kind=settings.fisher_kind,
+            likelihood=self.task.likelihood,
+            generator=self._fisher_generator(),
+            samples=settings.fisher_samples,
+        )
 
     def reply(self) -> Message:
         """Return the reply."""

@@ -11,6 +11,7 @@ from fedcurv.batches import Forward, Targets
 from fedcurv.fisher import fisher_diagonal
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.private_fisher import private_fisher_diagonal, trained_privately
+from fedcurv.subset import Number
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ def estimated(
     kind: FisherKind,
     likelihood: Likelihood,
     generator: torch.Generator | None,
+    samples: Number,
+    server_round: int,
 ) -> dict[str, Tensor]:
     """Return a Fisher diagonal; see ``ClientCurvature.report``.
 
@@ -49,6 +52,8 @@ def estimated(
                 "accountant=privacy_engine.accountant), or do not report: this client is pulled "
                 "by the others all the same"
             )
+        if generator is None:
+            generator = _of_round(model, server_round)
         return fisher_diagonal(
             model,
             batches,
@@ -57,6 +62,12 @@ def estimated(
             kind=kind,
             likelihood=likelihood,
             generator=generator,
+            samples=samples,
+        )
+    if samples != "all":
+        raise ValueError(
+            f"samples must be 'all' with private_fisher, in whose noise all samples take part, got "
+            f"{samples!r}"
         )
     if not (isinstance(private_fisher, tuple | list) and len(private_fisher) == 2):
         raise ValueError(
@@ -82,3 +93,14 @@ def estimated(
     else:
         accountant.step(noise_multiplier=noise_multiplier, sample_rate=1.0)
     return fisher
+
+
+def _of_round(model: nn.Module, server_round: int) -> torch.Generator:
+    """Return a generator that begins elsewhere in each round, though the client may not.
+
+    The global random state decides with the round, and is left as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        seed = int(torch.randint(2**62, ()))
+    device = next(model.parameters()).device
+    return torch.Generator(device).manual_seed(seed + server_round)

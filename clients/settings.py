@@ -19,6 +19,7 @@ from fedcurv.clients.torch_classes import Named
 from fedcurv.likelihoods import FisherKind
 from fedcurv.parameters import trainable_parameters
 from fedcurv.penalty import PenaltyMode
+from fedcurv.subset import Number, check_number
 
 Trainer = Literal["local", "lasgd"]
 
@@ -42,8 +43,7 @@ class TrainingSettings:
         weight_decay: >= 0, of optimizers that have it; torch's defaults do not hold.
         penalty_mode: how FedCurv's penalty is applied; see ``CurvaturePenalty.attach``.
         fisher_kind: see ``fisher_diagonal``.
-        fisher_share: of its samples that a client estimates with, in (0, 1]; chosen anew in each
-            round.
+        fisher_samples: with how many a client estimates, chosen anew in each round; likewise.
         device: ``auto`` takes CUDA where there is one; else a name that torch knows.
         num_threads: CPU threads of torch's operations; the bits of a sum depend on it.
         trainer: ``local`` trains in this process; ``lasgd`` by several workers of the site, each
@@ -65,7 +65,7 @@ class TrainingSettings:
     weight_decay: float = 0.0
     penalty_mode: PenaltyMode = "gradient"
     fisher_kind: FisherKind = "empirical"
-    fisher_share: float = 1.0
+    fisher_samples: Number = "all"
     device: str = "auto"
     num_threads: int = 1
     trainer: Trainer = "local"
@@ -174,8 +174,8 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
     "weight_decay": (lambda v: 0 <= v < math.inf, ">= 0 and finite"),
     "penalty_mode": (lambda v: v in get_args(PenaltyMode), "gradient or proximal"),
-    "fisher_kind": (lambda v: v in get_args(FisherKind), "empirical, exact or sampled"),
-    "fisher_share": (lambda v: 0 < v <= 1, "in (0, 1]"),
+    "fisher_kind": (lambda v: v in get_args(FisherKind), "empirical, exact, sampled or signed"),
+    "fisher_samples": (check_number, "an integer >= 1, auto or all"),
     "device": (lambda v: v == "auto" or torch.device(v), "auto or a device that torch knows"),
     "num_threads": (_positive_integer, "an integer >= 1"),
     "trainer": (lambda v: v in get_args(Trainer), "local or lasgd"),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context
 
+from fedcurv.penalty import CurvaturePenalty
 from fedcurv.strategies.wire.records import client_id_of
 
 logger = logging.getLogger(__name__)
@@ -44,3 +45,16 @@ def once_a_run(context: Context | None, federation: str, what: str) -> Callable[
                 tell_once(context, what, text)
 
     return tell
+
+
+def tell_of_pull(
+    context: Context, federation: str, penalty: CurvaturePenalty, *, attached: bool
+) -> None:
+    """Log what was wrong with the pull in a round that ends: nothing felt it, or too strongly."""
+    if attached and not penalty.found_optimizer:
+        logger.warning(
+            "the penalty was attached, but no optimizer stepped with the model's parameters: "
+            "was another model trained, or a copy of this one?"
+        )
+    if said := penalty.too_strong():
+        once_a_run(context, federation, "pull")(said)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fedcurv.categories import drawn, expected, of_labels, weighted
+from fedcurv.categories import drawn, expected, of_labels, signed, weighted
 from fedcurv.likelihoods import (
     Categorical,
     FisherKind,
@@ -41,7 +41,7 @@ def cotangents(
         outputs: shape (N, ...).
         targets: shape (N, ...). Unless the kind is ``empirical`` they say no more than which
             labels are ignored, how many times each counts, and of what shape they are.
-        generator: draws the labels of ``sampled``.
+        generator: draws the labels of ``sampled`` and the signs of ``signed``.
 
     Raises:
         ValueError: for outputs or targets that are not what the likelihood takes, or a likelihood
@@ -59,6 +59,8 @@ def cotangents(
             targets = targets.new_full((len(outputs),), one_known, dtype=torch.long)
         if kind == "sampled":
             return [drawn(likelihood, outputs, targets, generator)]
+        if kind == "signed":
+            return [signed(likelihood, outputs, targets, generator)]
         return expected(likelihood, outputs, targets)
     if likelihood in (gaussian, multilabel):
         require_shape_of(outputs, targets)
@@ -66,12 +68,17 @@ def cotangents(
         nothing = 0 * outputs  # but NaN where an output is not finite
         if kind == "exact":
             return _one_by_one(nothing + 1)
+        if kind == "signed":
+            return [nothing + _signs(outputs, generator)]
         return [nothing + torch.empty_like(outputs).normal_(generator=generator)]
     if likelihood is bernoulli:
         one_logit(outputs)
-    if kind == "exact":  # E[(p - y)²] = p (1 - p), in which neither factor may be a difference
+    if kind != "sampled":  # E[(p - y)²] = p (1 - p), in which neither factor may be a difference
         variance = nn.functional.logsigmoid(outputs) + nn.functional.logsigmoid(-outputs)
-        return _one_by_one((0.5 * variance).exp())
+        deviations = (0.5 * variance).exp()
+        if kind == "signed":
+            return [deviations * _signs(outputs, generator)]
+        return _one_by_one(deviations)
     labels = torch.bernoulli(outputs.sigmoid(), generator=generator)
     return [_gradient(likelihood, outputs, labels)]
 
@@ -99,6 +106,11 @@ def _gradient(likelihood: NegativeLogLikelihood, outputs: Tensor, targets: Tenso
     if isinstance(likelihood, Categorical):
         return weighted(likelihood, gradient, targets)
     return gradient
+
+
+def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return 1 or −1 at random in the place of each number."""
+    return torch.empty_like(like).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
 
 
 def _one_by_one(deviations: Tensor) -> list[Tensor]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -122,24 +122,37 @@ class Estimate:
             size = self._chunk_size or samples_at_once(
                 self._squares.findings.graph_bytes(batch.inputs), len(batch), batch.inputs.device
             )
-            for inputs, targets in batch.in_parts(-(-len(batch) // size)):
-                self._add_part(inputs, targets, batch)
+            for inputs, targets, counts in batch.in_parts(-(-len(batch) // size)):
+                self._add_part(inputs, targets, counts, batch)
         self._sizes += batch.sizes
 
-    def _add_part(self, inputs: Samples, targets: Tensor, batch: Batch) -> None:
-        cotangents = self._squares.add(inputs, partial(self._cotangents_of, targets=targets))
+    def _add_part(
+        self, inputs: Samples, targets: Tensor, counts: Tensor | None, batch: Batch
+    ) -> None:
+        of_outputs = partial(self._of_samples, targets=targets, counts=counts)
+        cotangents = self._squares.add(inputs, of_outputs)
         if cotangents is None:
             if not self._rows_known:
                 refuse_accidental_rows(self._model, batch.inputs)
             self._rows_known = True
-            for rows, several in self._squares.add_apart(inputs, self._of_rows(targets)):
+            for rows, several in self._squares.add_apart(inputs, self._of_rows(targets, counts)):
                 self._probes += [_Probe(self.num_samples, rows, _sums(v)) for v in several]
         else:
             self._probes += [_Probe(self.num_samples, None, _sums(v)) for v in cotangents]
         self.num_samples += len(inputs)
 
-    def _of_rows(self, targets: Tensor) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
-        return lambda outputs, rows: self._cotangents_of(outputs, targets=targets[rows])
+    def _of_samples(
+        self, outputs: Tensor, *, targets: Tensor, counts: Tensor | None
+    ) -> Sequence[Tensor]:
+        cotangents = self._cotangents_of(outputs, targets=targets)
+        return cotangents if counts is None else _Counted(cotangents, counts)
+
+    def _of_rows(
+        self, targets: Tensor, counts: Tensor | None
+    ) -> Callable[[Tensor, Tensor], Sequence[Tensor]]:
+        return lambda outputs, rows: self._of_samples(
+            outputs, targets=targets[rows], counts=None if counts is None else counts[rows]
+        )
 
     def require_finite(self) -> None:
         """Refuse what is not finite, naming the first batch with such outputs, or the parameters.
@@ -211,6 +224,28 @@ class _Probe(NamedTuple):
         """Return their numbers."""
         rows = torch.arange(len(self.sums)) if self.rows is None else self.rows.cpu()
         return rows + self.first
+
+
+class _Counted(Sequence[Tensor]):
+    """Cotangents of samples that each stand for several: their squares count so many times."""
+
+    def __init__(self, cotangents: Sequence[Tensor], counts: Tensor) -> None:
+        self._cotangents, self._roots = cotangents, counts.sqrt()
+
+    def __len__(self) -> int:
+        return len(self._cotangents)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        v = self._cotangents[index]
+        return v * self._roots.to(v.dtype).view(-1, *[1] * (v.ndim - 1))
 
 
 def _sums(cotangent: Tensor) -> Tensor:

@@ -5,8 +5,10 @@ For a classifier with parameters θ the diagonal is, with the mean over samples 
     F_i = 1/N Σ_n E_y[(∂ log p(y | x_n, θ) / ∂θ_i)²]
 
 where y is the given label (``empirical``), runs over all classes weighted by the model's own
-probabilities (``exact``), or is drawn from them (``sampled``). The square is of one sample's
-gradient: the square of a batch's mean gradient is another quantity, and shrinks as the batch grows.
+probabilities (``exact``), or is drawn from them (``sampled``). The exact kind is a sum of squares,
+Σ_k g_k²; with random signs s_k the square (Σ_k s_k g_k)² has that mean, too (``signed``). The
+square is of one sample's gradient: the square of a batch's mean gradient is another quantity, and
+shrinks as the batch grows.
 """
 
 import logging
@@ -30,6 +32,7 @@ from fedcurv.likelihoods import (
 from fedcurv.own_loss import check_of_labels
 from fedcurv.parameters import listed, refuse_complex, trainable_parameters
 from fedcurv.per_sample import undisturbed
+from fedcurv.subset import Number, Subset, require_number
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ def fisher_diagonal(
     kind: FisherKind = "empirical",
     likelihood: Likelihood = "categorical",
     generator: torch.Generator | None = None,
+    samples: Number = "all",
     chunk_size: int | None = None,
     self_check: bool = True,
 ) -> dict[str, Tensor]:
@@ -71,7 +75,9 @@ def fisher_diagonal(
         kind: ``empirical`` takes the given targets, ``exact`` the expectation over the model's own
             distribution (C − 1 backward passes for C classes, as many for each position that a
             sample has; one for each output of the other likelihoods), ``sampled`` targets that are
-            drawn from it.
+            drawn from it. ``signed`` adds up the cotangents of ``exact``, each times 1 or −1 at
+            random, for one backward pass: its expectation is the exact kind, from which one
+            sample's squares deviate by at most √2 times their size.
         likelihood: ``categorical`` takes logits (N, C) and targets as
             ``torch.nn.functional.cross_entropy`` does, or (N, C, d1, ...), or (N, d1, ..., C) with
             labels where no other reading fits; a sample's log-likelihood is the sum over its
@@ -84,8 +90,13 @@ def fisher_diagonal(
             ``NLLLoss``, ``BCEWithLogitsLoss``, ``MSELoss`` (taken as ``gaussian``); its reduction
             is of no account. Or a function of outputs and targets that returns one negative
             log-likelihood per sample, shape (N,), for which there is no kind but ``empirical``.
-        generator: draws the labels of ``sampled``, on the model's device; by default a copy of the
-            global random state does, so that ``torch.manual_seed`` decides.
+        generator: draws what is random (samples, labels, signs), on the model's device; by default
+            a copy of the global random state does, so that ``torch.manual_seed`` decides.
+        samples: how many to estimate with, >= 1: so many at random, of each class in proportion
+            and one at least, with which the mean is estimated without bias, see
+            ``fedcurv.subset``; ``auto`` is a tenth of them, but from 8 to 64. All batches are
+            read once before the model sees any, and at most so many samples of each class are
+            held in memory. Data that are in memory are best given as one batch.
         chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
             fast, and fewer if memory is short; of a small network those of several batches, unless
             these come from a generator, which may change the model as it goes.
@@ -103,10 +114,11 @@ def fisher_diagonal(
             likelihood without one value per sample, or a loss or gradient that is not finite.
         RuntimeError: what the model raises, with the batch, its shapes and types.
 
-    Source: arXiv 1910.07796 needs the diagonal; the mean over per-sample squares, eval mode and the
-    three kinds are this project's definition.
+    Source: arXiv 1910.07796 needs the diagonal; the mean over per-sample squares, eval mode, the
+    kinds and the choice of samples are this project's definition.
     """
     losses_of = likelihood_of(likelihood, kind)
+    require_number(samples)
     if chunk_size is not None and not (isinstance(chunk_size, int) and chunk_size >= 1):
         raise ValueError(f"chunk_size must be an integer >= 1, got {chunk_size!r}")
     parameters = trainable_parameters(model)
@@ -131,8 +143,15 @@ def fisher_diagonal(
             self_check=self_check,
             several_at_once=chunk_size is None and self_check and not isinstance(batches, Iterator),
         )
-        estimate.add(reader.read_all(batches))
-    if not estimate.num_samples:
+        read = reader.read_all(batches)
+        if samples == "all":
+            estimate.add(read)
+            num_samples = estimate.num_samples
+        else:
+            subset = Subset(samples, generator, copies=not isinstance(batches, list | tuple))
+            estimate.add(subset.read(read))
+            num_samples = subset.num_samples
+    if not num_samples:
         raise ValueError(
             "expected at least one sample, got none: the batches are empty (a generator that was "
             "used up before?)"
@@ -153,7 +172,4 @@ def fisher_diagonal(
             "every sample",
             type(model).__name__,
         )
-    return {
-        name: total.div_(estimate.num_samples).contiguous()
-        for name, total in estimate.totals.items()
-    }
+    return {name: total.div_(num_samples).contiguous() for name, total in estimate.totals.items()}

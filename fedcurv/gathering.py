@@ -6,8 +6,9 @@ small batch costs more for being begun than for its numbers.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,11 +25,13 @@ class Batch:
         inputs: of all samples.
         targets: of all samples.
         sizes: (index, number of samples) of each batch, in order.
+        counts: how many samples each stands for, shape (N,); None for itself alone.
     """
 
     inputs: Samples
     targets: Tensor
     sizes: Sequence[tuple[int, int]]
+    counts: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -43,17 +46,29 @@ class Batch:
         """Return types and shapes, for an error."""
         return f"inputs {self.inputs.described()} and targets {described(self.targets)}"
 
-    def in_parts(self, number: int) -> Iterable[tuple[Samples, Tensor]]:
-        """Return at most so many parts, of about equal length."""
+    def in_parts(self, number: int) -> Iterable[tuple[Samples, Tensor, Tensor | None]]:
+        """Return at most so many parts, of about equal length: inputs, targets and counts."""
         if number == 1:
-            return [(self.inputs, self.targets)]
-        return zip(self.inputs.chunk(number), self.targets.chunk(number), strict=True)
+            return [(self.inputs, self.targets, self.counts)]
+        counts = itertools.repeat(None) if self.counts is None else self.counts.chunk(number)
+        return zip(self.inputs.chunk(number), self.targets.chunk(number), counts, strict=False)
 
     def copied(self) -> Batch:
         """Return one in memory of its own."""
         tensors = tuple(tensor.clone() for tensor in self.inputs.tensors)
         inputs = Samples(tensors, self.inputs.run, self.inputs.form)
-        return Batch(inputs, self.targets.clone(), self.sizes)
+        return replace(self, inputs=inputs, targets=self.targets.clone())
+
+    def rows(self, rows: Tensor) -> Batch:
+        """Return some samples of one batch, in memory of their own."""
+        ((index, _),) = self.sizes
+        of_device = rows.to(self.inputs.device)
+        targets = self.targets[rows.to(self.targets.device)]
+        return Batch(self.inputs[of_device], targets, [(index, len(rows))])
+
+    def standing_for(self, counts: Tensor) -> Batch:
+        """Return it with how many samples each stands for."""
+        return replace(self, counts=counts.to(self.inputs.device))
 
 
 def gathered(
@@ -89,7 +104,13 @@ def joined(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     inputs = Samples.joined([batch.inputs for batch in batches])
     targets = torch.cat([batch.targets for batch in batches])
-    return Batch(inputs, targets, [size for batch in batches for size in batch.sizes])
+    counts = [batch.counts for batch in batches if batch.counts is not None]
+    return Batch(
+        inputs,
+        targets,
+        [size for batch in batches for size in batch.sizes],
+        torch.cat(counts) if counts else None,
+    )
 
 
 def _alike(one: Batch, other: Batch) -> bool:

@@ -15,7 +15,7 @@ NegativeLogLikelihood = Callable[[Tensor, Tensor], Tensor]
 # cross-entropy's default for a label that says nothing
 IGNORED = -100
 
-FisherKind = Literal["empirical", "exact", "sampled"]
+FisherKind = Literal["empirical", "exact", "sampled", "signed"]
 Likelihood = Literal["categorical", "bernoulli", "multilabel", "gaussian"] | NegativeLogLikelihood
 
 

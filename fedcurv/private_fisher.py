@@ -125,7 +125,7 @@ class ClippedEstimate(Estimate):
 
     def _add(self, batch: Batch) -> None:
         ((index, _),) = batch.sizes
-        for inputs, targets in batch.in_parts(len(batch)):
+        for inputs, targets, _ in batch.in_parts(len(batch)):
             super()._add(Batch(inputs, targets, [(index, 1)]))
             self._take_clipped(super().totals)
 

@@ -19,6 +19,7 @@ from fedcurv.clients.training import InMemoryBatches, train_epoch
 from fedcurv.fisher import fisher_diagonal
 from fedcurv.lasgd import LASGD, Stats
 from fedcurv.likelihoods import Likelihood
+from fedcurv.subset import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,14 @@ def _fisher_sum(share: Share, rank: int, size: int, device: torch.device) -> dic
     if len(inputs) == 0:
         return {}
     batches = InMemoryBatches(inputs, targets, share.settings.fisher_batch_size)
-    model = share.model.to(device)
-    kind, likelihood = share.settings.fisher_kind, share.likelihood
-    fisher = fisher_diagonal(model, batches, kind=kind, likelihood=likelihood)
+    number = number_of(share.settings.fisher_samples, len(share.samples[0]))
+    fisher = fisher_diagonal(
+        share.model.to(device),
+        batches,
+        kind=share.settings.fisher_kind,
+        likelihood=share.likelihood,
+        samples=-(-number // size),
+    )
     return {name: (value * len(inputs)).cpu() for name, value in fisher.items()}
 
 

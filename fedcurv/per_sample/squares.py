@@ -239,7 +239,7 @@ class PerSampleSquares(LookedAtModel):
         """Return a look at one of these samples; None if it cannot get what was drawn for it."""
         look = self._first_look
         if draws is None:
-            fits = look is not None and (way is None or look.is_of(inputs))
+            fits = look is not None and look.is_of(inputs)  # the first batch may have been joined
             return look if fits else self._look_at(inputs)
         try:
             return self._look_at(inputs, draws)

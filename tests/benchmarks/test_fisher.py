@@ -108,3 +108,30 @@ def test_exact_fisher(name: str, classes: int, benchmark, tables: Tables) -> Non
         rounds=3,
     )
     tables.add("Exact Fisher diagonal, likewise", model=name, classes=classes, epochs=ratios)
+
+
+@pytest.mark.benchmark_suite
+@pytest.mark.parametrize("samples", ["all", "auto"])
+@pytest.mark.parametrize("kind", ["exact", "signed", "sampled"])
+@pytest.mark.parametrize("name", ["MLP 784-200-200-10", "CNN, 582 thousand"])
+def test_fisher_of_some(name: str, kind: str, samples: str, benchmark, tables: Tables) -> None:
+    """Chosen from all in memory, given as one batch, or as they are read from batches."""
+    device = torch.device("cpu")
+    model, batches = CASES[name].make(), CASES[name].batches(device)
+    inputs, targets = zip(*batches, strict=True)
+    together = [(torch.cat(inputs), torch.cat(targets))]
+    ours = partial(fisher_diagonal, model, kind=kind, samples=samples)
+    plain = partial(epoch, model, batches)
+    ratios = compare(benchmark, partial(ours, together), plain, device=device, rounds=7)
+    ours(iter(batches)), plain()
+    read = [
+        seconds(partial(ours, iter(batches)), device) / seconds(plain, device) for _ in range(7)
+    ]
+    tables.add(
+        "Fisher diagonal of 600 samples, likewise",
+        model=name,
+        kind=kind,
+        samples=samples,
+        from_one_batch=ratios,
+        from_batches=Ratios(read),
+    )

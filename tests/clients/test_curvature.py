@@ -1,3 +1,4 @@
+import itertools
 import re
 from collections.abc import Mapping
 
@@ -233,6 +234,36 @@ def test_a_report_takes_batches_in_any_form():
     expected = fisher_at(model.state_dict(), 3)
     for name, tensor in content[PRECISION].to_torch_state_dict().items():
         torch.testing.assert_close(tensor.double(), expected[name], rtol=1e-5, atol=1e-9)
+
+
+def test_a_report_chooses_other_samples_in_each_round_though_the_client_is_seeded_alike():
+    def reported(server_round: int, seed: int = 0) -> torch.Tensor:
+        model = new_model()
+        message = message_with(Instruction(0.1, server_round))
+        curvature = ClientCurvature(message, context_of(3), model)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        content = curvature.report(RecordDict(), model, [samples(3, 60)], kind="exact", samples=5)
+        assert torch.equal(torch.get_rng_state(), before)
+        return content[PRECISION].to_torch_state_dict()["weight"]
+
+    rounds = [reported(n) for n in range(1, 5)]
+    for one, another in itertools.combinations(rounds, 2):
+        assert not torch.equal(one, another)
+    assert torch.equal(reported(2), rounds[1])
+    assert not torch.equal(reported(2, seed=1), rounds[1])
+    whole = torch.stack([reported(n) for n in range(1, 80)])
+    expected = oracle.exact(new_model(), samples(3, 60)[0])["weight"]
+    assert bool(((whole.mean(0) - expected).abs() < 5 * whole.std(0) / 79**0.5).all())
+
+
+def test_private_information_takes_all_samples():
+    model = new_model()
+    curvature = ClientCurvature(message_with(Instruction(0.1, 1)), context_of(3), model)
+    with pytest.raises(ValueError, match="samples must be 'all' with private_fisher"):
+        curvature.report(
+            RecordDict(), model, [samples(3)], samples="auto", private_fisher=(1.0, 1.0)
+        )
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,12 @@ GOOD = (torch.randn(3, 6), torch.zeros(3, dtype=torch.long))
         (nn.Linear(6, 3), [{"x": 1}], {}, "got dict with 'x'"),
         (nn.Linear(6, 3), [(GOOD[0], GOOD[1][:2])], {}, "2 targets for 3 inputs"),
         (nn.Linear(6, 3), [GOOD, (GOOD[0] * torch.nan, GOOD[1])], {}, "batch 1: .*NaN or inf"),
-        (nn.Linear(6, 3), [GOOD], {"kind": "batch"}, "empirical, exact, sampled, got 'batch'"),
+        (
+            nn.Linear(6, 3),
+            [GOOD],
+            {"kind": "batch"},
+            "exact, sampled, signed, got 'batch'",
+        ),
         (
             nn.Linear(6, 3),
             [GOOD],

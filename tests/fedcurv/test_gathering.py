@@ -71,6 +71,17 @@ def test_a_small_network_takes_few_passes():
     assert len(model.seen) <= 6  # and a few look whether samples interact
 
 
+def test_batches_of_one_sample_are_taken_together(caplog):
+    """What the first batch alone showed is not that of the second sample of them all."""
+    model, x, y = problem()
+    got = fisher_diagonal(model, list(zip(x.split(1), y.split(1), strict=True)), kind="exact")
+    assert_same(got, oracle.exact(model, x))
+    model.seen.clear()
+    fisher_diagonal(model, list(zip(x.split(1), y.split(1), strict=True)), kind="exact")
+    assert SAMPLES in model.seen and len(model.seen) < 10
+    assert not caplog.text
+
+
 def test_batches_of_mappings_are_taken_together_too():
     model, x, y = problem()
     batches = [{"x": x[n : n + 4], "labels": y[n : n + 4]} for n in range(0, SAMPLES, 4)]

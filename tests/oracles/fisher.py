@@ -35,3 +35,14 @@ def exact(model: nn.Module, inputs: torch.Tensor) -> dict:
                 result[name] = result.get(name, 0) + probability * square / len(inputs)
     model.zero_grad(set_to_none=True)
     return result
+
+
+def of_some(
+    model: nn.Module, inputs: torch.Tensor, rows: list[int], each_stands_for: list[float]
+) -> dict:
+    """Return the exact kind by some of the samples, each of which stands for several."""
+    total: dict[str, torch.Tensor] = {}
+    for row, number in zip(rows, each_stands_for, strict=True):
+        for name, square in exact(model, inputs[row : row + 1]).items():
+            total[name] = total.get(name, 0) + number * square / len(inputs)
+    return total

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fedcurv.global_state import seeded
 from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.parts.models import mlp
 from fedcurv.simulations.runners.batched import grid as batched
-from fedcurv.simulations.runners.batched.batches import StackedSamples
+from fedcurv.simulations.runners.batched.batches import StackedSamples, stacked_choice
 from fedcurv.simulations.runners.batched.fisher import can_be_estimated, fisher_stacked
 from fedcurv.simulations.runners.batched.stacked import (
     stacked_parameters,
@@ -169,21 +170,42 @@ def test_other_models_are_left_to_the_clients(change):
 # ---- what is estimated with some of the samples
 
 
-def test_a_share_of_the_samples_is_chosen_for_the_estimate():
+def test_some_of_the_samples_are_chosen_for_the_estimate_anew_in_each_round():
     all_of_them, some = (
-        rounds(TrainingSettings(fisher_share=share), 0.0, pulled=False) for share in (1.0, 0.5)
+        rounds(TrainingSettings(fisher_samples=number), 0.0, pulled=False) for number in ("all", 3)
     )
+    others = 0
     for whole, part in zip(all_of_them, some, strict=True):
         assert torch.equal(whole.fisher_samples()[0], whole.samples[0])
-        inputs, targets = part.fisher_samples()
-        assert len(inputs) == len(targets) == -(-len(whole.samples[0]) // 2)
+        assert whole.fisher_samples()[2] is None
+        inputs, targets, counts = part.fisher_samples()
+        number = len(part.samples[0])
+        assert len(inputs) == len(targets) == min(3, number)
         rows = [int((part.samples[0] == x).flatten(1).all(1).nonzero()) for x in inputs]
         assert len(set(rows)) == len(rows)
         assert torch.equal(part.samples[1][rows], targets)
         assert torch.equal(part.fisher_samples()[0], inputs)
-        reported = part.reply().content["fedcurv.precision"].to_torch_state_dict()
-        expected = fisher_diagonal(part.model, [(inputs, targets)])
-        torch.testing.assert_close(reported["5.weight"], expected["5.weight"])
+        if number > 3:
+            assert math.isclose(float(counts.sum()), number)
+            later = [dataclasses.replace(part, seed=part.seed + n) for n in range(2, 9)]
+            others += sum(not torch.equal(r.fisher_samples()[0], inputs) for r in later)
+    assert others > 14  # of 28
+
+
+@pytest.mark.parametrize("kind", ["empirical", "exact"])
+def test_a_client_by_itself_chooses_the_same_samples(kind):
+    """And estimates with each of them for as many as it stands for."""
+    settings = TrainingSettings(fisher_kind=kind, fisher_samples=3)
+    for local in rounds(settings, 0.0, pulled=False):
+        inputs, targets, counts = local.fisher_samples()
+        expected = {name: torch.zeros_like(p) for name, p in local.model.named_parameters()}
+        counts = torch.ones(1) if counts is None else counts  # of the client with one sample
+        for x, y, number in zip(inputs, targets, counts, strict=True):
+            of_one = fisher_diagonal(local.model, [(x[None], y[None])], kind=kind)
+            for name, total in expected.items():
+                total += float(number) * of_one[name] / len(local.samples[0])
+        reported = local.reply().content["fedcurv.precision"].to_torch_state_dict()
+        torch.testing.assert_close(reported, expected, rtol=1e-4, atol=1e-8)
 
 
 # ---- the estimates of a stack
@@ -191,19 +213,22 @@ def test_a_share_of_the_samples_is_chosen_for_the_estimate():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("kind", ["empirical", "exact"])
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_stack_estimates_each_clients_fisher_information(share, kind, batch_size, monkeypatch):
+@pytest.mark.parametrize("number", ["all", "auto", 3])
+def test_a_stack_estimates_each_clients_fisher_information(number, kind, batch_size, monkeypatch):
     monkeypatch.setattr(TrainingSettings, "fisher_batch_size", batch_size)
-    settings = TrainingSettings(fisher_kind=kind, fisher_share=share)
+    settings = TrainingSettings(fisher_kind=kind, fisher_samples=number)
     together = rounds(settings, 0.0, pulled=False)
     assert all(can_be_estimated(local) for local in together)
     for client, local in enumerate(together):
         torch.manual_seed(client)
         for parameter in local.model.parameters():
             nn.init.normal_(parameter, std=0.7)
-    estimates = fisher_stacked(*stacked(together, [local.fisher_samples() for local in together]))
+    samples = stacked_choice([local.fisher_samples() for local in together], torch.device("cpu"))
+    estimates = fisher_stacked(together, samples, stacked_parameters(together, torch.device("cpu")))
     for local, fisher in zip(together, estimates, strict=True):
-        expected = fisher_diagonal(local.model, [local.fisher_samples()], kind=kind)
+        content = RecordDict({"arrays": ArrayRecord(local.model.state_dict())})
+        local.report(content)
+        expected = content["fedcurv.precision"].to_torch_state_dict()
         torch.testing.assert_close(fisher, expected, rtol=1e-4, atol=1e-7)
         assert sum(float(values.sum()) for values in fisher.values()) > 0.1
 
@@ -220,9 +245,10 @@ def test_an_estimate_that_is_not_finite_is_left_to_the_client():
         together[1].reply()
 
 
-def test_the_sampled_kind_is_left_to_each_client():
-    sampled = rounds(TrainingSettings(fisher_kind="sampled"), 0.0, pulled=False)
-    assert not any(can_be_estimated(local) for local in sampled)
+@pytest.mark.parametrize("kind", ["sampled", "signed"])
+def test_what_draws_random_numbers_is_left_to_each_client(kind):
+    together = rounds(TrainingSettings(fisher_kind=kind), 0.0, pulled=False)
+    assert not any(can_be_estimated(local) for local in together)
 
 
 # ---- the runner

@@ -145,7 +145,7 @@ def test_strength_0_is_fedavg_bit_for_bit(tmp_path):
         "model=cnn data.train_samples=60",
         "client.penalty_mode=gradient strategy.fedcurv.strength=0.01",
         "client.fisher_kind=exact",
-        "strategy.fedcurv.strength=auto client.fisher_share=0.1",
+        "strategy.fedcurv.strength=auto client.fisher_samples=6",
         "client.fisher_kind=sampled partition.size_ratio=4",
         "client.stragglers.share=0.5 client.epochs=2 client.loss=nce+rce",
         "client.loss={name:entropy,strength:3.0}",

@@ -104,6 +104,30 @@ def test_a_sites_fisher_information_is_that_of_one_process(likelihood, kind):
         torch.testing.assert_close(value, alone[name], rtol=1e-5, atol=1e-9)
 
 
+def test_the_workers_of_a_site_share_the_number_of_samples(monkeypatch):
+    """On average they have the information of all samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    samples = torch.randn(31, 4), torch.arange(31) % 3
+    settings = TrainingSettings(fisher_kind="exact", fisher_samples=12, trainer="lasgd", workers=3)
+    whole = fisher_diagonal(model, [samples], kind="exact")["0.weight"]
+    numbers, estimates = [], []
+
+    def noted(*arguments, samples, **options):
+        numbers.append(samples)
+        return fisher_diagonal(*arguments, samples=samples, **options)
+
+    monkeypatch.setattr(jobs, "fisher_diagonal", noted)
+    for seed in range(60):
+        share = Share(model, samples, settings, None, (), seed * 10)
+        estimates.append(fisher_on_site(Threads(3), share)["0.weight"])
+    assert set(numbers) == {4}
+    several = torch.stack(estimates)
+    error = several.std(0) / len(several) ** 0.5
+    assert bool(((several.mean(0) - whole).abs() < 5 * error).all())
+    assert bool((error < 0.1 * whole).all())
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adagrad", "nadam", "adafactor", "rprop"])
 def test_workers_of_a_site_end_with_the_same_model_under_any_optimizer(optimizer):
     torch.manual_seed(0)

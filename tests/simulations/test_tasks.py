@@ -15,8 +15,8 @@ from fedcurv.simulations.build import described_data, make_model
 from fedcurv.simulations.commands.simulate import main, simulate
 from fedcurv.simulations.configuration import resolve
 from fedcurv.simulations.data.own import data_set_of
-from fedcurv.simulations.experiments.plans import worth
 from fedcurv.simulations.experiments.runs import Plan, Run
+from fedcurv.simulations.experiments.tuning import worth
 from fedcurv.simulations.federation.client_app import make_task
 from fedcurv.simulations.federation.evaluation import Diverged, Evaluation
 from fedcurv.simulations.federation.task_description import describe_task, read_task

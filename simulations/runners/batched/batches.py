@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# inputs, labels, and how many samples each stands for, if not for itself alone
+ChosenSamples = tuple[Tensor, Tensor, Tensor | None]
+
 
 class StackedSamples:
     """Every client's samples, one client after the other, on one device.
@@ -18,7 +21,10 @@ class StackedSamples:
         inputs: flattened, shape (samples of all clients, width).
         labels: shape (samples of all clients).
         sizes: how many samples each client has.
+        roots: the root of how many samples each stands for, likewise; None for itself alone.
     """
+
+    roots: Tensor | None = None
 
     def __init__(self, clients: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> None:
         self.sizes = [len(labels) for _, labels in clients]
@@ -36,6 +42,15 @@ class StackedSamples:
             label_place.copy_(labels)
 
 
+def stacked_choice(clients: Sequence[ChosenSamples], device: torch.device) -> StackedSamples:
+    """Return the samples that each client has chosen."""
+    samples = StackedSamples([(inputs, labels) for inputs, labels, _ in clients], device)
+    if any(counts is not None for *_, counts in clients):
+        roots = [torch.ones(len(y)) if n is None else n.sqrt().float() for _, y, n in clients]
+        samples.roots = torch.cat(roots).to(device)
+    return samples
+
+
 @dataclass
 class Step:
     """Every client's batch of one step.
@@ -45,12 +60,14 @@ class Step:
         labels: shape (clients, batch size, 1).
         shares: shape (clients, batch size, 1): one over the client's batch's size, 0 for padding.
         active: shape (clients): 1 where a client takes the step; None if all do.
+        roots: shape (clients, batch size, 1), see ``StackedSamples``.
     """
 
     inputs: Tensor
     labels: Tensor
     shares: Tensor
     active: Tensor | None
+    roots: Tensor | None = None
 
 
 class StackedBatches:
@@ -95,10 +112,12 @@ class StackedBatches:
         """Yield the steps of a pass."""
         clients, width = len(self._samples.sizes), self._samples.inputs.shape[1]
         of_steps = torch.split(self._chosen, [share.numel() for share in self._shares])
+        roots = self._samples.roots
         for chosen, shares, active in zip(of_steps, self._shares, self._active, strict=True):
             yield Step(
                 self._samples.inputs.index_select(0, chosen).view(clients, -1, width),
                 self._samples.labels.index_select(0, chosen).view(clients, -1, 1),
                 shares,
                 active,
+                None if roots is None else roots.index_select(0, chosen).view(clients, -1, 1),
             )

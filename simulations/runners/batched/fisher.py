@@ -11,8 +11,8 @@ from fedcurv.likelihoods import FisherKind, categorical
 from fedcurv.simulations.runners.batched.batches import StackedBatches, StackedSamples, Step
 from fedcurv.simulations.runners.batched.products import back_through, by_client, forward, step_
 
-# with these each client draws labels by random numbers of its own
-OWN_KINDS = ("sampled",)
+# with these each client draws labels or signs by random numbers of its own
+OWN_KINDS = ("sampled", "signed")
 
 
 def can_be_estimated(local: LocalRound) -> bool:
@@ -28,7 +28,7 @@ def fisher_stacked(
 
     Args:
         rounds: of one kind, see ``stacked.same_kind``, each fit by :func:`can_be_estimated`.
-        samples: to estimate with.
+        samples: to estimate with; where they stand for others, for all of a client's.
         parameters: of the clients' models, see ``stacked.stacked_parameters``, on the same device.
 
     Returns:
@@ -41,7 +41,7 @@ def fisher_stacked(
     totals = [torch.zeros_like(parameter) for parameter in values]
     for step in batches:
         _add_squares(totals, values, step, settings.fisher_kind)
-    sizes = torch.tensor(samples.sizes, device=device)
+    sizes = torch.tensor([len(local.samples[0]) for local in rounds], device=device)
     for total in totals:
         total.div_(by_client(sizes, total))
     finite = torch.stack([total.flatten(1).isfinite().all(1) for total in totals]).all(0)
@@ -65,10 +65,12 @@ def _add_squares(
         inputs.new_zeros(*inputs.shape[:2], weight.shape[1])
         for inputs, weight in zip(activations, weights, strict=True)
     ]
-    is_sample = step.shares > 0
+    weights_of_samples: Tensor = step.shares > 0
+    if step.roots is not None:
+        weights_of_samples = weights_of_samples * step.roots
     rows = logits.flatten(0, 1)
     for cotangent in cotangents(kind, categorical, rows, targets=step.labels.flatten()):
-        gradient = cotangent.view_as(logits) * is_sample
+        gradient = cotangent.view_as(logits) * weights_of_samples
         for index in reversed(range(len(weights))):
             squares[index].addcmul_(gradient, gradient)
             if index > 0:

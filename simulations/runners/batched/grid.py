@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from fedcurv.clients.local_round import LocalRound, MakeTask, begin_round
 from fedcurv.global_state import num_threads
 from fedcurv.simulations.console.telling import tell_once
-from fedcurv.simulations.runners.batched.batches import StackedSamples
+from fedcurv.simulations.runners.batched.batches import StackedSamples, stacked_choice
 from fedcurv.simulations.runners.batched.fisher import OWN_KINDS, can_be_estimated, fisher_stacked
 from fedcurv.simulations.runners.batched.stacked import (
     same_kind,
@@ -131,8 +131,8 @@ def _train_stack(stack: Sequence[LocalRound]) -> None:
     for local, loss in zip(stack, train_stacked(stack, samples, parameters), strict=True):
         local.trained(loss)
     if can_be_estimated(stack[0]):
-        if settings.fisher_share < 1:
-            samples = StackedSamples([local.fisher_samples() for local in stack], device)
+        if settings.fisher_samples != "all":
+            samples = stacked_choice([local.fisher_samples() for local in stack], device)
         estimates = fisher_stacked(stack, samples, parameters)
         for local, fisher in zip(stack, estimates, strict=True):
             local.fisher = fisher
