@@ -9,6 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 from fedcurv.per_sample.nests import Nest
 
+Function = Callable[..., Any]
+
 # functions by which Python gets one value
 _READING_ONE = frozenset(
     ("__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "is_nonzero")
@@ -36,7 +38,25 @@ class Read(NamedTuple):
     followed: bool
 
 
-class Reading(TorchFunctionMode):
+class Calls(TorchFunctionMode):
+    """What comes between a pass and the functions of torch that it calls."""
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Answer as the function."""
+        return self.call(func, args, kwargs or {})
+
+    def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call the function, and do what there is to do."""
+        raise NotImplementedError
+
+
+class Reading(Calls):
     """Notes every single value that Python reads.
 
     Attributes:
@@ -47,21 +67,15 @@ class Reading(TorchFunctionMode):
         super().__init__()
         self.reads: list[Read] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function."""
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if (name := name_of(func)) in _READING_ONE:
             self.reads.append(Read(name, result, followed=False))
         return result
 
 
-class Following(TorchFunctionMode):
+class Following(Calls):
     """Follows what is computed from the inputs.
 
     A value is mixed if it has not as many parts as there are samples, or if a mixed one enters it.
@@ -85,18 +99,12 @@ class Following(TorchFunctionMode):
         self._followed: dict[int, object] = {id(tensor): tensor for tensor in inputs}
         self._mixed: dict[int, str] = {}  # by which function
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and follow what it makes of samples."""
         name, nest = name_of(func), (args, kwargs)
         followed = self.shares is None and self.follows(nest)
         before = versions(nest) if followed and self._mixed else []
-        result = func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
         if self.shares is None and name in _READING_ONE:
             self.reads.append(Read(name, result, followed))
         elif followed:
@@ -158,7 +166,7 @@ class Following(TorchFunctionMode):
         return isinstance(rows, Tensor) and self._followed.keys() >= {id(rows), id(args[0])}
 
 
-def name_of(func: Callable[..., Any]) -> str:
+def name_of(func: Function) -> str:
     """Return a function's name; "" if it has none."""
     return getattr(func, "__name__", "")
 

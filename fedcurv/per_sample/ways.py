@@ -18,14 +18,14 @@ Where one of this fails, or cannot be said (values changed in place, more than a
 are taken one after another. As with all batches, outputs are compared with those of one sample.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fedcurv.global_state import random_states, random_states_kept, same_states
-from fedcurv.per_sample.following import Following, Read, name_of, values_in, versions
+from fedcurv.per_sample.following import Following, Function, Read, name_of, values_in, versions
 from fedcurv.per_sample.nests import mapped
 from fedcurv.per_sample.recent import remember
 from fedcurv.per_sample.samples import FAILURES, Samples
@@ -40,7 +40,7 @@ _REMEMBERED = 32
 class _Step(NamedTuple):
     """A function that was called on something followed, and what it gave."""
 
-    func: Callable[..., Any]
+    func: Function
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
@@ -61,18 +61,11 @@ class _Recording(Following):
         super().__init__(inputs, 1)
         self.steps: list[_Step] = []
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call the function, and keep the call."""
-        kwargs = kwargs or {}
         takes_samples, number = self.follows((args, kwargs)), len(self.reads)
         before = versions((args, kwargs)) if takes_samples else []
-        result = super().__torch_function__(func, types, args, kwargs)
+        result = super().call(func, args, kwargs)
         if takes_samples:
             reads = len(self.reads) > number
             self.steps.append(_Step(func, args, kwargs, result, reads, before, versions(result)))
@@ -153,8 +146,8 @@ class Ways:
             if way is None:
                 break
             alike = [n for n in rest if way.is_of(ones[n])]
-            others = set(rest).difference(alike)
-            rest = [n for n in rest if n in others]
+            taken = set(alike)
+            rest = [n for n in rest if n not in taken]
             if alike:
                 rows = torch.tensor(alike, device=inputs.device)
                 at_once = len(alike) > 1 and self._may_be_taken_at_once(way, inputs[rows])
