@@ -22,6 +22,13 @@ from fedcurv.losses.modules import (
     TaylorCrossEntropy,
 )
 from fedcurv.losses.presets import PRESETS, preset
+from fedcurv.losses.recent import (
+    AsymmetricSquaredError,
+    LogitClip,
+    NormalizedNegativeCrossEntropy,
+    PartiallyHuberisedCrossEntropy,
+    SharpenedCrossEntropy,
+)
 from fedcurv.losses.registry import LOSSES, register_loss
 from fedcurv.losses.regularized import RegularizedCrossEntropy
 from fedcurv.losses.symmetry import symmetry_gap
@@ -34,15 +41,20 @@ __all__ = [
     "ActivePassiveLoss",
     "AsymmetricExponential",
     "AsymmetricGeneralizedCrossEntropy",
+    "AsymmetricSquaredError",
     "AsymmetricUnhinged",
     "CrossEntropy",
     "GeneralizedCrossEntropy",
     "JensenShannon",
+    "LogitClip",
     "MeanAbsoluteError",
     "NormalizedCrossEntropy",
+    "NormalizedNegativeCrossEntropy",
+    "PartiallyHuberisedCrossEntropy",
     "RegularizedCrossEntropy",
     "ReverseCrossEntropy",
     "RobustLoss",
+    "SharpenedCrossEntropy",
     "SymmetricCrossEntropy",
     "TaylorCrossEntropy",
     "preset",

@@ -91,6 +91,74 @@ def normalized_cross_entropy(logits: Tensor) -> Tensor:
     return torch.where(number > 0, impossible / number, ratio)
 
 
+def normalized_negative_cross_entropy(logits: Tensor, clip: float = 1e-7) -> Tensor:
+    """Return 1 − (A + log p_y) / Σ_k (A + log p_k), with A = −log clip: symmetric and passive.
+
+    Args:
+        logits: shape (N, C, ...).
+        clip: in (0, 1): what no probability falls below; there is no gradient there.
+    """
+    above = logits.log_softmax(1).clamp(min=math.log(clip)) - math.log(clip)
+    return 1 - above / above.sum(1, keepdim=True)
+
+
+def asymmetric_squared_error(logits: Tensor, a: float) -> Tensor:
+    """Return the mean over classes k of (p_k − a·e_yk)²: the larger a, the closer to symmetric.
+
+    Args:
+        logits: shape (N, C, ...).
+        a: > 0.
+    """
+    p = logits.softmax(1)
+    return (p.square().sum(1, keepdim=True) - 2 * a * p + a * a) / logits.shape[1]
+
+
+def sharpened_cross_entropy(logits: Tensor, m: float, clip: float = 1e-8) -> Tensor:
+    """Return −log q_y, where q is p with m added to its largest entry, divided by 1 + m.
+
+    Args:
+        logits: shape (N, C, ...).
+        m: >= 0.
+        clip: in (0, 1): what no entry of q falls below; there is no gradient there.
+    """
+    log_p = logits.log_softmax(1)
+    largest = torch.zeros_like(log_p, dtype=torch.bool)
+    largest = largest.scatter(1, log_p.argmax(1, keepdim=True), True)
+    raised = torch.log1p(torch.expm1(log_p) / (1 + m))
+    return -torch.where(largest, raised, log_p - math.log1p(m)).clamp(min=math.log(clip))
+
+
+def partially_huberised_cross_entropy(logits: Tensor, tau: float) -> Tensor:
+    """Return −log p_y, and its tangent −τ p_y + log τ + 1 where p_y is below 1/τ.
+
+    Args:
+        logits: shape (N, C, ...).
+        tau: τ > 1.
+    """
+    log_p = logits.log_softmax(1)
+    tangent = -tau * log_p.exp() + math.log(tau) + 1
+    return torch.where(log_p < -math.log(tau), tangent, -log_p)
+
+
+def clipped_logits(logits: Tensor, delta: float) -> Tensor:
+    """Return z·min(1, δ/‖z‖₂), with the norm over the classes.
+
+    Beside m impossible classes that is −δ/√m for these and 0 for the others, without a gradient.
+
+    Args:
+        logits: shape (N, C, ...).
+        delta: δ > 0.
+    """
+    impossible = logits.isneginf()
+    number = impossible.sum(1, keepdim=True)
+    finite = logits.masked_fill(impossible, 0.0)
+    norm = torch.linalg.vector_norm(finite, dim=1, keepdim=True)
+    clipped = finite * (delta / norm.clamp(min=delta))
+    limit = -delta * impossible / number.clamp(min=1).sqrt()
+    clipped = torch.where(number > 0, limit.to(clipped.dtype), clipped)
+    return torch.where(number == logits.shape[1], logits, clipped)
+
+
 def asymmetric_generalized_cross_entropy(logits: Tensor, a: float, q: float) -> Tensor:
     """Return ((a + 1)^q − (a + p_y)^q) / q (AGCE).
 

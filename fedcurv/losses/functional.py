@@ -123,3 +123,38 @@ def jensen_shannon(
     """Return the scaled Jensen-Shannon divergence of label and prediction."""
     formula = partial(formulas.jensen_shannon, weight_of_label=weight_of_label)
     return loss(formula, logits, targets, **options)
+
+
+def normalized_negative_cross_entropy(
+    logits: Tensor, targets: Tensor, clip: float = 1e-7, **options: Unpack[LossOptions]
+) -> Tensor:
+    """Return 1 − (A + log p_y) / Σ_k (A + log p_k), with A = −log clip."""
+    formula = partial(formulas.normalized_negative_cross_entropy, clip=clip)
+    return loss(formula, logits, targets, **options)
+
+
+def asymmetric_squared_error(
+    logits: Tensor, targets: Tensor, a: float, **options: Unpack[LossOptions]
+) -> Tensor:
+    """Return the mean over classes k of (p_k − a·e_yk)²."""
+    return loss(partial(formulas.asymmetric_squared_error, a=a), logits, targets, **options)
+
+
+def sharpened_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    m: float,
+    clip: float = 1e-8,
+    **options: Unpack[LossOptions],
+) -> Tensor:
+    """Return −log q_y, where q is p with m added to its largest entry, divided by 1 + m."""
+    formula = partial(formulas.sharpened_cross_entropy, m=m, clip=clip)
+    return loss(formula, logits, targets, **options)
+
+
+def partially_huberised_cross_entropy(
+    logits: Tensor, targets: Tensor, tau: float, **options: Unpack[LossOptions]
+) -> Tensor:
+    """Return −log p_y, and its tangent where p_y is below 1/τ."""
+    formula = partial(formulas.partially_huberised_cross_entropy, tau=tau)
+    return loss(formula, logits, targets, **options)

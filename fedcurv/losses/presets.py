@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from fedcurv.losses import modules
+from fedcurv.losses import modules, recent
 from fedcurv.losses.base import RobustLoss
 from fedcurv.losses.modules import ActivePassiveLoss
 
@@ -44,6 +44,31 @@ PRESETS: dict[str, dict[str, Callable[[], RobustLoss]]] = {
         "cifar10": partial(modules.AsymmetricExponential, 2.5),
         "cifar100": partial(modules.AsymmetricExponential, 2.5),
     },
+    # without their δ‖w‖₁, which is of the weights and not of logits: 5e-5 and 5e-7
+    "anl-ce": {
+        "cifar10": partial(recent.active_negative, alpha=5.0, beta=5.0),
+        "cifar100": partial(recent.active_negative, alpha=10.0, beta=1.0),
+    },
+    "jal-ce": {
+        "cifar10": partial(recent.joint_asymmetric, alpha=1.0, beta=1.0, a=30.0),
+        "cifar100": partial(recent.joint_asymmetric, alpha=5.0, beta=1.0, a=20.0),
+    },
+    # for symmetric noise
+    "ce_eps+mae": {
+        "cifar10": partial(recent.sharpened_with_mean_absolute_error, alpha=0.01, beta=5.0, m=1e5)
+    },
+    "nce+agce": {
+        "cifar10": partial(recent.with_agce, alpha=1.0, beta=4.0, a=6.0, q=1.5),
+        "cifar100": partial(recent.with_agce, alpha=10.0, beta=0.1, a=1.8, q=3.0),
+    },
+    "nce+aul": {
+        "cifar10": partial(recent.with_aul, alpha=1.0, beta=4.0, a=6.3, q=1.5),
+        "cifar100": partial(recent.with_aul, alpha=10.0, beta=0.015, a=6.0, q=3.0),
+    },
+    "nce+ael": {
+        "cifar10": partial(recent.with_ael, alpha=1.0, beta=4.0, a=5.0),
+        "cifar100": partial(recent.with_ael, alpha=10.0, beta=0.1, a=1.5),
+    },
 }
 
 
@@ -51,7 +76,7 @@ def preset(loss: str, data_set: str) -> RobustLoss:
     """Return a loss with the published settings.
 
     Args:
-        loss: ``gce``, ``sce``, ``nce+rce``, ``nce+mae``, ``agce``, ``aul`` or ``ael``.
+        loss: one of ``PRESETS``, such as ``gce``, ``nce+rce`` or ``jal-ce``.
         data_set: ``mnist``, ``cifar10`` or ``cifar100``, as far as there are settings.
 
     Raises:

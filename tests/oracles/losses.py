@@ -54,6 +54,32 @@ def taylor(p, y, order=2):
     return sum((1 - p[y]) ** i / i for i in range(1, order + 1))
 
 
+def nnce(p, y, clip=1e-7):
+    above = [math.log(max(v, clip)) - math.log(clip) for v in p]
+    return 1 - above[y] / sum(above)
+
+
+def amse(p, y, a=30.0):
+    return sum((p[k] - a * (k == y)) ** 2 for k in range(len(p))) / len(p)
+
+
+def sharpened(p, y, m=1e5, clip=1e-8):
+    q = [v / (1 + m) for v in p]
+    q[p.index(max(p))] += m / (1 + m)
+    return -math.log(max(q[y], clip))
+
+
+def phuber(p, y, tau=10.0):
+    if p[y] > 1 / tau:
+        return -math.log(p[y])
+    return -tau * p[y] + math.log(tau) + 1
+
+
+def clipped(z, delta):
+    norm = math.sqrt(sum(v * v for v in z.double().tolist()))
+    return z * min(1.0, delta / norm)
+
+
 def shannon_entropy(p):
     return -sum(v * math.log(v) for v in p if v > 0)
 

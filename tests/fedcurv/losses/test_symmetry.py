@@ -6,13 +6,17 @@ from torch import nn
 
 from fedcurv.losses import (
     AsymmetricGeneralizedCrossEntropy,
+    AsymmetricSquaredError,
     CrossEntropy,
     GeneralizedCrossEntropy,
+    LogitClip,
     MeanAbsoluteError,
     NormalizedCrossEntropy,
+    NormalizedNegativeCrossEntropy,
     RegularizedCrossEntropy,
     ReverseCrossEntropy,
     RobustLoss,
+    SharpenedCrossEntropy,
     symmetry_gap,
 )
 from fedcurv.losses.regularizers import REGULARIZERS
@@ -82,6 +86,10 @@ def test_a_strong_regularizer_makes_noise_a_scaling(regularizer):
         (MeanAbsoluteError(), True),
         (ReverseCrossEntropy(), True),
         (NormalizedCrossEntropy(), True),
+        (NormalizedNegativeCrossEntropy(), True),
+        (LogitClip(MeanAbsoluteError()), True),
+        (AsymmetricSquaredError(), False),
+        (SharpenedCrossEntropy(), False),
         (GeneralizedCrossEntropy(q=1.0), True),
         (AsymmetricGeneralizedCrossEntropy(a=1.0, q=1.0), True),
         (CrossEntropy(), False),
