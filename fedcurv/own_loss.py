@@ -26,7 +26,7 @@ from fedcurv.per_sample.samples import one_tensor
 # looks at a batch on the device, its samples and its labels
 CheckLabels = Callable[[Mapping[str, Any], Samples, Tensor], None]
 
-# of what is the same, in the type of the logits; losses of untrained models lie close together
+# of what is the same, in the type of logits or loss; losses of untrained models lie close together
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 _TOLERANCE_OF_HALVES = 2e-2
 
@@ -70,10 +70,10 @@ def require_own_loss(
         if _same(loss, as_they_stand, logits.dtype) and _same_logits(logits, logits_of_labels):
             return
         again = _own_loss(model, batch)
-        if again is None or again[0] != loss:
+        if again is None or not torch.equal(again[0], loss):
             return
     raise ValueError(
-        f"{type(model).__name__} computes {loss:.6g} as its loss of these labels, while the "
+        f"{type(model).__name__} computes {float(loss):.6g} as its loss of these labels, while the "
         f"cross-entropy of its logits without them is {as_they_stand:.6g}: "
         + _reason(loss, logits, logits_of_labels, labels)
     )
@@ -86,14 +86,14 @@ def _logits(model: nn.Module, samples: Samples) -> Tensor | None:
         return None
 
 
-def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[float, Tensor] | None:
+def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     """Return the loss, if it is one finite number, and the logits that it is of."""
     try:
         outputs = model(**batch)
         loss = getattr(outputs, "loss", None)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite()):
             return None
-        return float(loss), one_tensor(outputs, model)
+        return loss.reshape(()), one_tensor(outputs, model)
     except Exception:  # a model that takes no labels has no loss of them
         return None
 
@@ -112,7 +112,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> float | None:
         return None
 
 
-def _reason(loss: float, logits: Tensor, logits_of_labels: Tensor, labels: Tensor) -> str:
+def _reason(loss: Tensor, logits: Tensor, logits_of_labels: Tensor, labels: Tensor) -> str:
     def is_loss(value: float | None) -> bool:
         return value is not None and _same(loss, value, logits.dtype)
 
@@ -146,9 +146,10 @@ def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _same(one: float, other: float, dtype: torch.dtype) -> bool:
-    tolerance = _TOLERANCE.get(dtype, _TOLERANCE_OF_HALVES)
-    return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
+def _same(loss: Tensor, other: float, of_logits: torch.dtype) -> bool:
+    dtypes = loss.dtype, of_logits  # some models compute it in another
+    tolerance = max(_TOLERANCE.get(dtype, _TOLERANCE_OF_HALVES) for dtype in dtypes)
+    return math.isclose(float(loss), other, rel_tol=tolerance, abs_tol=tolerance)
 
 
 def _same_logits(one: Tensor, other: Tensor) -> bool:

@@ -66,6 +66,13 @@ class Fails(Model):
         raise NotImplementedError
 
 
+class InSinglePrecision(Model):
+    """Computes its loss so whatever its own type, as DeBERTa does."""
+
+    def loss(self, logits, labels):
+        return super().loss(logits.float(), labels)
+
+
 class OfBits(Model):
     def logits(self, input_ids):
         return super().logits(input_ids).mean(1)
@@ -142,6 +149,11 @@ def test_a_loss_that_is_that_of_the_logits_or_says_nothing_is_no_reason(model):
     ignored = batch()
     ignored["labels"][:, 2:] = -100
     fisher_diagonal(model(), [ignored])
+
+
+def test_a_loss_of_less_precision_than_the_logits_is_compared_by_its_own():
+    torch.manual_seed(0)
+    fisher_diagonal(InSinglePrecision().double(), [batch()])
 
 
 def test_labels_out_of_range_are_refused_before_the_model_is_asked():
