@@ -11,6 +11,8 @@ from flwr.app import Message, RecordDict
 from fedcurv.strategies.wire.codes import CODE_BITS, EXACT_BITS
 from fedcurv.strategies.wire.records import DISTANCE, PRECISION, Instruction, pack_instruction
 
+DEFAULT_BITS = 4
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,7 +27,7 @@ def checked_bits(bits: int | None, *, secure_sums: bool) -> int:
         ValueError: for another number than 4, 8 and 32, and for codes in secure sums.
     """
     if bits is None:
-        return EXACT_BITS
+        return EXACT_BITS if secure_sums else DEFAULT_BITS
     if isinstance(bits, bool) or bits not in (*CODE_BITS, EXACT_BITS):
         raise ValueError(f"bits must be 4, 8 or 32, got {bits!r}")
     if secure_sums and bits != EXACT_BITS:

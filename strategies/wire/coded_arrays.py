@@ -5,7 +5,7 @@ float32, then its codes, two to a byte where they have 4 bits; both little-endia
 stands in the array's ``stype``: ``fedcurv.precision-4``, ``fedcurv.distance-8`` and so on. NumPy
 cannot read it, and a mod that takes it for a model's array is told so by Flower.
 
-Single numbers without a shape stay as they are, in NumPy's format.
+A tensor of fewer than 256 numbers stays as it is, in NumPy's format: its bytes do not count.
 """
 
 import hashlib
@@ -38,6 +38,9 @@ _DECODE: Mapping[str, Decode] = {
     "distance": codes.decode_distance,
 }
 
+# tensors of fewer stay as they are
+_FEWEST_NUMBERS = codes.BLOCK
+
 # small tensors are coded together, as each operation costs more than its numbers
 _NUMBERS_AT_ONCE = 2**16
 
@@ -56,7 +59,7 @@ def rounding(*who: object) -> torch.Generator:
 def pack_coded(
     tensors: Mapping[str, Tensor], kind: Kind, bits: int, generator: torch.Generator
 ) -> ArrayRecord:
-    """Return the tensors as one record, coded where they have a shape.
+    """Return the tensors as one record, in codes but for small ones.
 
     Args:
         tensors: floating-point numbers; of the kind ``precision`` none is negative.
@@ -65,7 +68,9 @@ def pack_coded(
         generator: of the rounding.
     """
     arrays: dict[str, Array] = {}
-    for spans in _groups({name: t.numel() for name, t in tensors.items() if t.dim() > 0}):
+    numbers = {name: tensor.numel() for name, tensor in tensors.items()}
+    plain = {name: tensors[name].float() for name, n in numbers.items() if n < _FEWEST_NUMBERS}
+    for spans in _groups({name: n for name, n in numbers.items() if name not in plain}):
         blocks = _blocks(tensors, spans)
         scales, packed = (part.cpu().numpy() for part in _ENCODE[kind](blocks, bits, generator))
         for span in spans:
@@ -73,8 +78,8 @@ def pack_coded(
             data += packed[span.rows].tobytes()[: _bytes_of_codes(span.number, bits)]
             shape = tuple(tensors[span.name].shape)
             arrays[span.name] = Array("float32", shape, f"{_OURS}{kind}-{bits}", data)
-    plain = pack_tensors({name: t.float() for name, t in tensors.items() if t.dim() == 0})
-    return ArrayRecord({name: arrays.get(name) or plain[name] for name in tensors})
+    arrays |= pack_tensors(plain)
+    return ArrayRecord({name: arrays[name] for name in tensors})
 
 
 def unpack_coded(record: ArrayRecord, kind: Kind) -> dict[str, Tensor]:
@@ -148,7 +153,7 @@ def _parts(array: Array, kind: Kind) -> _Coded:
     if array.dtype != "float32":
         raise ValueError(f"expected codes for float32, got {array.dtype!r:.40}")
     shape = tuple(array.shape)
-    if not shape or not all(type(size) is int and size >= 0 for size in shape):
+    if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"expected a shape of sizes >= 0, got {shape!r:.80}")
     number = math.prod(shape)
     begin = 4 * _blocks_of(number)

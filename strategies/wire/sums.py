@@ -18,6 +18,7 @@ from fedcurv.curvature import Curvature, shapes_of
 from fedcurv.parameters import listed
 from fedcurv.strategies.wire.arrays import pack_tensors, unpack_floats, unpack_tensors
 from fedcurv.strategies.wire.coded_arrays import (
+    is_coded,
     pack_coded,
     rounding,
     unpack_coded,
@@ -80,17 +81,18 @@ def pack_sums(
         sums: over all contributors, in float32.
         bits: of a number.
         content: of the message that will carry them, with the arrays that distances are from. Where
-            they have other names or shapes than the sums, these stay in float32.
+            they have other names or shapes than the sums, these stay in float32, as do those of a
+            model with no tensor of 256 numbers.
         server_round: decides with the names how codes are rounded.
     """
+    plain = {PRECISION: sums.precision, WEIGHTED: sums.weighted_parameters}
     centre = None if content is None or bits == EXACT_BITS else _centre(sums.precision, content)
     if centre is None:
-        return {
-            PRECISION: pack_tensors(sums.precision),
-            WEIGHTED: pack_tensors(sums.weighted_parameters),
-        }
+        return {name: pack_tensors(tensors) for name, tensors in plain.items()}
     generator = rounding("server", server_round)
     precision = pack_coded(sums.precision, "precision", bits, generator)
+    if not is_coded(precision):  # of a model that is as small as that
+        return {name: pack_tensors(tensors) for name, tensors in plain.items()}
     distance = {}
     for name, coded in unpack_coded(precision, "precision").items():
         away = sums.weighted_parameters[name] / sums.precision[name] - centre[name]

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcurv.strategies.wire import codes
+from fedcurv.strategies.wire import coded_arrays, codes
 from fedcurv.strategies.wire.coded_arrays import (
     is_coded,
     pack_coded,
@@ -24,6 +24,13 @@ KINDS = ("precision", "distance")
 LEVELS = {"precision": oracle.precision_levels, "distance": oracle.distance_levels}
 # of one division and one product in float32
 ROUNDING = 1e-6
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_tensors_have_codes_too():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coded_arrays, "_FEWEST_NUMBERS", 0)
+        yield
 
 
 def one(tensor: torch.Tensor, kind: str, bits: int, *who: object) -> Array:
@@ -196,11 +203,21 @@ def test_numbers_of_other_types_have_the_codes_of_float32():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_single_number_without_a_shape_stays_as_it_is(kind):
-    record = pack_coded({"w": torch.tensor(0.3), "v": torch.ones(2)}, kind, 4, rounding())
-    assert record["w"].numpy() == np.float32(0.3)
-    assert unpack_coded(record, kind)["w"] == torch.tensor(0.3)
+def test_a_tensor_of_fewer_numbers_than_a_block_stays_as_it_is(kind, monkeypatch):
+    monkeypatch.setattr(coded_arrays, "_FEWEST_NUMBERS", codes.BLOCK)
+    tensors = {"w": torch.tensor(0.3), "v": torch.rand(255).double(), "u": torch.rand(16, 16)}
+    record = pack_coded(tensors, kind, 4, rounding())
+    read = unpack_coded(record, kind)
+    for name in "wv":
+        assert record[name].stype == "numpy.ndarray" and record[name].dtype == "float32"
+        assert torch.equal(read[name], tensors[name].float())
+        assert torch.equal(unpack_most(ArrayRecord({name: record[name]}))[name], read[name])
+    assert record["u"].stype == f"fedcurv.{kind}-4"
     assert is_coded(record) and not is_coded(ArrayRecord({"w": record["w"]}))
+
+
+def test_a_number_without_a_shape_has_codes_too():
+    assert decoded(one(torch.tensor(0.3), "precision", 4), "precision") == torch.tensor(0.3)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -251,7 +268,7 @@ def scaled(scale: float) -> bytes:
         ({"shape": (301,)}, "expected 159 bytes"),
         ({"shape": (2**40, 2**40)}, "got 158"),
         ({"shape": (-300, -1)}, "expected a shape of sizes >= 0"),
-        ({"shape": ()}, "expected a shape of sizes >= 0"),
+        ({"shape": ()}, "expected 5 bytes"),
         ({"dtype": "float64"}, "expected codes for float32, got 'float64'"),
         ({"stype": "fedcurv.precision-3"}, "expected one of the formats"),
         ({"stype": "fedcurv.distance-4"}, "got 'fedcurv.distance-4'"),
