@@ -129,6 +129,7 @@ _OF_STRATEGIES: dict[str, Rule] = {
         lambda v: v == "auto" or _is_described(v) or (is_number(v) and v >= 0),
         "finite and >= 0, or auto",
     ),
+    "bits": (lambda v: is_integer(v) and v in (4, 8, 32), "4, 8 or 32"),
     "max_precision": (
         lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
         "a number > 0; .inf for no bound",

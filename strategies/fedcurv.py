@@ -56,9 +56,11 @@ class FedCurv(Strategy):
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
-        bits: of a number of the statistics: 4 or 8, in codes that are right on average and cost a
-            round little (see ``strategies.wire.codes``), or 32, as they are. Secure sums need
-            32. What the server itself holds is exact in any case: the sums of what clients sent.
+        bits: of a number of the statistics on their way: 4, by default, or 8, in codes that are
+            right on average, or 32. In 4 bits an upload has 1.13 times the model's bytes and a
+            download 1.26 times, in 32 two and three times (tensors of fewer than 256 numbers have
+            32 in any case). The server's own sums, and λ that is found from them, are exact. Secure
+            sums need 32, which is then the default.
         max_precision: the largest precision that a client may contribute, > 0: a reply above it is
             refused like one with NaN, for it would outweigh all others. It bites in the log and in
             ``refused``; by default only what float32 sums could not hold is refused.
@@ -239,12 +241,8 @@ class FedCurv(Strategy):
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
         logger.info("\t├──> FedCurv around %s:", type(self.strategy).__name__)
-        logger.info(
-            "\t│\t└── strength (%s) | secure sums (%s) | bits (%s)",
-            self.strength,
-            self.secure_sums,
-            self.bits,
-        )
+        said = f"strength ({self.strength}) | secure sums ({self.secure_sums}) | bits ({self.bits})"
+        logger.info("\t│\t└── %s", said)
         self.strategy.summary()
 
     def will_be_saved(self) -> None:

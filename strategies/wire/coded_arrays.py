@@ -68,7 +68,8 @@ def pack_coded(
         generator: of the rounding.
     """
     arrays: dict[str, Array] = {}
-    numbers = {name: tensor.numel() for name, tensor in tensors.items()}
+    # in an order of their own: on its way a record may change the order of its arrays
+    numbers = {name: tensors[name].numel() for name in sorted(tensors)}
     plain = {name: tensors[name].float() for name, n in numbers.items() if n < _FEWEST_NUMBERS}
     for spans in _groups({name: n for name, n in numbers.items() if name not in plain}):
         blocks = _blocks(tensors, spans)

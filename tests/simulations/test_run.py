@@ -98,8 +98,9 @@ def test_strategies_start_from_the_same_model_and_see_the_same_clients(tmp_path)
 
 
 @pytest.mark.usefixtures("quick_pictures")
-def test_fedcurv_costs_three_downloads_and_two_uploads(tmp_path):
-    summaries = run(tmp_path, FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]")
+def test_fedcurv_in_32_bits_costs_three_downloads_and_two_uploads(tmp_path):
+    bits = "strategy.fedcurv.bits=32"
+    summaries = run(tmp_path, FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]", bits)
     plain, curved = summaries
     assert curved.bytes_up / plain.bytes_up == pytest.approx(2, rel=0.01)
     # the first of four rounds has no statistics
@@ -114,6 +115,23 @@ def test_fedcurv_costs_three_downloads_and_two_uploads(tmp_path):
     for direction in ("down", "up"):
         total = sum(int(r[f"bytes_{direction}"]) for r in traffic if r["strategy"] == "fedcurv")
         assert total == pytest.approx(getattr(curved, f"bytes_{direction}") * 4)
+
+
+@pytest.mark.usefixtures("quick_pictures")
+@pytest.mark.parametrize("runner", ["local", "batched"])
+def test_fedcurv_in_4_bits_costs_at_most_a_third_more_than_fedavg(runner, tmp_path):
+    choices = [FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]", f"runner={runner}"]
+    plain, curved = run(tmp_path, *choices)
+    assert 1.12 < curved.bytes_up / plain.bytes_up < 1.15
+    # the first of four rounds has no statistics
+    assert 0.25 < (curved.bytes_down / plain.bytes_down - 1) * 4 / 3 < 0.3
+    traffic = rows_of(tmp_path / "traffic.csv")
+    second = {r["record"]: r for r in traffic if (r["strategy"], r["round"]) == ("fedcurv", "2")}
+    assert second["fedcurv.distance"]["bytes_up"] == "0"
+    assert "fedcurv.weighted-parameters" not in second
+    model = int(second["arrays"]["bytes_down"])
+    for record, way in (("precision", "down"), ("precision", "up"), ("distance", "down")):
+        assert 0.125 < int(second[f"fedcurv.{record}"][f"bytes_{way}"]) / model < 0.14
 
 
 @pytest.mark.usefixtures("quick_pictures")

@@ -168,6 +168,16 @@ def test_the_same_sender_and_round_give_the_same_bits_and_others_give_others():
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_a_records_arrays_changes_no_code(kind):
+    """Flower's engine and this process hand them over in different orders."""
+    tensors = {name: wide((300,), kind, seed) for seed, name in enumerate("abc")}
+    one_way = pack_coded(tensors, kind, 4, rounding())
+    other = pack_coded(dict(reversed(tensors.items())), kind, 4, rounding())
+    assert list(other) == ["c", "b", "a"]
+    assert all(one_way[name].data == other[name].data for name in tensors)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_global_random_state_is_left_alone(kind):
     before = torch.get_rng_state()
     one(wide((999,), kind), kind, 4)
