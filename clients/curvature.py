@@ -314,5 +314,5 @@ class ClientCurvature:
             sums,
             strength=instruction.strength,
             parameters=self._sums_names,
-            consume=own is not None or instruction.most is not None,
+            consume=own is not None,
         )

@@ -277,6 +277,24 @@ def test_own_terms_that_no_rounding_puts_above_the_sums_count_as_absent(caplog):
     assert "own statistics exceed the server's sums" in caplog.text
 
 
+def test_a_client_without_own_terms_leaves_the_messages_bytes_alone(monkeypatch):
+    """In one process all clients' messages share them, those of tensors without codes too."""
+    monkeypatch.setattr(coded_arrays, "_FEWEST_NUMBERS", codes.BLOCK)
+    model = mlp((1, 8, 8), 10, hidden=(8,))
+    fisher = {n: torch.rand(p.shape) for n, p in model.named_parameters()}
+    message = second_message(Curvature.at(model, fisher), 4, model)
+    records = [message.content[name] for name in (PRECISION, DISTANCE, "arrays")]
+    arrays = [array for record in records for array in record.values()]
+    before = [bytes(bytearray(array.data)) for array in arrays]
+    curvature = ClientCurvature(message, context_of(0), model, mode="proximal")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        model(torch.randn(4, 64)).sum().backward()
+        optimizer.step()
+    assert curvature.penalty.found_optimizer
+    assert [array.data for array in arrays] == before
+
+
 # ---- whole federations
 
 
