@@ -36,6 +36,7 @@ from fedcurv.strategies.sums import RoundSums, saved_sums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
 from fedcurv.strategies.wire import records
 from fedcurv.strategies.wire.arrays import reason_of
+from fedcurv.strategies.wire.codes import EXACT_BITS
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +57,11 @@ class FedCurv(Strategy):
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
-        bits: of a number of the statistics on their way: 4, by default, or 8, in codes that are
-            right on average, or 32. In 4 bits an upload has 1.13 times the model's bytes and a
-            download 1.26 times, in 32 two and three times (tensors of fewer than 256 numbers have
-            32 in any case). The server's own sums, and λ that is found from them, are exact. Secure
-            sums need 32, which is then the default.
+        bits: of a number of the statistics on their way: 32, or 4 or 8, in codes that are right on
+            average. In 4 bits an upload has 1.14 times the model's bytes and a download 1.27 times,
+            in 32 two and three times (tensors of fewer than 256 numbers have 32 in any case). The
+            server's own sums are exact. Where a client's own terms are most of the sum, 4 bits
+            spoil what remains without them: see docs/results.md. Secure sums need 32.
         max_precision: the largest precision that a client may contribute, > 0: a reply above it is
             refused like one with NaN, for it would outweigh all others. It bites in the log and in
             ``refused``; by default only what float32 sums could not hold is refused.
@@ -91,7 +92,7 @@ class FedCurv(Strategy):
         *,
         strength: float | AutoStrength,
         secure_sums: bool = False,
-        bits: int | None = None,
+        bits: int = EXACT_BITS,
         max_precision: float = math.inf,
         max_examples: float | None = None,
         **fedavg_options: Any,

@@ -11,23 +11,19 @@ from flwr.app import Message, RecordDict
 from fedcurv.strategies.wire.codes import CODE_BITS, EXACT_BITS
 from fedcurv.strategies.wire.records import DISTANCE, PRECISION, Instruction, pack_instruction
 
-DEFAULT_BITS = 4
-
 logger = logging.getLogger(__name__)
 
 
-def checked_bits(bits: int | None, *, secure_sums: bool) -> int:
+def checked_bits(bits: int, *, secure_sums: bool) -> int:
     """Return how many bits a number of the statistics has.
 
     Args:
-        bits: as it was given; None for the default.
+        bits: as it was given.
         secure_sums: whether the server is to see sums only.
 
     Raises:
         ValueError: for another number than 4, 8 and 32, and for codes in secure sums.
     """
-    if bits is None:
-        return EXACT_BITS if secure_sums else DEFAULT_BITS
     if isinstance(bits, bool) or bits not in (*CODE_BITS, EXACT_BITS):
         raise ValueError(f"bits must be 4, 8 or 32, got {bits!r}")
     if secure_sums and bits != EXACT_BITS:

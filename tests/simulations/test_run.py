@@ -99,8 +99,7 @@ def test_strategies_start_from_the_same_model_and_see_the_same_clients(tmp_path)
 
 @pytest.mark.usefixtures("quick_pictures")
 def test_fedcurv_in_32_bits_costs_three_downloads_and_two_uploads(tmp_path):
-    bits = "strategy.fedcurv.bits=32"
-    summaries = run(tmp_path, FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]", bits)
+    summaries = run(tmp_path, FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]")
     plain, curved = summaries
     assert curved.bytes_up / plain.bytes_up == pytest.approx(2, rel=0.01)
     # the first of four rounds has no statistics
@@ -121,6 +120,7 @@ def test_fedcurv_in_32_bits_costs_three_downloads_and_two_uploads(tmp_path):
 @pytest.mark.parametrize("runner", ["local", "batched"])
 def test_fedcurv_in_4_bits_costs_at_most_a_third_more_than_fedavg(runner, tmp_path):
     choices = [FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]", f"runner={runner}"]
+    choices.append("strategy.fedcurv.bits=4")
     plain, curved = run(tmp_path, *choices)
     assert 1.12 < curved.bytes_up / plain.bytes_up < 1.15
     # the first of four rounds has no statistics
@@ -262,7 +262,7 @@ def test_a_failure_in_a_later_strategy_keeps_the_report_of_the_earlier(tmp_path,
 @pytest.mark.slow
 def test_ray_and_local_write_the_same_accuracies(tmp_path):
     """Beside what a cluster that has ended leaves on a machine, which Ray would wait for."""
-    choices = ["strategy=[fedavg,fedcurv]", "fraction_train=0.67", FEW]
+    choices = ["strategy=[fedavg,fedcurv]", "fraction_train=0.67", FEW, "strategy.fedcurv.bits=4"]
     run(tmp_path / "local", *choices)
     command = [sys.executable, "-m", "fedcurv.simulations", *SMALL, *choices, "runner=ray"]
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray") as short:  # for names of sockets
