@@ -94,7 +94,7 @@ def fisher_diagonal(
             a copy of the global random state does, so that ``torch.manual_seed`` decides.
         samples: how many to estimate with, >= 1: so many at random, of each class in proportion
             and one at least, with which the mean is estimated without bias, see
-            ``fedcurv.subset``; ``auto`` is a tenth of them, but from 8 to 64. All batches are
+            ``fedcurv.subset``; ``auto`` is a tenth of them, but from 24 to 64. All batches are
             read once before the model sees any, and at most so many samples of each class are
             held in memory. Data that are in memory are best given as one batch.
         chunk_size: how many samples of a batch are taken at once, >= 1; None takes as many as are
@@ -133,6 +133,8 @@ def fisher_diagonal(
             listed(hooked),
         )
     reader = Batches(forward, targets, device, check_of_labels(model, losses_of))
+    # a generator may change the model between batches, but not once all of them are read
+    changes = isinstance(batches, Iterator) and samples == "all"
     with undisturbed(model, device):
         model.eval()
         estimate = Estimate(
@@ -141,7 +143,7 @@ def fisher_diagonal(
             partial(cotangents, kind, losses_of, generator=generator),
             chunk_size=chunk_size,
             self_check=self_check,
-            several_at_once=chunk_size is None and self_check and not isinstance(batches, Iterator),
+            several_at_once=chunk_size is None and self_check and not changes,
         )
         read = reader.read_all(batches)
         if samples == "all":

@@ -29,7 +29,7 @@ Number = int | Literal["auto", "all"]
 
 # what ``auto`` takes: this share of the samples, but no fewer and no more than these
 _SHARE = 10
-_FEWEST = 8
+_FEWEST = 24
 _MOST = 64
 # above every number that is drawn for a sample
 _HIGHEST = 2**62

@@ -1,15 +1,20 @@
 """The Fisher diagonal in plain training epochs over the same samples, against vmap."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from fedcurv import fisher_diagonal
-from tests.benchmarks.cases import CASES, Batches
+from fedcurv.clients.training import InMemoryBatches, train
+from fedcurv.simulations.data.sets import DATA_SETS
+from fedcurv.simulations.parts.models import cnn, mlp
+from tests.benchmarks.cases import CASES, CLASSES, Batches
 from tests.benchmarks.conftest import Tables
 from tests.benchmarks.measure import DEVICES, Ratios, compare, peak_bytes, seconds
 
@@ -110,6 +115,16 @@ def test_exact_fisher(name: str, classes: int, benchmark, tables: Tables) -> Non
     tables.add("Exact Fisher diagonal, likewise", model=name, classes=classes, epochs=ratios)
 
 
+class Loader:
+    """Batches that are not known to stay in memory."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._batches)
+
+
 @pytest.mark.benchmark_suite
 @pytest.mark.parametrize("samples", ["all", "auto"])
 @pytest.mark.parametrize("kind", ["exact", "signed", "sampled"])
@@ -123,9 +138,9 @@ def test_fisher_of_some(name: str, kind: str, samples: str, benchmark, tables: T
     ours = partial(fisher_diagonal, model, kind=kind, samples=samples)
     plain = partial(epoch, model, batches)
     ratios = compare(benchmark, partial(ours, together), plain, device=device, rounds=7)
-    ours(iter(batches)), plain()
+    ours(Loader(batches)), plain()
     read = [
-        seconds(partial(ours, iter(batches)), device) / seconds(plain, device) for _ in range(7)
+        seconds(partial(ours, Loader(batches)), device) / seconds(plain, device) for _ in range(7)
     ]
     tables.add(
         "Fisher diagonal of 600 samples, likewise",
@@ -135,3 +150,55 @@ def test_fisher_of_some(name: str, kind: str, samples: str, benchmark, tables: T
         from_one_batch=ratios,
         from_batches=Ratios(read),
     )
+
+
+def trained_on_shards(
+    make: Callable[[], nn.Module], clients: int
+) -> Iterator[tuple[nn.Module, Batches]]:
+    """Yield models that went on from a common one, each on two classes' shards of the digits."""
+    data = DATA_SETS["digits"]("", False)
+    inputs, labels = data.train_samples(np.arange(len(data.train_targets)))
+    order = labels.argsort(stable=True)
+    shards = order.chunk(2 * clients)
+    torch.manual_seed(0)
+    common = make()
+    everything = InMemoryBatches(inputs, labels, 16, torch.Generator().manual_seed(0))
+    train(common, everything, torch.optim.SGD(common.parameters(), lr=0.1))
+    for client in range(clients):
+        model, rows = copy.deepcopy(common), torch.cat([shards[client], shards[client + clients]])
+        samples = inputs[rows], labels[rows]
+        batches = InMemoryBatches(*samples, 16, torch.Generator().manual_seed(client))
+        train(model, batches, torch.optim.SGD(model.parameters(), lr=0.2), epochs=10)
+        yield model, [samples]
+
+
+def flat(fisher: dict[str, Tensor]) -> Tensor:
+    return torch.cat([values.flatten() for values in fisher.values()])
+
+
+@pytest.mark.benchmark_suite
+@pytest.mark.parametrize(("name", "clients"), [("MLP", 20), ("CNN", 10)])
+def test_deviation_of_sums(name: str, clients: int, tables: Tables) -> None:
+    """How far the sum over clients is from that of the exact kind of all samples."""
+    make = {"MLP": partial(mlp, (1, 8, 8), CLASSES), "CNN": partial(cnn, (1, 8, 8), CLASSES)}[name]
+    trained = list(trained_on_shards(make, clients))
+    whole = sum(flat(fisher_diagonal(m, b, kind="exact")) for m, b in trained)
+    for kind in ("exact", "signed", "sampled"):
+        for samples in (8, 24, "all"):
+            if (kind, samples) == ("exact", "all"):
+                continue
+            squares = []
+            for draw in range(5):
+                generator = torch.Generator().manual_seed(draw)
+                options = {"kind": kind, "samples": samples, "generator": generator}
+                one = sum(flat(fisher_diagonal(m, b, **options)) for m, b in trained)
+                squares.append(float((one - whole).square().sum() / whole.square().sum()))
+            tables.add(
+                "Deviation of the sum of Fisher diagonals over clients of two shards of the digits",
+                model=name,
+                clients=clients,
+                samples_each=len(trained[0][1][0][0]),
+                kind=kind,
+                of_samples=samples,
+                relative_deviation=f"{(sum(squares) / len(squares)) ** 0.5:.2f}",
+            )

@@ -74,7 +74,7 @@ def test_classes_of_equal_size_have_equal_numbers():
 
 
 @pytest.mark.parametrize(
-    ("samples", "taken"), [(1, 1), (5, 5), (8, 8), (72, 8), (100, 10), (625, 63), (60000, 64)]
+    ("samples", "taken"), [(1, 1), (5, 5), (24, 24), (72, 24), (241, 25), (625, 63), (60000, 64)]
 )
 def test_as_many_as_are_enough_are_a_tenth_within_bounds(samples, taken):
     assert number_of("auto", samples) == taken
@@ -250,6 +250,24 @@ def test_no_model_sees_the_other_samples():
     rows, _ = chosen(y, 5, seeded())
     assert seen <= set(x[rows, 0].tolist())
     assert len(seen) == 5
+
+
+def test_what_is_chosen_from_batches_takes_few_passes():
+    calls = []
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            calls.append(len(x))
+            return super().forward(x)
+
+    model, x = Counting(2, 2), torch.randn(200, 2)
+    for batches in (
+        in_batches(x, torch.arange(200) % 2, 4),
+        iter(in_batches(x, (x[:, 0] > 0).long(), 4)),
+    ):
+        calls.clear()
+        fisher_diagonal(model, batches, samples=20, kind="exact")
+        assert 20 in calls and len(calls) < 15
 
 
 # ---- what batches come as
