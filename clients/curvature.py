@@ -106,7 +106,7 @@ class ClientCurvature:
         if self._chosen is None:
             tell_what_stays(context, model, self._withheld)
         if instruction.sums is not None:
-            self._instruction = dataclasses.replace(instruction, sums=None, most=None)
+            self._instruction = dataclasses.replace(instruction, sums=None, bounds=None)
             self._require_sums_of_what_travels(instruction.sums)
             self.penalty = self._penalty(model, instruction, instruction.sums)
         if self.penalty is not None:
@@ -308,7 +308,8 @@ class ClientCurvature:
         if own is not None and len(instruction.contributors) == 1:
             return None
         if own is not None:
-            sums = sums - own if instruction.most is None else sums.without(own)
+            bounds = instruction.bounds
+            sums = sums - own if bounds is None else sums.without(own, bounds.least)
         return CurvaturePenalty(
             model,
             sums,

@@ -124,7 +124,7 @@ def own_terms(
         logger.warning("own statistics are of another model and count as absent")
         return None
     # what was added up of terms >= 0 is nowhere smaller than one of them, but for its rounding
-    most = sums.precision if instruction.most is None else instruction.most
+    most = sums.precision if instruction.bounds is None else instruction.bounds.most
     if any(bool((precision[name] > bound).any()) for name, bound in most.items()):
         logger.warning("own statistics exceed the server's sums of them and count as absent")
         return None

@@ -95,16 +95,20 @@ class Curvature:
             )
         return rest._without_slopes()
 
-    def without(self, own: Curvature) -> Curvature:
-        """Return a rounded sum less one of its terms: P and Q are 0 where no precision remains.
+    def without(self, own: Curvature, least: Mapping[str, Tensor]) -> Curvature:
+        """Return a rounded sum less one of its terms, where rounding leaves anything of the rest.
 
-        Where rounding took off the sum what is now taken off it again, P would be negative. The
-        error of what remains is the rounding error of the whole sum, and not in proportion to what
-        remains.
+        P and Q are 0 where the term may be all of the sum: what remains there can be rounding
+        alone, and would pull to where the term itself is. The error of what remains elsewhere is
+        the rounding error of the whole sum, and not in proportion to what remains.
+
+        Args:
+            own: the term.
+            least: by name, what the sum's precision was at least before it was rounded.
         """
         rest = self._combine(own, torch.sub)
-        for precision in rest.precision.values():
-            precision.clamp_(min=0)
+        for name, precision in rest.precision.items():
+            precision[own.precision[name] > least[name]] = 0
         return rest._without_slopes()
 
     def _without_slopes(self) -> Curvature:

@@ -93,13 +93,29 @@ def unpack_coded(record: ArrayRecord, kind: Kind) -> dict[str, Tensor]:
     return _unpacked(record, kind, _DECODE[kind])
 
 
-def unpack_most(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return the most that each number of a coded precision can have been; see ``codes``.
+@dataclass(frozen=True)
+class Bounds:
+    """What each number of a precision was before it was rounded, by name.
+
+    Attributes:
+        least: at least.
+        most: at most.
+    """
+
+    least: Mapping[str, Tensor]
+    most: Mapping[str, Tensor]
+
+
+def unpack_bounds(record: ArrayRecord) -> Bounds:
+    """Return what each number of a coded precision can have been; see ``codes``.
 
     Raises:
         ValueError: as ``unpack_coded`` does.
     """
-    return _unpacked(record, "precision", codes.most_before_coding)
+    return Bounds(
+        _unpacked(record, "precision", codes.least_before_coding),
+        _unpacked(record, "precision", codes.most_before_coding),
+    )
 
 
 def is_coded(record: ArrayRecord) -> bool:

@@ -74,6 +74,12 @@ def most_before_coding(scales: Tensor, packed: Tensor, bits: int) -> Tensor:
     return _looked_up(scales, packed, levels)
 
 
+def least_before_coding(scales: Tensor, packed: Tensor, bits: int) -> Tensor:
+    """Return what P (R, 256) was at least before it was rounded: the level below."""
+    levels = tuple(level / _ROUNDING for level in _precision_levels(bits, above=-1))
+    return _looked_up(scales, packed, levels)
+
+
 def encode_distance(blocks: Tensor, bits: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return scales (R,) in float32 and packed codes (R, 32·bits) in bytes.
 
@@ -167,11 +173,11 @@ def _of_bytes(levels: tuple[float, ...]) -> Tensor:
 
 @lru_cache
 def _precision_levels(bits: int, above: int = 0) -> tuple[float, ...]:
-    """Return the level of each code in units of the scale, or the next above it, 1 at most."""
+    """Return the level of each code in units of the scale, or of a code above or below it."""
     steps = 2 ** (bits - 4)  # in an octave
     found = []
     for code in range(2**bits):
-        octave, step = divmod(min(code + above, 15 * steps), steps)
+        octave, step = divmod(min(max(code + above, 0), 15 * steps), steps)
         level = 2.0 ** (octave - 1) * (1 + step / steps) if octave else step / steps
         found.append(_SMALLEST * level)
     return tuple(found)

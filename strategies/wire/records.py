@@ -28,17 +28,16 @@ clients that know no codes; what a client answers may be of either version, what
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, RecordDict
-from torch import Tensor
 
 from fedcurv.curvature import Curvature
 from fedcurv.strategies.wire.arrays import pack_tensors as pack_tensors
 from fedcurv.strategies.wire.arrays import unpack_tensors as unpack_tensors
-from fedcurv.strategies.wire.coded_arrays import is_coded
+from fedcurv.strategies.wire.coded_arrays import Bounds, is_coded
 from fedcurv.strategies.wire.codes import CODE_BITS, EXACT_BITS
 from fedcurv.strategies.wire.identity import CONFIG as CONFIG
 from fedcurv.strategies.wire.identity import client_id_of as client_id_of
@@ -90,7 +89,7 @@ class Instruction:
         resumable: whether a later run may go on from there: what is remembered must outlive this
             one.
         bits: of a number, in which clients shall send their statistics: 4, 8 or 32.
-        most: what the sums' precision can have been at most, where it was rounded on its way.
+        bounds: what the sums' precision can have been, where it was rounded on its way.
     """
 
     strength: float
@@ -104,7 +103,7 @@ class Instruction:
     saved_round: int | None = None
     resumable: bool = False
     bits: int = EXACT_BITS
-    most: Mapping[str, Tensor] | None = None
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         saved_round=saved_round,
         resumable=_told(config, "resumable", bool),
         bits=int(bits),
-        most=None if received is None else received.most,
+        bounds=None if received is None else received.bounds,
     )
 
 

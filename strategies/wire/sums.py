@@ -18,11 +18,12 @@ from fedcurv.curvature import Curvature, shapes_of
 from fedcurv.parameters import listed
 from fedcurv.strategies.wire.arrays import pack_tensors, unpack_floats, unpack_tensors
 from fedcurv.strategies.wire.coded_arrays import (
+    Bounds,
     is_coded,
     pack_coded,
     rounding,
+    unpack_bounds,
     unpack_coded,
-    unpack_most,
 )
 from fedcurv.strategies.wire.codes import EXACT_BITS
 
@@ -41,12 +42,12 @@ class ReceivedSums:
 
     Attributes:
         sums: P and Q.
-        most: by name, what the precision can have been at most before it was rounded; None for
-            sums that were not.
+        bounds: what the precision can have been before it was rounded; None for sums that were
+            not.
     """
 
     sums: Curvature
-    most: Mapping[str, Tensor] | None = None
+    bounds: Bounds | None = None
 
 
 def names_of_arrays(content: RecordDict) -> frozenset[str]:
@@ -122,7 +123,7 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
             f"expected the record {PRECISION!r} with either {WEIGHTED!r} or {DISTANCE!r}, got "
             f"{sorted(content.keys())}; does a mod on the way drop records?"
         )
-    most = unpack_most(precision)
+    bounds = unpack_bounds(precision)
     coded = Curvature(unpack_coded(precision, "precision"), unpack_coded(distance, "distance"))
     centre = _centre(coded.precision, content)
     if centre is None:
@@ -136,7 +137,7 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
         name: (centre[name] + away).mul_(coded.precision[name])
         for name, away in coded.weighted_parameters.items()
     }
-    return ReceivedSums(Curvature(coded.precision, weighted_parameters), most)
+    return ReceivedSums(Curvature(coded.precision, weighted_parameters), bounds)
 
 
 def _centre(named: Mapping[str, Tensor], content: RecordDict) -> dict[str, Tensor] | None:

@@ -14,8 +14,8 @@ from fedcurv.strategies.wire.coded_arrays import (
     is_coded,
     pack_coded,
     rounding,
+    unpack_bounds,
     unpack_coded,
-    unpack_most,
 )
 from tests.oracles import codes as oracle
 
@@ -141,20 +141,22 @@ def test_neighbours_are_rounded_independently(kind):
 @pytest.mark.parametrize("bits", BITS)
 @settings(max_examples=30, deadline=None)
 @given(exponent=st.integers(-20, 20), seed=st.integers(0, 99))
-def test_a_precision_was_at_most_the_next_level(bits, exponent, seed):
+def test_a_precision_was_between_the_levels_beside_its_own(bits, exponent, seed):
     before = wide((3, 300), "precision", seed) * 2.0**exponent
     record = pack_coded({"w": before}, "precision", bits, rounding(seed))
-    after, most = unpack_coded(record, "precision")["w"], unpack_most(record)["w"]
-    assert bool((before <= most).all())
+    after, bounds = unpack_coded(record, "precision")["w"], unpack_bounds(record)
+    least, most = bounds.least["w"], bounds.most["w"]
+    assert bool((least <= before).all()) and bool((before <= most).all())
     levels = oracle.precision_levels(bits)
-    for block, coded, bound in zip(
-        *(t.flatten().split(256) for t in (before, after, most)), strict=True
+    for block, *rest in zip(
+        *(t.flatten().split(256) for t in (before, after, least, most)), strict=True
     ):
         scale = block.max().item()
-        for level, got in zip((coded / scale).tolist(), (bound / scale).tolist(), strict=True):
+        for level, low, high in zip(*((t / scale).tolist() for t in rest), strict=True):
             index = min(range(len(levels)), key=lambda i: abs(levels[i] - level))
             next_level = levels[min(index + 1, len(levels) - 1)]
-            assert math.isclose(got, next_level, rel_tol=ROUNDING)
+            assert math.isclose(high, next_level, rel_tol=ROUNDING)
+            assert math.isclose(low, levels[max(index - 1, 0)], rel_tol=ROUNDING)
 
 
 def test_the_same_sender_and_round_give_the_same_bits_and_others_give_others():
@@ -221,7 +223,9 @@ def test_a_tensor_of_fewer_numbers_than_a_block_stays_as_it_is(kind, monkeypatch
     for name in "wv":
         assert record[name].stype == "numpy.ndarray" and record[name].dtype == "float32"
         assert torch.equal(read[name], tensors[name].float())
-        assert torch.equal(unpack_most(ArrayRecord({name: record[name]}))[name], read[name])
+        bounds = unpack_bounds(ArrayRecord({name: record[name]}))
+        assert torch.equal(bounds.least[name], read[name])
+        assert torch.equal(bounds.most[name], read[name])
     assert record["u"].stype == f"fedcurv.{kind}-4"
     assert is_coded(record) and not is_coded(ArrayRecord({"w": record["w"]}))
 
