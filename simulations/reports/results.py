@@ -26,10 +26,20 @@ _PAIRS = (
     ("fedavg", "fedcurv-auto"),
     ("fedadam", "fedcurv-fedadam"),
     ("fedadam", "fedcurv-fedadam-exact"),
+    ("fedavg", "32-bits"),
+    ("fedavg", "8-bits"),
+    ("fedavg", "4-bits"),
     ("ce-fedavg", "ce-fedcurv"),
     ("gce-fedavg", "gce-fedcurv"),
     ("nce-rce-fedavg", "nce-rce-fedcurv"),
 )
+
+# of an experiment, and what a line is there; not all have all
+_FILES = {
+    "results.csv": "",
+    "trials.csv": "every trial of ",
+    "comparisons.csv": "every method beside every other of ",
+}
 
 _GLANCE_HEADER = (
     *("experiment", "cell", "method", "with FedCurv", "to"),
@@ -73,9 +83,8 @@ def page(folder: Path, beside: Path) -> str:
             f"## {experiment.name}",
             f"![Test accuracy over rounds]({link}/accuracy.png)",
             (experiment / "summary.md").read_text(encoding="utf-8").strip(),
-            f"Every run is a line of [results.csv]({link}/results.csv), every trial of "
-            f"[trials.csv]({link}/trials.csv), {_minutes(experiment):.0f} minutes in all; "
-            f"[config.yaml]({link}/config.yaml).",
+            f"Every run is a line of {_linked(experiment, link)}, "
+            f"{_minutes(experiment):.0f} minutes in all; [config.yaml]({link}/config.yaml).",
         ]
     return "\n\n".join(parts) + "\n"
 
@@ -114,9 +123,16 @@ def _lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def _linked(experiment: Path, link: str) -> str:
+    """Return an experiment's tables with links to them."""
+    there = [name for name in _FILES if (experiment / name).exists()]
+    return ", ".join(f"{_FILES[name]}[{name}]({link}/{name})" for name in there)
+
+
 def _minutes(experiment: Path) -> float:
-    names = ("results.csv", "trials.csv")
-    return sum(float(run["seconds"]) for name in names for run in _lines(experiment / name)) / 60
+    files = [experiment / name for name in ("results.csv", "trials.csv")]
+    runs = [run for path in files if path.exists() for run in _lines(path)]
+    return sum(float(run["seconds"]) for run in runs) / 60
 
 
 def _outcomes(results: Path, rounds_to: str) -> dict[tuple[str, str], _Outcome]:
