@@ -275,7 +275,7 @@ def test_ray_and_local_write_the_same_accuracies(tmp_path):
             env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "RAY_TMPDIR": short},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=500,
         )
     assert done.returncode == 0, done.stderr
     assert accuracies(tmp_path / "local") == accuracies(tmp_path / "ray")
