@@ -7,11 +7,12 @@ over the positions of what each has alone.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fedcurv.lazy import LazyTensors
 from fedcurv.likelihoods import (
     Categorical,
     require_classes,
@@ -120,7 +121,7 @@ def _choices(log_p: Tensor, log_tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return sizes, shares, tails
 
 
-class _OnePositionEach(Sequence[Tensor]):
+class _OnePositionEach(LazyTensors):
     """A cotangent for each factor and position, made when it is asked for.
 
     Args:
@@ -144,15 +145,7 @@ class _OnePositionEach(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._factors) * self._positions
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def made(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
             raise IndexError(index)
         position, number = divmod(index, len(self._factors))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fedcurv.curvature import extremes
 from fedcurv.errors import first_line
 from fedcurv.gathering import Batch, gathered, joined
+from fedcurv.lazy import LazyTensors
 from fedcurv.parameters import listed
 from fedcurv.per_sample import (
     Findings,
@@ -226,7 +227,7 @@ class _Probe(NamedTuple):
         return rows + self.first
 
 
-class _Counted(Sequence[Tensor]):
+class _Counted(LazyTensors):
     """Cotangents of samples that each stand for several: their squares count so many times."""
 
     def __init__(self, cotangents: Sequence[Tensor], counts: Tensor) -> None:
@@ -235,15 +236,7 @@ class _Counted(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._cotangents)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def made(self, index: int) -> Tensor:
         v = self._cotangents[index]
         return v * self._roots.to(v.dtype).view(-1, *[1] * (v.ndim - 1))
 
