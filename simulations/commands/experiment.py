@@ -58,9 +58,9 @@ def run_experiment(config: DictConfig, folder: Path, command: str) -> Done:
     check_simulation(resolved)
     set_up_flower_log(verbose=resolved["verbose"])
     experiment = resolved["experiment"]
-    target = experiment.get("target")
     metric = metric_of(resolved)
     check_experiment(experiment, metric)
+    target = experiment["target"]
     require_effective(shlex.split(command), experiment)
     tuning_seeds = experiment.get("tuning_seeds") or []
     cells, methods = experiment["cells"], chosen(experiment["methods"], experiment.get("only"))

@@ -62,8 +62,7 @@ def write_report(
     targets, kind = targets_of(metric, config), config["experiment"].get("table")
     rows = last_scores(runs) if kind == "last" else summary(runs, targets, target)
     told = [_caption(metric, kind), *at_edges(runs, trials)]
-    compared = pairs(runs, target)
-    if compared and kind != "last":
+    if kind != "last" and (compared := pairs(runs, target)):
         against = config["experiment"].get("against") or runs[0].plan.method
         beside = markdown_table(comparisons.table(compared, against, metric))
         told += ["\n".join(beside), comparisons.CAPTION]
@@ -84,17 +83,13 @@ def at_edges(runs: Sequence[Run], trials: Sequence[Run]) -> list[str]:
         trials: that the runs' settings were chosen from.
     """
     said = []
-    for cell, method in dict.fromkeys((in_words(r.plan.cell), r.plan.method) for r in runs):
-        own, tried = (
-            [
-                r.plan.settings
-                for r in some
-                if (in_words(r.plan.cell), r.plan.method) == (cell, method)
-            ]
-            for some in (runs, trials)
-        )
-        if tried and (keys := at_edge(own[0], tried)):
-            said.append(f"{method} ({cell}): {in_words({key: own[0][key] for key in keys})}")
+    tried = _by_method(trials)
+    for place, (first, *_) in _by_method(runs).items():
+        cell, method = place
+        best = first.plan.settings
+        points = [run.plan.settings for run in tried.get(place, ())]
+        if points and (keys := at_edge(best, points)):
+            said.append(f"{method} ({cell}): {in_words({key: best[key] for key in keys})}")
     if not said:
         return []
     return [
@@ -118,8 +113,7 @@ def summary(runs: Sequence[Run], targets: Sequence[float], target: float) -> lis
             f"MB to {metric.target(target)}",
         ]
     ]
-    for cell, method in dict.fromkeys((in_words(r.plan.cell), r.plan.method) for r in runs):
-        own = [r for r in runs if (in_words(r.plan.cell), r.plan.method) == (cell, method)]
+    for (cell, method), own in _by_method(runs).items():
         rows.append(
             [
                 cell,
@@ -139,11 +133,11 @@ def last_scores(runs: Sequence[Run]) -> list[list[str]]:
     metric = runs[0].metric
     cells = list(dict.fromkeys(in_words(run.plan.cell) for run in runs))
     rows = [["method", *cells]]
+    by_method = _by_method(runs)
     for method in dict.fromkeys(run.plan.method for run in runs):
         row = [method]
         for cell in cells:
-            own = [r for r in runs if (in_words(r.plan.cell), r.plan.method) == (cell, method)]
-            if not own:  # yet to be run
+            if not (own := by_method.get((cell, method))):  # yet to be run
                 row.append("")
                 continue
             last, best = [r.last for r in own], [r.best for r in own]
@@ -160,6 +154,14 @@ def ended_early(runs: Sequence[Run]) -> tuple[str, ...]:
         for run in runs
         if run.failure
     )
+
+
+def _by_method(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
+    """Return the runs by cell, in words, and method."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        found.setdefault((in_words(run.plan.cell), run.plan.method), []).append(run)
+    return found
 
 
 def _rounds(runs: Sequence[Run], target: float) -> str:
