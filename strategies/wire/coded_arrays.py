@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -93,29 +94,27 @@ def unpack_coded(record: ArrayRecord, kind: Kind) -> dict[str, Tensor]:
     return _unpacked(record, kind, _DECODE[kind])
 
 
-@dataclass(frozen=True)
 class Bounds:
-    """What each number of a precision was before it was rounded, by name.
+    """What each number of a coded precision can have been before it was rounded, by name.
 
-    Attributes:
-        least: at least.
-        most: at most.
+    Formed when it is asked for: a client without own terms in the sums needs none.
+
+    Args:
+        record: that ``unpack_coded`` can read.
     """
 
-    least: Mapping[str, Tensor]
-    most: Mapping[str, Tensor]
+    def __init__(self, record: ArrayRecord) -> None:
+        self._record = record
 
+    @cached_property
+    def least(self) -> Mapping[str, Tensor]:
+        """What it was at least; see ``codes``."""
+        return _unpacked(self._record, "precision", codes.least_before_coding)
 
-def unpack_bounds(record: ArrayRecord) -> Bounds:
-    """Return what each number of a coded precision can have been; see ``codes``.
-
-    Raises:
-        ValueError: as ``unpack_coded`` does.
-    """
-    return Bounds(
-        _unpacked(record, "precision", codes.least_before_coding),
-        _unpacked(record, "precision", codes.most_before_coding),
-    )
+    @cached_property
+    def most(self) -> Mapping[str, Tensor]:
+        """What it was at most."""
+        return _unpacked(self._record, "precision", codes.most_before_coding)
 
 
 def is_coded(record: ArrayRecord) -> bool:

@@ -22,7 +22,6 @@ from fedcurv.strategies.wire.coded_arrays import (
     is_coded,
     pack_coded,
     rounding,
-    unpack_bounds,
     unpack_coded,
 )
 from fedcurv.strategies.wire.codes import EXACT_BITS
@@ -123,7 +122,6 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
             f"expected the record {PRECISION!r} with either {WEIGHTED!r} or {DISTANCE!r}, got "
             f"{sorted(content.keys())}; does a mod on the way drop records?"
         )
-    bounds = unpack_bounds(precision)
     coded = Curvature(unpack_coded(precision, "precision"), unpack_coded(distance, "distance"))
     centre = _centre(coded.precision, content)
     if centre is None:
@@ -137,7 +135,7 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
         name: (centre[name] + away).mul_(coded.precision[name])
         for name, away in coded.weighted_parameters.items()
     }
-    return ReceivedSums(Curvature(coded.precision, weighted_parameters), bounds)
+    return ReceivedSums(Curvature(coded.precision, weighted_parameters), Bounds(precision))
 
 
 def _centre(named: Mapping[str, Tensor], content: RecordDict) -> dict[str, Tensor] | None:

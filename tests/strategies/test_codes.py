@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from fedcurv.strategies.wire import coded_arrays, codes
 from fedcurv.strategies.wire.coded_arrays import (
+    Bounds,
     is_coded,
     pack_coded,
     rounding,
-    unpack_bounds,
     unpack_coded,
 )
 from tests.oracles import codes as oracle
@@ -144,7 +144,7 @@ def test_neighbours_are_rounded_independently(kind):
 def test_a_precision_was_between_the_levels_beside_its_own(bits, exponent, seed):
     before = wide((3, 300), "precision", seed) * 2.0**exponent
     record = pack_coded({"w": before}, "precision", bits, rounding(seed))
-    after, bounds = unpack_coded(record, "precision")["w"], unpack_bounds(record)
+    after, bounds = unpack_coded(record, "precision")["w"], Bounds(record)
     least, most = bounds.least["w"], bounds.most["w"]
     assert bool((least <= before).all()) and bool((before <= most).all())
     levels = oracle.precision_levels(bits)
@@ -223,7 +223,7 @@ def test_a_tensor_of_fewer_numbers_than_a_block_stays_as_it_is(kind, monkeypatch
     for name in "wv":
         assert record[name].stype == "numpy.ndarray" and record[name].dtype == "float32"
         assert torch.equal(read[name], tensors[name].float())
-        bounds = unpack_bounds(ArrayRecord({name: record[name]}))
+        bounds = Bounds(ArrayRecord({name: record[name]}))
         assert torch.equal(bounds.least[name], read[name])
         assert torch.equal(bounds.most[name], read[name])
     assert record["u"].stype == f"fedcurv.{kind}-4"
