@@ -152,8 +152,11 @@ def clipped_logits(logits: Tensor, delta: float) -> Tensor:
     impossible = logits.isneginf()
     number = impossible.sum(1, keepdim=True)
     finite = logits.masked_fill(impossible, 0.0)
-    norm = torch.linalg.vector_norm(finite, dim=1, keepdim=True)
-    clipped = finite * (delta / norm.clamp(min=delta))
+    # in units of the largest, as squares of large logits are beyond all bounds in float32
+    largest = finite.detach().abs().amax(1, keepdim=True)
+    scaled = finite / torch.where(largest > 0, largest, 1.0)
+    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True).clamp(min=0.5)  # 1 at least, or 0
+    clipped = torch.where(largest * norm > delta, scaled * (delta / norm), finite)
     limit = -delta * impossible / number.clamp(min=1).sqrt()
     clipped = torch.where(number > 0, limit.to(clipped.dtype), clipped)
     return torch.where(number == logits.shape[1], logits, clipped)

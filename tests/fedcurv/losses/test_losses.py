@@ -302,6 +302,17 @@ def test_losses_are_compiled_as_one_graph(name):
     torch.testing.assert_close(compiled(z, y), loss(z, y))
 
 
+@pytest.mark.parametrize("scale", [1e3, 1e19, 1e37])
+def test_clipped_logits_do_not_depend_on_how_large_they_were(scale):
+    z, y = logits(6, CLASSES, dtype=torch.float32), labels(6)
+    z[0] = 0.0
+    large = (scale * z).requires_grad_()
+    value = LogitClip()(large, y)
+    torch.testing.assert_close(value, LogitClip()(100 * z, y))
+    (gradient,) = torch.autograd.grad(value, large)
+    assert bool(gradient.isfinite().all())
+
+
 def test_a_new_strength_does_not_compile_anew():
     loss = RegularizedCrossEntropy("entropy", strength=lambda epoch: float(epoch))
     z, y = logits(6, CLASSES), labels(6)
