@@ -158,14 +158,13 @@ class _OnePositionEach(LazyTensors):
 
 
 def _positions(likelihood: Categorical, outputs: Tensor, targets: Tensor) -> _Positions:
-    second = outputs
-    if targets.is_floating_point() or outputs.ndim == 2:
-        require_classes(outputs)
     if targets.is_floating_point():
-        if outputs.ndim > 2:
-            require_probabilities(outputs, targets)
-    elif outputs.ndim > 2 or likelihood.weight is not None:
+        require_classes(outputs)
+        require_probabilities(outputs, targets)
+        second = outputs
+    else:
         second = with_classes_second(outputs, targets)
+        require_in_range(targets.long(), second.shape[1], likelihood.ignored)
     axis = 1 if second is outputs else -1
     last = second.movedim(1, -1)
     logits = last.reshape(len(last), -1, last.shape[-1])
@@ -181,15 +180,11 @@ def _counts(likelihood: Categorical, targets: Tensor, logits: Tensor) -> Tensor 
                 "probabilities, of which no class says how many times a sample counts"
             )
         return None
-    labels = targets.reshape(logits.shape[0], -1)
-    if not labels.is_complex():
-        labels = labels.long()  # -100 is 156 in 8 bits
+    labels = targets.long().reshape(logits.shape[0], -1)  # -100 is 156 in 8 bits
     known = labels != likelihood.ignored
     if likelihood.weight is None:
         return None if bool(known.all()) else known.unsqueeze(-1).to(logits.dtype)
-    require_labels(targets)
     classes = logits.shape[-1]
-    require_in_range(labels, classes, likelihood.ignored)
     if len(likelihood.weight) != classes:
         raise ValueError(
             f"expected a weight for each of {classes} classes, got {len(likelihood.weight)}"

@@ -17,10 +17,10 @@ from fedcurv.likelihoods import (
     bernoulli,
     binary,
     gaussian,
-    multilabel,
     of_binary,
-    one_logit,
     require_shape_of,
+    shares_of_one,
+    shares_of_several,
 )
 from fedcurv.parameters import accumulation_dtype
 
@@ -39,8 +39,9 @@ def cotangents(
         kind: see ``fedcurv.fisher_diagonal``.
         likelihood: one of ``LIKELIHOODS`` unless the kind is ``empirical``.
         outputs: shape (N, ...).
-        targets: shape (N, ...). Unless the kind is ``empirical`` they say no more than which
-            labels are ignored, how many times each counts, and of what shape they are.
+        targets: shape (N, ...). Whatever the kind, they must be what the likelihood takes; unless
+            it is ``empirical`` they say no more than which labels are ignored, how many times each
+            counts, and of what shape they are.
         generator: draws the labels of ``sampled`` and the signs of ``signed``.
 
     Raises:
@@ -53,18 +54,13 @@ def cotangents(
     if kind == "empirical":
         return [_gradient(likelihood, outputs, targets)]
     if isinstance(likelihood, Categorical):
-        no_labels = targets.ndim != 1 or targets.is_floating_point()
-        if outputs.ndim == 2 and likelihood.weight is None and no_labels:  # they are of no account
-            one_known = int(likelihood.ignored == 0)
-            targets = targets.new_full((len(outputs),), one_known, dtype=torch.long)
         if kind == "sampled":
             return [drawn(likelihood, outputs, targets, generator)]
         if kind == "signed":
             return [signed(likelihood, outputs, targets, generator)]
         return expected(likelihood, outputs, targets)
-    if likelihood in (gaussian, multilabel):
-        require_shape_of(outputs, targets)
     if likelihood is gaussian:  # E[(f - y)(f - y)ᵀ] is the identity
+        require_shape_of(outputs, targets)
         nothing = 0 * outputs  # but NaN where an output is not finite
         if kind == "exact":
             return _one_by_one(nothing + 1)
@@ -72,7 +68,9 @@ def cotangents(
             return [nothing + _signs(outputs, generator)]
         return [nothing + torch.empty_like(outputs).normal_(generator=generator)]
     if likelihood is bernoulli:
-        one_logit(outputs)
+        shares_of_one(outputs, targets)
+    else:
+        shares_of_several(outputs, targets)
     if kind != "sampled":  # E[(p - y)²] = p (1 - p), in which neither factor may be a difference
         variance = nn.functional.logsigmoid(outputs) + nn.functional.logsigmoid(-outputs)
         deviations = (0.5 * variance).exp()

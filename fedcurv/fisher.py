@@ -23,6 +23,7 @@ from fedcurv.batches import Batches, Forward, Targets
 from fedcurv.cotangents import cotangents
 from fedcurv.criteria import likelihood_of
 from fedcurv.estimate import Estimate
+from fedcurv.global_state import require_generator
 from fedcurv.likelihoods import (
     LIKELIHOODS_OF_LOGITS,
     Categorical,
@@ -124,6 +125,7 @@ def fisher_diagonal(
     parameters = trainable_parameters(model)
     refuse_complex(parameters.items(), "fisher_diagonal")
     device = next(iter(parameters.values())).device
+    require_generator("generator", generator, device)
 
     if hooked := [name for name, p in parameters.items() if p._backward_hooks]:
         logger.warning(
@@ -170,8 +172,8 @@ def fisher_diagonal(
     if not any(bool(total.any()) for total in estimate.totals.values()):
         logger.warning(
             "Fisher diagonal of %s: zero for every parameter, so that FedCurv's penalty does "
-            "nothing: the outputs do not depend on the parameters, or the model is certain of "
-            "every sample",
+            "nothing: the outputs do not depend on the parameters, the model is certain of every "
+            "sample, or every label is one that is ignored",
             type(model).__name__,
         )
     return {name: total.div_(num_samples).contiguous() for name, total in estimate.totals.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,23 @@ def random_states_kept(device: torch.device | None = None) -> AbstractContextMan
     """Return a context after which the random states of the CPU and of the device are as before."""
     # without a list it would fork the state of every GPU, and warn of several
     return torch.random.fork_rng([device] if device is not None and device.type == "cuda" else [])
+
+
+def require_generator(name: str, generator: Any, device: torch.device) -> None:
+    """Refuse what draws no random numbers on a device; None stands for the global state.
+
+    Raises:
+        ValueError: as said, with the argument's name.
+    """
+    if generator is None:
+        return
+    if not isinstance(generator, torch.Generator):
+        raise ValueError(f"{name} must be a torch.Generator, or None, got {generator!r}")
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"expected {name} on the model's device, {device}, got one on {generator.device}; "
+            f"give torch.Generator({str(device)!r})"
+        )
 
 
 @contextmanager

@@ -59,26 +59,13 @@ categorical = Categorical()
 
 def bernoulli(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return each sample's binary cross-entropy, from one logit and a target in [0, 1]."""
-    logits = one_logit(outputs)
-    if targets.shape not in (logits.shape, (len(logits), 1)):
-        raise ValueError(
-            f"expected one target per sample, shape {tuple(logits.shape)} or "
-            f"{(len(logits), 1)}, got {described(targets)}"
-        )
-    targets = targets.reshape(logits.shape).to(outputs.dtype)
-    _require_shares(
-        targets,
-        "bernoulli",
-        "; use likelihood='gaussian' for regression, 'categorical' for labels of several classes",
-    )
+    logits, targets = shares_of_one(outputs, targets)
     return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 def multilabel(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return each sample's binary cross-entropies, summed over its labels, each with one logit."""
-    require_shape_of(outputs, targets)
-    targets = targets.to(outputs.dtype)
-    _require_shares(targets, "multilabel")
+    targets = shares_of_several(outputs, targets)
     losses = nn.functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
     return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
 
@@ -151,6 +138,39 @@ def _require_value_of_one(
             "same alone; does it divide by their number, or broadcast targets (N,) over outputs "
             "(N, 1)?"
         )
+
+
+def shares_of_one(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one logit and one target in [0, 1] for each sample, both (N,) and of one type.
+
+    Raises:
+        ValueError: for outputs or targets that are not so many, or not such.
+    """
+    logits = _one_logit(outputs)
+    if targets.shape not in (logits.shape, (len(logits), 1)):
+        raise ValueError(
+            f"expected one target per sample, shape {tuple(logits.shape)} or "
+            f"{(len(logits), 1)}, got {described(targets)}"
+        )
+    targets = targets.reshape(logits.shape).to(outputs.dtype)
+    _require_shares(
+        targets,
+        "bernoulli",
+        "; use likelihood='gaussian' for regression, 'categorical' for labels of several classes",
+    )
+    return logits, targets
+
+
+def shares_of_several(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return a target in [0, 1] for each of the outputs, in their shape and type.
+
+    Raises:
+        ValueError: for targets that are not so many, or not such.
+    """
+    require_shape_of(outputs, targets)
+    targets = targets.to(outputs.dtype)
+    _require_shares(targets, "multilabel")
+    return targets
 
 
 def _require_shares(targets: Tensor, likelihood: str, remedy: str = "") -> None:
@@ -254,7 +274,7 @@ def with_classes_second(outputs: Tensor, labels: Tensor) -> Tensor:
     return logits
 
 
-def one_logit(outputs: Tensor) -> Tensor:
+def _one_logit(outputs: Tensor) -> Tensor:
     """Return the logits as (N,)."""
     if outputs.ndim == 0 or outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] != 1):
         raise ValueError(

@@ -25,6 +25,7 @@ from fedcurv.cotangents import cotangents
 from fedcurv.criteria import likelihood_of
 from fedcurv.estimate import CotangentsOf, Estimate
 from fedcurv.gathering import Batch
+from fedcurv.global_state import require_generator
 from fedcurv.likelihoods import FisherKind, Likelihood
 from fedcurv.own_loss import check_of_labels
 from fedcurv.parameters import refuse_complex, trainable_parameters
@@ -79,6 +80,8 @@ def private_fisher_diagonal(
     parameters = trainable_parameters(model)
     refuse_complex(parameters.items(), "private_fisher_diagonal")
     device = next(iter(parameters.values())).device
+    require_generator("generator", generator, device)
+    require_generator("noise", noise, device)
     with undisturbed(model, device), without_opacus(model):
         model.eval()
         estimate = ClippedEstimate(

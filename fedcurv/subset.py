@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,7 @@ def check_number(number: Any) -> bool:
     """Return whether this says how many samples to take."""
     if isinstance(number, str):
         return number in ("auto", "all")
-    return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1
 
 
 def require_number(number: Any) -> None:
@@ -54,8 +55,8 @@ def require_number(number: Any) -> None:
 
 def number_of(number: Number, num_samples: int) -> int:
     """Return how many of so many samples are taken."""
-    if isinstance(number, int):
-        return min(number, num_samples)
+    if not isinstance(number, str):
+        return min(int(number), num_samples)
     enough = min(max(_FEWEST, -(-num_samples // _SHARE)), _MOST)
     return num_samples if number == "all" else min(enough, num_samples)
 
@@ -131,7 +132,7 @@ class Subset:
         self, number: Number, generator: torch.Generator | None = None, *, copies: bool = True
     ) -> None:
         self._number, self._generator, self._copies = number, generator, copies
-        self._most = _MOST if isinstance(number, str) else number
+        self._most = _MOST if isinstance(number, str) else int(number)
         self._has_classes = True
         self._sizes: Counter[int] = Counter()
         self._held: list[_Held] = []

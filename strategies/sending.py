@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Iterable
+from numbers import Integral
 from uuid import uuid4
 
 from flwr.app import Message, RecordDict
@@ -24,7 +25,7 @@ def checked_bits(bits: int, *, secure_sums: bool) -> int:
     Raises:
         ValueError: for another number than 4, 8 and 32, and for codes in secure sums.
     """
-    if isinstance(bits, bool) or bits not in (*CODE_BITS, EXACT_BITS):
+    if not isinstance(bits, Integral) or bits not in (*CODE_BITS, EXACT_BITS):
         raise ValueError(f"bits must be 4, 8 or 32, got {bits!r}")
     if secure_sums and bits != EXACT_BITS:
         raise ValueError(

@@ -1,6 +1,8 @@
 """Base class of the losses."""
 
 import math
+from collections.abc import Callable
+from numbers import Real
 
 from torch import Tensor, nn
 
@@ -51,8 +53,20 @@ class RobustLoss(nn.Module):
         )
 
 
-def in_range(name: str, value: float, fits: bool, wanted: str) -> float:
+def in_range(name: str, value: float, fits: Callable[[float], bool], wanted: str) -> float:
     """Return a setting, or raise a ValueError that says what was wanted."""
-    if not fits or not math.isfinite(value):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not fits(value):
         raise ValueError(f"{name} must be finite and {wanted}, got {value!r}")
     return value
+
+
+def loss_of_logits(name: str, loss: RobustLoss | None, default: type[RobustLoss]) -> RobustLoss:
+    """Return a loss that another is made of, or raise a ValueError if it is none of these."""
+    if loss is None:
+        return default()
+    if not isinstance(loss, RobustLoss):
+        raise ValueError(
+            f"{name} must be a loss of fedcurv.losses, such as {default.__name__}(), got {loss!r}"
+        )
+    return loss

@@ -1,11 +1,12 @@
 """The well-known losses that tolerate label noise, as modules."""
 
+from numbers import Integral
 from typing import Any, Unpack
 
 from torch import Tensor
 
 from fedcurv.losses import formulas
-from fedcurv.losses.base import RobustLoss, in_range
+from fedcurv.losses.base import RobustLoss, in_range, loss_of_logits
 from fedcurv.losses.formulas import LOG_OF_ZERO
 from fedcurv.losses.reduction import LossOptions
 from fedcurv.losses.registry import register_loss
@@ -46,11 +47,11 @@ class GeneralizedCrossEntropy(RobustLoss):
         self, q: float = 0.7, truncation: float | None = None, **options: Unpack[LossOptions]
     ) -> None:
         super().__init__(**options)
-        self.q = in_range("q", q, 0 < q <= 1, "in (0, 1]")
+        self.q = in_range("q", q, lambda v: 0 < v <= 1, "in (0, 1]")
         self.truncation = (
             None
             if truncation is None
-            else in_range("truncation", truncation, 0 < truncation < 1, "in (0, 1)")
+            else in_range("truncation", truncation, lambda v: 0 < v < 1, "in (0, 1)")
         )
 
     def of_labels(self, logits: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ class ReverseCrossEntropy(RobustLoss):
 
     def __init__(self, log_of_zero: float = LOG_OF_ZERO, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.log_of_zero = in_range("log_of_zero", log_of_zero, log_of_zero < 0, "< 0")
+        self.log_of_zero = in_range("log_of_zero", log_of_zero, lambda v: v < 0, "< 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -95,9 +96,9 @@ class SymmetricCrossEntropy(RobustLoss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
-        self.alpha = in_range("alpha", alpha, alpha >= 0, ">= 0")
-        self.beta = in_range("beta", beta, beta >= 0, ">= 0")
-        self.log_of_zero = in_range("log_of_zero", log_of_zero, log_of_zero < 0, "< 0")
+        self.alpha = in_range("alpha", alpha, lambda v: v >= 0, ">= 0")
+        self.beta = in_range("beta", beta, lambda v: v >= 0, ">= 0")
+        self.log_of_zero = in_range("log_of_zero", log_of_zero, lambda v: v < 0, "< 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -134,10 +135,10 @@ class ActivePassiveLoss(RobustLoss):
         **options: Unpack[LossOptions],
     ) -> None:
         super().__init__(**options)
-        self.active = NormalizedCrossEntropy() if active is None else active
-        self.passive = ReverseCrossEntropy() if passive is None else passive
-        self.alpha = in_range("alpha", alpha, alpha >= 0, ">= 0")
-        self.beta = in_range("beta", beta, beta >= 0, ">= 0")
+        self.active = loss_of_logits("active", active, NormalizedCrossEntropy)
+        self.passive = loss_of_logits("passive", passive, ReverseCrossEntropy)
+        self.alpha = in_range("alpha", alpha, lambda v: v >= 0, ">= 0")
+        self.beta = in_range("beta", beta, lambda v: v >= 0, ">= 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -157,8 +158,8 @@ class AsymmetricGeneralizedCrossEntropy(RobustLoss):
 
     def __init__(self, a: float = 0.6, q: float = 0.6, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.a = in_range("a", a, a > 0, "> 0")
-        self.q = in_range("q", q, q > 0, "> 0")
+        self.a = in_range("a", a, lambda v: v > 0, "> 0")
+        self.q = in_range("q", q, lambda v: v > 0, "> 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -177,8 +178,8 @@ class AsymmetricUnhinged(RobustLoss):
 
     def __init__(self, a: float = 5.5, q: float = 3.0, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.a = in_range("a", a, a > 1, "> 1")
-        self.q = in_range("q", q, q > 0, "> 0")
+        self.a = in_range("a", a, lambda v: v > 1, "> 1")
+        self.q = in_range("q", q, lambda v: v > 0, "> 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -196,7 +197,7 @@ class AsymmetricExponential(RobustLoss):
 
     def __init__(self, a: float = 2.5, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.a = in_range("a", a, a > 0, "> 0")
+        self.a = in_range("a", a, lambda v: v > 0, "> 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -214,8 +215,8 @@ class TaylorCrossEntropy(RobustLoss):
 
     def __init__(self, order: int = 2, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        is_order = isinstance(order, int) and order >= 1
-        self.order = int(in_range("order", order, is_order, "an integer >= 1"))
+        in_range("order", order, lambda v: isinstance(v, Integral) and v >= 1, "an integer >= 1")
+        self.order = int(order)
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -233,8 +234,9 @@ class JensenShannon(RobustLoss):
 
     def __init__(self, weight_of_label: float = 0.5, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        fits = 0 < weight_of_label < 1
-        self.weight_of_label = in_range("weight_of_label", weight_of_label, fits, "in (0, 1)")
+        self.weight_of_label = in_range(
+            "weight_of_label", weight_of_label, lambda v: 0 < v < 1, "in (0, 1)"
+        )
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""

@@ -76,12 +76,13 @@ def preset(loss: str, data_set: str) -> RobustLoss:
     """Return a loss with the published settings.
 
     Args:
-        loss: one of ``PRESETS``, such as ``gce``, ``nce+rce`` or ``jal-ce``.
-        data_set: ``mnist``, ``cifar10`` or ``cifar100``, as far as there are settings.
+        loss: one of ``PRESETS``, such as ``gce``, ``nce+rce`` or ``jal-ce``; capitals or not.
+        data_set: ``mnist``, ``cifar10`` or ``cifar100``, as far as there are settings; likewise.
 
     Raises:
         ValueError: if there are none.
     """
+    loss, data_set = str(loss).lower(), str(data_set).lower()
     if loss not in PRESETS:
         raise ValueError(f"loss must be one of {', '.join(PRESETS)}, got {loss!r}")
     if data_set not in PRESETS[loss]:

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 from torch import Tensor
 
 from fedcurv.losses import formulas
-from fedcurv.losses.base import RobustLoss, in_range
+from fedcurv.losses.base import RobustLoss, in_range, loss_of_logits
 from fedcurv.losses.modules import (
     ActivePassiveLoss,
     AsymmetricExponential,
@@ -29,7 +29,7 @@ class NormalizedNegativeCrossEntropy(RobustLoss):
 
     def __init__(self, clip: float = 1e-7, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.clip = in_range("clip", clip, 0 < clip < 1, "in (0, 1)")
+        self.clip = in_range("clip", clip, lambda v: 0 < v < 1, "in (0, 1)")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -47,7 +47,7 @@ class AsymmetricSquaredError(RobustLoss):
 
     def __init__(self, a: float = 30.0, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.a = in_range("a", a, a > 0, "> 0")
+        self.a = in_range("a", a, lambda v: v > 0, "> 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -66,8 +66,8 @@ class SharpenedCrossEntropy(RobustLoss):
 
     def __init__(self, m: float = 1e5, clip: float = 1e-8, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.m = in_range("m", m, m >= 0, ">= 0")
-        self.clip = in_range("clip", clip, 0 < clip < 1, "in (0, 1)")
+        self.m = in_range("m", m, lambda v: v >= 0, ">= 0")
+        self.clip = in_range("clip", clip, lambda v: 0 < v < 1, "in (0, 1)")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -85,7 +85,7 @@ class PartiallyHuberisedCrossEntropy(RobustLoss):
 
     def __init__(self, tau: float = 10.0, **options: Unpack[LossOptions]) -> None:
         super().__init__(**options)
-        self.tau = in_range("tau", tau, tau > 1, "> 1")
+        self.tau = in_range("tau", tau, lambda v: v > 1, "> 1")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""
@@ -105,8 +105,8 @@ class LogitClip(RobustLoss):
         self, loss: RobustLoss | None = None, delta: float = 1.0, **options: Unpack[LossOptions]
     ) -> None:
         super().__init__(**options)
-        self.loss = CrossEntropy() if loss is None else loss
-        self.delta = in_range("delta", delta, delta > 0, "> 0")
+        self.loss = loss_of_logits("loss", loss, CrossEntropy)
+        self.delta = in_range("delta", delta, lambda v: v > 0, "> 0")
 
     def of_labels(self, logits: Tensor) -> Tensor:
         """Return the loss under every label."""

@@ -1,7 +1,6 @@
 """Cross-entropy with output regularisation."""
 
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Unpack
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedcurv.losses import formulas
-from fedcurv.losses.base import RobustLoss
+from fedcurv.losses.base import RobustLoss, in_range
 from fedcurv.losses.reduction import LossOptions
 from fedcurv.losses.registry import register_loss
 from fedcurv.losses.regularizers import Regularizer, regularizer_of
@@ -69,9 +68,7 @@ class RegularizedCrossEntropy(RobustLoss):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not 0.0 <= value < math.inf:
-            raise ValueError(f"strength must be finite and >= 0, got {value!r}")
-        self._strength.fill_(value)
+        self._strength.fill_(in_range("strength", value, lambda v: v >= 0, ">= 0"))
 
     def advance(self) -> None:
         """Set λ to the schedule's next value, as a learning rate's scheduler does with ``step``.

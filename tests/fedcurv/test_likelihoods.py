@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from fedcurv import fisher_diagonal
+from fedcurv.private_fisher import private_fisher_diagonal
 from tests.oracles import fisher as oracle
 
 
@@ -130,9 +131,12 @@ def test_information_that_is_zero_everywhere_is_told(caplog):
 X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
 
 
+@pytest.mark.parametrize("kind", ["empirical", "exact", "sampled", "signed"])
 @pytest.mark.parametrize(
     ("model", "batch", "options", "message"),
     [
+        (nn.Linear(4, 3), (X, Y + 0.5), {}, "class probabilities in the outputs' shape"),
+        (nn.Linear(4, 3), (X, Y[:, None]), {}, r"axis away by .squeeze\(1\)"),
         (nn.Linear(4, 3), (X, torch.randn(3, 3)), {}, "batch 0: .*use likelihood='gaussian'"),
         (nn.Linear(4, 3), (X, torch.full((3, 3), 0.5)), {}, "sums from 1.5 to 1.5"),
         (nn.Linear(4, 3), (X, Y + 1), {}, r"batch 0: expected labels from 0 to 2 .*got 3"),
@@ -164,14 +168,29 @@ X, Y = torch.randn(3, 4), torch.tensor([0, 1, 2])
         (
             nn.Linear(4, 1),
             (X, torch.ones(len(X))),
-            {"likelihood": "multilabel", "kind": "exact"},
+            {"likelihood": "multilabel"},
             r"in the shape of the outputs, \(\d, 1\), got \(\d,\)",
         ),
     ],
 )
-def test_what_cannot_be_right_is_refused(model, batch, options, message):
+def test_what_cannot_be_right_is_refused(model, batch, options, message, kind):
     with pytest.raises(ValueError, match=message):
-        fisher_diagonal(model, [batch], **options)
+        fisher_diagonal(model, [batch], kind=kind, **options)
+
+
+@pytest.mark.parametrize("kind", ["exact", "sampled", "signed"])
+def test_labels_of_positions_must_be_classes_whatever_the_kind(kind):
+    model, y = nn.Linear(4, 3), torch.tensor([[0, 1], [2, 3], [1, 1]])
+    with pytest.raises(ValueError, match=r"batch 0: expected labels from 0 to 2 .* got 3"):
+        fisher_diagonal(model, [(torch.randn(3, 2, 4), y)], kind=kind)
+
+
+def test_what_draws_no_random_numbers_is_no_generator():
+    message = "generator must be a torch.Generator, or None, got 0"
+    with pytest.raises(ValueError, match=message):
+        fisher_diagonal(nn.Linear(4, 3), [(X, Y)], kind="sampled", generator=0)
+    with pytest.raises(ValueError, match=message.replace("generator", "noise", 1)):
+        private_fisher_diagonal(nn.Linear(4, 3), [(X, Y)], clip=1.0, noise_multiplier=1.0, noise=0)
 
 
 @pytest.mark.parametrize(

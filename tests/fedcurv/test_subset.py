@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -228,7 +229,7 @@ def test_the_generator_or_the_global_seed_decides_and_neither_is_disturbed():
     batches = in_batches(x, y, 7)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = fisher_diagonal(model, batches, samples=6)
+    first = fisher_diagonal(model, batches, samples=np.int64(6))
     assert torch.equal(torch.get_rng_state(), before)
     assert_same(fisher_diagonal(model, batches, samples=6, generator=seeded(5)), first)
     torch.manual_seed(6)

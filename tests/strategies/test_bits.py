@@ -499,7 +499,7 @@ def test_secure_sums_cannot_be_in_codes():
         Federation().run(strategy)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 3, 16, 4.5, True, "4", math.nan])
+@pytest.mark.parametrize("bits", [0, 1, 3, 16, 4.0, 4.5, True, "4", math.nan])
 def test_bits_are_4_or_8_or_32(bits):
     with pytest.raises(ValueError, match="bits must be 4, 8 or 32, got"):
         FedCurv(strength=0.1, bits=bits)

@@ -515,7 +515,7 @@ def test_presets_hold_the_published_settings():
     assert (both.alpha, both.beta) == (1.0, 1.0)
     assert isinstance(both.active, NormalizedCrossEntropy)
     assert isinstance(both.passive, MeanAbsoluteError)
-    assert preset("gce", "cifar10").q == 0.7
+    assert preset("gce", "cifar10").q == preset("GCE", "CIFAR10").q == 0.7
 
 
 @pytest.mark.parametrize(
@@ -537,6 +537,14 @@ def test_presets_hold_the_published_settings():
         (lambda: PartiallyHuberisedCrossEntropy(1.0), "tau must be finite and > 1"),
         (lambda: LogitClip(delta=math.inf), "delta must be finite and > 0"),
         (lambda: LOSSES["logit_clip"]("gcee"), "loss must be one of .*gce.* got 'gcee'"),
+        (lambda: LogitClip(2.0), r"loss must be a loss of fedcurv.losses, such as Cross.* got 2.0"),
+        (lambda: ActivePassiveLoss("gce"), "active must be a loss of fedcurv.losses.* got 'gce'"),
+        (lambda: ActivePassiveLoss(passive=CrossEntropy), "passive must be a loss of fedcurv.loss"),
+        (lambda: GeneralizedCrossEntropy("0.7"), r"q must be finite and in \(0, 1\], got '0.7'"),
+        (lambda: LogitClip(delta=True), "delta must be finite and > 0, got True"),
+        (lambda: TaylorCrossEntropy("2"), "order must be finite and an integer >= 1, got '2'"),
+        (lambda: TaylorCrossEntropy(2.0), "order must be finite and an integer >= 1, got 2.0"),
+        (lambda: RegularizedCrossEntropy(strength="1"), "strength must be finite and >= 0, got '1"),
         (lambda: TaylorCrossEntropy(order=0), "order must be finite and an integer >= 1"),
         (lambda: JensenShannon(1.0), r"weight_of_label must be finite and in \(0, 1\)"),
         (lambda: RegularizedCrossEntropy("l2"), "regularizer must be one of label_smoothing, ent"),
