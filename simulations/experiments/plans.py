@@ -63,11 +63,16 @@ def check_experiment(experiment: Settings, metric: Metric = ACCURACY) -> None:
                     f"experiment.methods.{name}.grid.{key}: expected a list of values, got "
                     f"{values!r}"
                 )
+            require_distinct(f"experiment.methods.{name}.grid.{key}", values)
     check_budgets(methods)
     against = experiment.get("against")
     if against is not None and against not in list(methods):
         raise ValueError(
             f"experiment.against must name one of {', '.join(map(str, methods))}, got {against!r}"
+        )
+    if against is not None and len(methods) == 1:
+        raise ValueError(
+            f"experiment.against: expected other methods to set beside {against}, got that alone"
         )
     check_more_trials(experiment.get("more_trials", 0), methods)
     seeds = experiment.get("tuning_seeds")

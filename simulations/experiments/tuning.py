@@ -56,12 +56,16 @@ def best_of(tuning: Sequence[Sequence[Run]], target: float) -> Settings:
 
 
 def at_edge(best: Settings, tried: Sequence[Settings]) -> list[str]:
-    """Return the keys whose best value is the smallest or the largest number that was tried."""
-    return [
-        key
+    """Return the keys whose best value is the smallest or the largest number that was tried.
+
+    Nothing smaller than 0 would be tried, so that 0 is no edge.
+    """
+    edges = {
+        key: {value for value in (values[0], values[-1]) if value != 0}
         for key, values in _numbers_tried(tried).items()
-        if len(values) > 1 and best[key] in (values[0], values[-1])
-    ]
+        if len(values) > 1
+    }
+    return [key for key, ends in edges.items() if best[key] in ends]
 
 
 def next_point(

@@ -5,7 +5,7 @@ import pytest
 from fedcurv.simulations.experiments.comparisons import CAPTION, line, pairs, table
 from fedcurv.simulations.experiments.report import at_edges
 from fedcurv.simulations.experiments.runs import Plan, Run
-from fedcurv.simulations.experiments.tuning import check_more_trials, next_point, tune
+from fedcurv.simulations.experiments.tuning import at_edge, check_more_trials, next_point, tune
 from fedcurv.simulations.parts.metrics import ACCURACY
 
 SEEDS = range(6)
@@ -101,6 +101,12 @@ def test_a_best_number_at_the_edge_of_what_was_tried_is_told():
     (said,) = at_edges(runs, trials)
     assert said.endswith("may do better: a (epochs 5): lr 1.")
     assert at_edges(runs[1:], trials) == at_edges(runs, []) == []
+
+
+def test_nothing_would_be_tried_below_0_which_is_therefore_no_edge():
+    tried = [{"strategy.proximal_mu": mu} for mu in (0.0, 0.1)]
+    assert at_edge(tried[0], tried) == []
+    assert at_edge(tried[1], tried) == ["strategy.proximal_mu"]
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,14 @@ def test_cells_may_hold_names(tmp_path):
             {"methods": {"a": {"strategy": "fedavg", "gird": {"client.lr": [0.1]}}}},
             r"^experiment\.methods\.a has no key gird; its keys are strategy, set, grid$",
         ),
+        (
+            {"methods": {"a": {"strategy": "fedavg", "grid": {"client.lr": [0.1, 0.3, 0.1]}}}},
+            r"methods.a.grid.client.lr: expected each once, got 0.1 twice",
+        ),
+        (
+            {"methods": {"a": {"strategy": "fedavg"}}, "against": "a"},
+            "experiment.against: expected other methods to set beside a, got that alone",
+        ),
         ({"cells": [{"client.epochs": 0}]}, "epochs must be an integer >= 1, got 0"),
         (
             {"cells": [{"client.device": "cuda:99"}]},
