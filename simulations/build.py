@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import Context, Message
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedcurv.clients import TrainingSettings
 from fedcurv.clients.terms import LocalTerm, MakeTerm
@@ -26,7 +26,12 @@ from fedcurv.simulations.own_calls import (
     own_options,
     version_of,
 )
-from fedcurv.simulations.parts.label_noise import drawn
+from fedcurv.simulations.parts.label_noise import (
+    Labelled,
+    check_noise,
+    drawn,
+    noisy_validation,
+)
 from fedcurv.simulations.parts.models import MODELS
 from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_named
 from fedcurv.simulations.rules import is_number
@@ -94,9 +99,9 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
         _require_classification(config)
         data = load(**{key: settings[key] for key in ("name", "root", "download")})
     if held_out := settings["validation_samples"]:
-        # the same ones for every seed: what was tuned on must never be trained on
-        training, validation = data.split(held_out)
-        data = validation if settings["evaluate_on"] == "validation" else training
+        data, validation = data.split(held_out)
+        if settings["evaluate_on"] == "validation":
+            data = data.tested_on(*_validation_samples(validation, config))
     elif settings["evaluate_on"] == "validation":
         raise ValueError(
             "data.evaluate_on=validation needs data.validation_samples > 0, which are held out of "
@@ -106,6 +111,16 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
     if test_samples is not None and settings["evaluate_on"] == "test":
         data = data.with_some_tests(test_samples)
     return data if number is None else data.some(number, seed=seed)
+
+
+def _validation_samples(held_out: DataSet, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets to tune on; with wrong labels, if whoever tunes has no others."""
+    noise, inputs, targets = config["data"]["noise"], held_out.train_inputs, held_out.train_targets
+    if not noise.get("validation"):
+        return inputs, targets
+    check_noise(noise, config["num_clients"], held_out.task, held_out.human_labels)
+    samples = Labelled(inputs, targets, held_out.num_classes, held_out.human_labels)
+    return inputs, noisy_validation(samples, noise, config["num_clients"]).labels
 
 
 def _require_classification(config: Mapping[str, Any]) -> None:

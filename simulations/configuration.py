@@ -139,7 +139,8 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
     make_loss(settings["client"]["loss"], task)
     if settings["client"]["loss"] == AUTO:
         settings["client"]["loss"] = task.loss
-    check_noise(settings["data"]["noise"], settings["num_clients"], task)
+    human = data.human_labels if isinstance(data, DataSet) else ()
+    check_noise(settings["data"]["noise"], settings["num_clients"], task, human)
     metric, targets = metric_of(settings), settings["target_accuracies"]
     check_metric(settings.get("metric"), metric)
     if not metric.is_share and targets and targets != _default_targets():

@@ -22,6 +22,8 @@ from fedcurv.simulations.parts.tasks import AUTO, CLASSIFICATION, Task, task_nam
 _PARTS = ("train_inputs", "train_targets", "test_inputs", "test_targets")
 _NAMES = (*_PARTS, "train_groups", "classes")
 _GROUPS = ("group", "groups")
+# begins the names of other labels of the training samples, which people gave them
+_HUMAN = "human_"
 # of classes without names, unless there are more samples: a model has a row of weights for each
 _MOST_CLASSES = 1_000_000
 
@@ -41,7 +43,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError("it is another kind of file")
         with np.load(path, allow_pickle=False) as file:
             names = file.files
-            arrays = {name: file[name] for name in names if name in _NAMES}
+            arrays = {name: file[name] for name in names if name in _NAMES or _is_human(name)}
     except Exception as error:  # whatever a damaged file makes of it
         raise ValueError(
             f"data.file={path}: expected arrays as numpy.savez writes them, without pickled "
@@ -65,8 +67,8 @@ def data_set_of(
         arrays: a mapping of ``train_inputs``, ``train_targets``, ``test_inputs`` and
             ``test_targets``, arrays or tensors; or of ``train`` and ``test``, torch Datasets of
             pairs. Targets are what the task has; see ``read_targets``. Optionally
-            ``train_groups``, shape (N,), who each training sample is of, and ``classes``, the names
-            of all classes.
+            ``train_groups``, shape (N,), who each training sample is of, ``classes``, the names of
+            all classes, and ``human_NAME``, shape (N,), what people took the training samples for.
         source: what it came from, for messages.
         standardise: turn inputs into float32 less their mean, over their standard deviation.
         channels_last: inputs are pictures with the channels as their last axis.
@@ -113,18 +115,37 @@ def data_set_of(
         _tell_of_idle_output(targets.values(), source)
     if learned is CLASSIFICATION and not are_tokens:
         _tell_of_untaught_classes(targets["train"], targets["test"], source)
+    num_classes = _num_classes(learned, targets.values(), highest, source)
     mean, deviation = mean_and_deviation(inputs["train"]) if standardise else (None, 1.0)
     return DataSet(
         inputs["train"],
         targets["train"],
         inputs["test"],
         targets["test"],
-        num_classes=_num_classes(learned, targets.values(), highest, source),
+        num_classes=num_classes,
         mean=mean,
         deviation=deviation,
         train_groups=_groups(known.get("train_groups"), len(inputs["train"]), source),
         task=learned,
+        human_labels=_human_labels(known, learned, len(inputs["train"]), num_classes, source),
     )
+
+
+def _is_human(name: object) -> bool:
+    return isinstance(name, str) and name.startswith(_HUMAN) and name != _HUMAN
+
+
+def _human_labels(
+    known: Mapping[Any, Any], task: Task, number: int, num_classes: int, source: str
+) -> dict[str, Tensor]:
+    labels = {}
+    for name in filter(_is_human, known):
+        what = f"{source}: {name}"
+        if task is not CLASSIFICATION:
+            raise ValueError(f"{what}: there are such labels for classes only, not for {task.name}")
+        given = _tensor(known[name], what)
+        labels[name.removeprefix(_HUMAN)] = read_targets(given, number, AUTO, num_classes, what)
+    return labels
 
 
 def _num_classes(task: Task, targets: Collection[Tensor], highest: int | None, source: str) -> int:
@@ -147,13 +168,15 @@ def _num_classes(task: Task, targets: Collection[Tensor], highest: int | None, s
 
 def _look_at_names(names: Iterable[object], known: Sequence[str], source: str) -> None:
     """Raise a ValueError for a name that is nearly one of ours; say that others are not read."""
-    others = [str(name) for name in names if name not in known]
+    others = [str(name) for name in names if name not in known and not _is_human(name)]
     for name in others:
         near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.9)
         if near or name in _GROUPS:
             raise ValueError(f"{source}: expected {(*near, 'train_groups')[0]}, got {name}")
     if others:
-        tell_once(f"{source}: {listed(others)}: not used; what is known: {', '.join(known)}")
+        tell_once(
+            f"{source}: {listed(others)}: not used; what is known: {', '.join(known)}, {_HUMAN}NAME"
+        )
 
 
 def _tell_of_idle_output(targets: Collection[Tensor], source: str) -> None:

@@ -1,6 +1,7 @@
 """A data set in memory: what partitions deal out, clients train on and servers evaluate on."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ class DataSet:
         deviation: standard deviation of the training inputs.
         train_groups: shape (N,), who each training sample is of; None where nobody says.
         task: what is to be learned.
+        human_labels: other labels of the training samples, which people gave them, by name; each of
+            shape (N,).
     """
 
     train_inputs: Tensor
@@ -41,6 +44,7 @@ class DataSet:
     deviation: float = 1.0
     train_groups: NDArray[np.int64] | None = None
     task: Task = CLASSIFICATION
+    human_labels: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,10 +107,10 @@ class DataSet:
         )
 
     def split(self, number: int) -> tuple["DataSet", "DataSet"]:
-        """Return this data set twice without so many of its training samples, chosen at random.
+        """Return this data set without so many of its training samples, and with these alone.
 
-        Returns:
-            one with the test set as it was, one with those samples in the place of the test set.
+        They are chosen at random, the same ones for every seed: what was tuned on must never be
+        trained on.
 
         Raises:
             ValueError: if none would be left, or ``number`` < 1.
@@ -119,19 +123,21 @@ class DataSet:
         order = torch.randperm(
             len(self.train_targets), generator=torch.Generator().manual_seed(_SPLIT_SEED)
         )
-        held_out = order[:number]
-        training = self._with(order[number:].sort().values)
-        validation = replace(
-            training,
-            test_inputs=self.train_inputs[held_out],
-            test_targets=self.train_targets[held_out],
-        )
-        return training, validation
+        return self._with(order[number:].sort().values), self._with(order[:number])
+
+    def tested_on(self, inputs: Tensor, targets: Tensor) -> "DataSet":
+        """Return the same training samples beside another test set."""
+        return replace(self, test_inputs=inputs, test_targets=targets)
 
     def train_samples(self, indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of some training samples, as a model takes them."""
         chosen = torch.from_numpy(indices)
         return self._prepared(self.train_inputs[chosen]), self.train_targets[chosen]
+
+    def human_labels_of(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return what people took some training samples for, by name."""
+        chosen = torch.from_numpy(indices)
+        return {name: one[chosen] for name, one in self.human_labels.items()}
 
     def telling_inputs(self) -> Tensor:
         """Return a few inputs as a model takes them, to try it.
@@ -160,6 +166,7 @@ class DataSet:
             train_inputs=self.train_inputs[chosen],
             train_targets=self.train_targets[chosen],
             train_groups=None if groups is None else groups[chosen.numpy()],
+            human_labels={name: one[chosen] for name, one in self.human_labels.items()},
         )
 
     def _prepared(self, inputs: Tensor) -> Tensor:

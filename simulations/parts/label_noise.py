@@ -1,6 +1,8 @@
 """Label noise at some clients, as a configuration describes it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,40 +17,67 @@ from fedcurv.label_noise import (
 from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 from fedcurv.simulations.rules import is_integer, is_list_of, is_number
 
-# from inputs, labels, rate, number of classes and a generator
-_KINDS: dict[str, Callable[[Tensor, Tensor, float, int, torch.Generator], NoisyLabels]] = {
-    "symmetric": lambda x, y, rate, classes, g: symmetric_noise(y, rate, classes, generator=g),
-    "asymmetric_mnist": lambda x, y, rate, classes, g: asymmetric_noise(
-        y, rate, "mnist", generator=g
-    ),
-    "asymmetric_cifar10": lambda x, y, rate, classes, g: asymmetric_noise(
-        y, rate, "cifar10", generator=g
-    ),
-    "instance": lambda x, y, rate, classes, g: instance_dependent_noise(
-        x, y, rate, classes, generator=g
-    ),
+# no client has it: seeds of experiments are small
+_SEED_OF_VALIDATION = 20_240_301_000_003
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Samples with their labels, and what people took them for.
+
+    Attributes:
+        inputs: shape (N, ...).
+        labels: shape (N,).
+        num_classes: of the data set.
+        human: other labels of the same samples by name, each of shape (N,).
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    num_classes: int
+    human: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def _symmetric(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
+    return symmetric_noise(samples.labels, noise["rate"], samples.num_classes, generator=g)
+
+
+def _asymmetric(
+    confusions: str, samples: Labelled, noise: Mapping[str, Any], g: torch.Generator
+) -> NoisyLabels:
+    return asymmetric_noise(samples.labels, noise["rate"], confusions, generator=g)
+
+
+def _instance(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
+    return instance_dependent_noise(
+        samples.inputs, samples.labels, noise["rate"], samples.num_classes, generator=g
+    )
+
+
+def _human(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
+    labels = samples.human[noise["labels"]]
+    return NoisyLabels(labels, float((labels != samples.labels).double().mean()))
+
+
+_KINDS: dict[str, Callable[[Labelled, Mapping[str, Any], torch.Generator], NoisyLabels]] = {
+    "symmetric": _symmetric,
+    "asymmetric_mnist": partial(_asymmetric, "mnist"),
+    "asymmetric_cifar10": partial(_asymmetric, "cifar10"),
+    "instance": _instance,
+    "human": _human,
 }
 KINDS = ("none", *_KINDS)
 
 
 def noisy_labels(
-    inputs: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    noise: Mapping[str, Any],
-    *,
-    client: int,
-    num_clients: int,
-    seed: int,
+    samples: Labelled, noise: Mapping[str, Any], *, client: int, num_clients: int, seed: int
 ) -> NoisyLabels:
     """Return one client's labels, the same in every round.
 
     Args:
-        inputs: shape (N, ...).
-        labels: shape (N,).
-        num_classes: of the data set.
+        samples: the client's.
         noise: ``kind``, ``rate`` and ``clients``: the share of clients that are noisy, or a list of
-            their numbers.
+            their numbers; for human labels their name, ``labels``, in the place of ``rate``.
         client: its number.
         num_clients: how many there are.
         seed: decides who is noisy, and which labels are wrong.
@@ -56,15 +85,49 @@ def noisy_labels(
     Raises:
         ValueError: for a description that cannot be meant.
     """
-    check_noise(noise, num_clients)
+    check_noise(noise, num_clients, human=samples.human)
     if noise["kind"] == "none" or client not in _noisy_clients(noise["clients"], num_clients, seed):
-        return NoisyLabels(labels, 0.0)
-    generator = torch.Generator().manual_seed(1_000_003 * seed + client)
-    return _KINDS[noise["kind"]](inputs, labels, noise["rate"], num_classes, generator)
+        return NoisyLabels(samples.labels, 0.0)
+    return _made_wrong(samples, noise, 1_000_003 * seed + client)
 
 
-def check_noise(noise: Mapping[str, Any], num_clients: int, task: Task = CLASSIFICATION) -> None:
-    """Raise a ValueError if a description cannot be meant, or there are no labels to be wrong."""
+def noisy_validation(samples: Labelled, noise: Mapping[str, Any], num_clients: int) -> NoisyLabels:
+    """Return the labels of held-out samples, the same for every seed: as wrong as noisy clients'.
+
+    Args:
+        samples: that are held out.
+        noise: see :func:`noisy_labels`.
+        num_clients: how many there are.
+
+    Raises:
+        ValueError: for a description that cannot be meant.
+    """
+    check_noise(noise, num_clients, human=samples.human)
+    if noise["kind"] == "none":
+        return NoisyLabels(samples.labels, 0.0)
+    return _made_wrong(samples, noise, _SEED_OF_VALIDATION)
+
+
+def _made_wrong(samples: Labelled, noise: Mapping[str, Any], seed: int) -> NoisyLabels:
+    if not len(samples.labels):
+        return NoisyLabels(samples.labels, 0.0)
+    return _KINDS[noise["kind"]](samples, noise, torch.Generator().manual_seed(seed))
+
+
+def check_noise(
+    noise: Mapping[str, Any],
+    num_clients: int,
+    task: Task = CLASSIFICATION,
+    human: Collection[str] = (),
+) -> None:
+    """Raise a ValueError if a description cannot be meant, or there are no labels to be wrong.
+
+    Args:
+        noise: see :func:`noisy_labels`.
+        num_clients: how many there are.
+        task: of the data.
+        human: the names of the labels that people gave them.
+    """
     if not isinstance(noise["kind"], str) or noise["kind"] not in KINDS:
         raise ValueError(
             f"data.noise.kind must be one of {', '.join(KINDS)}, got {noise['kind']!r}"
@@ -73,6 +136,12 @@ def check_noise(noise: Mapping[str, Any], num_clients: int, task: Task = CLASSIF
         raise ValueError(
             f"data.noise.kind={noise['kind']}: there are wrong labels for task=classification "
             f"only, got task={task.name}; use none"
+        )
+    if noise["kind"] == "human" and noise.get("labels") not in human:
+        raise ValueError(
+            f"data.noise.labels must name labels that people gave the training samples, "
+            f"{', '.join(human) or 'of which these data have none (arrays human_NAME)'}, got "
+            f"{noise.get('labels')!r}"
         )
     if not is_number(noise["rate"]) or not 0 <= noise["rate"] <= 1:
         raise ValueError(f"data.noise.rate must be in [0, 1], got {noise['rate']!r}")
