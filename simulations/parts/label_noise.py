@@ -137,6 +137,11 @@ def check_noise(
             f"data.noise.kind={noise['kind']}: there are wrong labels for task=classification "
             f"only, got task={task.name}; use none"
         )
+    if noise["kind"] != "human" and noise.get("labels") is not None:
+        raise ValueError(
+            f"data.noise.labels={noise['labels']} is for data.noise.kind=human, got "
+            f"{noise['kind']}; use null"
+        )
     if noise["kind"] == "human" and noise.get("labels") not in human:
         raise ValueError(
             f"data.noise.labels must name labels that people gave the training samples, "

@@ -54,6 +54,8 @@ GOOD: dict[str, list[Any]] = {
     "data.train_samples": [None],
     "data.test_samples": [None],
     "data.noise.clients": [[]],  # nobody's
+    "data.noise.labels": [None],
+    "data.noise.validation": [True],
     "data.feature_noise": [1.5],
     "data.mean": [-5, 1.5],
     "data.deviation": [1.5],

@@ -27,7 +27,8 @@ def noisy(client: int = 0, seed: int = 1, **noise):
 
 
 def described(**noise):
-    return {"kind": "symmetric", "rate": 0.4, "labels": "worse", "clients": 1.0, **noise}
+    labels = "worse" if noise.get("kind") == "human" else None
+    return {"kind": "symmetric", "rate": 0.4, "labels": labels, "clients": 1.0, **noise}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,6 +67,7 @@ def test_a_share_of_the_clients_is_noisy(share):
         ({"rate": "much"}, "data.noise.rate must be"),
         ({"clients": 2.0}, "data.noise.clients must be a share"),
         ({"clients": [10]}, r"a list of numbers below 10, got \[10\]"),
+        ({"labels": "worse"}, "labels=worse is for data.noise.kind=human, got symmetric; use null"),
         ({"kind": "human"}, r"have none \(arrays human_NAME\), got 'worse'"),
     ],
 )
