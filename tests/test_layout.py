@@ -19,8 +19,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # who may import what, beside the standard library
 MAY_IMPORT = {
     "fedcurv": {"fedcurv", "torch", "numpy"},
-    "strategies": {"fedcurv", "torch", "numpy", "flwr"},
-    "clients": {"fedcurv", "torch", "numpy", "flwr"},
+    "strategies": {"fedcurv", "torch", "numpy", "flwr", "cryptography"},
+    "clients": {"fedcurv", "torch", "numpy", "flwr", "cryptography"},
     "simulations": None,
 }
 # and which parts of this project

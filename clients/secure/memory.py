@@ -1,0 +1,52 @@
+"""What a node remembers between the stages of a round, and forgets at its end."""
+
+from dataclasses import dataclass, field
+
+from fedcurv.strategies.wire.secure.stages import Packed
+
+
+@dataclass(frozen=True)
+class Memory(Packed):
+    """What a node remembers between the stages of a round.
+
+    Attributes:
+        federation: of the round.
+        session: likewise.
+        number: likewise.
+        stage: the last that it has answered; ``over`` when its secrets are gone.
+        over: sessions of servers that were followed by another's.
+        sealing_private: a secret, as are the next three.
+        masking_private: of the pairwise masks.
+        own_secret: of the mask that is its own.
+        shares: of its neighbours that were present, the key's before the own mask's.
+        members: digest of the list of members.
+        index: its number among them.
+        threshold: how many shares give a secret back.
+        neighbours: numbers of its neighbours.
+        sealing_keys: theirs.
+        masking_keys: theirs.
+        num_members: how many there are.
+        present: numbers of those present.
+    """
+
+    federation: str = ""
+    session: str = ""
+    number: int = 0
+    stage: str = "over"
+    over: list[str] = field(default_factory=list)
+    sealing_private: bytes = b""
+    masking_private: bytes = b""
+    own_secret: bytes = b""
+    shares: list[bytes] = field(default_factory=list)
+    members: bytes = b""
+    index: int = 0
+    threshold: int = 0
+    neighbours: list[int] = field(default_factory=list)
+    sealing_keys: list[bytes] = field(default_factory=list)
+    masking_keys: list[bytes] = field(default_factory=list)
+    num_members: int = 0
+    present: list[int] = field(default_factory=list)
+
+    def without_secrets(self) -> "Memory":
+        """Return what must outlive the round: which it was."""
+        return Memory(self.federation, self.session, self.number, "over", self.over)

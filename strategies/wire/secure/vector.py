@@ -1,0 +1,214 @@
+"""A reply as a vector of whole numbers, and the sum of such vectors as what it is the sum of."""
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedcurv.strategies.wire.arrays import read_array
+from fedcurv.strategies.wire.secure.fixed_point import Numbers
+from fedcurv.strategies.wire.secure.form import (
+    Form,
+    Layout,
+    Part,
+    metric_lengths,
+    require_names,
+    summed_shapes,
+)
+from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS, WEIGHTED_SUMS, Place, Plan
+from fedcurv.strategies.wire.secure.words import Words
+from fedcurv.strategies.wire.sums import PRECISION, STATISTICS, WEIGHTED
+
+_RECORDS = {PRECISION_SUMS: PRECISION, WEIGHTED_SUMS: WEIGHTED}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the server learns of a round.
+
+    Attributes:
+        weight: Σ n, > 0.
+        metrics: Σ n·m / Σ n, over the clients where m is finite.
+        arrays: Σ n·θ̂ / Σ n, of the types that were sent; means of whole numbers are in float64.
+        statistics: by kind, Σ P and Σ Q by name, exact in float64.
+        largest: by place, the sum of the clients' largest magnitudes.
+        clipped: by place, how many numbers were clipped, where some were.
+    """
+
+    weight: float
+    metrics: MetricRecord
+    arrays: ArrayRecord
+    statistics: Mapping[str, ArrayRecord]
+    largest: Mapping[Place, float]
+    clipped: Mapping[Place, int]
+
+
+def vector_of(plan: Plan, sent: ArrayRecord, content: RecordDict) -> tuple[Form, Words]:
+    """Return a reply's form and its numbers as words, without a mask.
+
+    Args:
+        plan: of the round.
+        sent: the model that the reply is to.
+        content: of the reply: one ArrayRecord beside FedCurv's, and one MetricRecord.
+
+    Raises:
+        ValueError: for anything else, and for what is not finite.
+    """
+    arrays = [record for key, record in content.array_records.items() if key not in STATISTICS]
+    if len(arrays) != 1 or len(content.metric_records) != 1:
+        raise ValueError(
+            "expected one ArrayRecord and one MetricRecord in a reply to be summed up, got "
+            f"{sorted(content.array_records)} and {sorted(content.metric_records)}"
+        )
+    require_names(sent, arrays[0])
+    ((_, metrics),) = content.metric_records.items()
+    weight = _weight(metrics, plan.weighted_by_key)
+    statistics = {k: content.array_records.get(record) for k, record in _RECORDS.items()}
+    precision, weighted = statistics.values()
+    if precision is not None and (weighted is None or weighted.keys() != precision.keys()):
+        raise ValueError(
+            "expected F and F·θ̂ of the same parameters in a report to be summed up, got F alone; "
+            "does the server ask for secure sums?"
+        )
+    form = Form(
+        metric_lengths(metrics, plan.weighted_by_key),
+        {n: tuple(a.shape) for n, a in precision.items()} if precision is not None else {},
+    )
+    layout = Layout(plan, summed_shapes(sent), form)
+    _require_constants(sent, arrays[0], layout)
+    wide = [plan.weight_scale.whole(np.array([weight]))[0]]
+    wide.append(_metric_words(metrics, form, weight, plan))
+    summaries: list[NDArray[np.int64]] = []
+    tensors: list[NDArray[np.int64]] = []
+    narrow: list[NDArray[np.int64]] = []
+    for part in layout.parts:
+        kind, name = part.place
+        scale = plan.scale(part.place)
+        if kind == ARRAYS:
+            numbers = _weighted_difference(name, arrays[0][name], sent[name], weight)
+        else:
+            numbers = _statistic(name, statistics[kind], part)
+        whole, clipped = scale.whole(numbers)
+        largest = np.abs(numbers).max(keepdims=True) if numbers.size else np.zeros(1)
+        summaries += [plan.wide_scale(kind).whole(largest)[0], np.array([clipped])]
+        (tensors if scale.bits == 64 else narrow).append(whole)
+    all_wide = np.concatenate([*wide, *summaries, *tensors])
+    all_narrow = np.concatenate(narrow) if narrow else np.zeros(0, np.int64)
+    return form, Words(all_wide.view(np.uint64), all_narrow.view(np.uint64).astype(np.uint32))
+
+
+def sums_of(plan: Plan, sent: ArrayRecord, form: Form, total: Words, clients: int) -> Sums:
+    """Return what the sum of so many clients' vectors is the sum of.
+
+    Raises:
+        ValueError: for what cannot be a sum of such vectors.
+    """
+    layout = Layout(plan, summed_shapes(sent), form)
+    wide = total.wide.view(np.int64)
+    weight = float(plan.weight_scale.numbers(wide[:1])[0])
+    if not weight > 0:
+        raise ValueError(f"expected a sum of weights > 0, got {weight:g}: a mask was left on it")
+    begin = 1 + 2 * layout.num_metrics
+    metrics = _metric_means(wide[1:begin], form, plan)
+    summaries = wide[begin : begin + 2 * len(layout.parts)].reshape(-1, 2)
+    largest, clipped = {}, {}
+    at = {64: begin + 2 * len(layout.parts), 32: 0}
+    arrays, statistics = dict(sent), {kind: dict[str, Array]() for kind in _RECORDS}
+    for part, (top, beyond) in zip(layout.parts, summaries, strict=True):
+        kind, name = part.place
+        scale = plan.scale(part.place)
+        words = (total.wide if scale.bits == 64 else total.narrow)[at[scale.bits] :][: part.size]
+        at[scale.bits] += part.size
+        numbers = scale.numbers(scale.signed(words)).reshape(part.shape)
+        largest[part.place] = float(plan.wide_scale(kind).numbers(np.array([top]))[0])
+        if beyond:
+            clipped[part.place] = int(beyond)
+        if kind == ARRAYS:
+            arrays[name] = _moved(name, sent[name], numbers / weight)
+        else:
+            statistics[kind][name] = Array(numbers)
+    found = {
+        _RECORDS[kind]: ArrayRecord(by_name) for kind, by_name in statistics.items() if by_name
+    }
+    return Sums(weight, metrics, ArrayRecord(arrays), found, largest, clipped)
+
+
+def _weight(metrics: MetricRecord, key: str) -> float:
+    weight = metrics.get(key)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight <= sys.float_info.max:  # type: ignore[operator]
+        raise ValueError(f"expected {key!r} > 0 in the metrics, got {str(weight)[:60]}")
+    return float(weight)  # type: ignore[arg-type]
+
+
+def _require_constants(sent: ArrayRecord, got: ArrayRecord, layout: Layout) -> None:
+    summed = {part.place[1] for part in layout.parts if part.place[0] == ARRAYS}
+    for name in sent:
+        before, now = (read_array(name, record[name]) for record in (sent, got))
+        if name not in summed and not np.array_equal(before, now, equal_nan=True):
+            raise ValueError(
+                f"array {name!r} was sent with NaN or inf, and must come back as it is"
+            )
+
+
+def _weighted_difference(name: str, got: Array, sent: Array, weight: float) -> Numbers:
+    difference = read_array(name, got).astype(np.float64)
+    difference -= read_array(name, sent)
+    difference *= weight
+    return _finite(name, difference).ravel()
+
+
+def _statistic(name: str, record: ArrayRecord | None, part: Part) -> Numbers:
+    assert record is not None  # as the form says
+    values = read_array(name, record[name])
+    if tuple(values.shape) != part.shape:
+        raise ValueError(f"expected F·θ̂ of {name!r} in the shape {part.shape}, got {values.shape}")
+    return _finite(name, values.astype(np.float64)).ravel()
+
+
+def _finite(name: str, numbers: Numbers) -> Numbers:
+    if not bool(np.isfinite(numbers).all()):
+        raise ValueError(
+            f"expected finite numbers, got NaN or inf in {name!r}; does this client's training "
+            "diverge?"
+        )
+    return numbers
+
+
+def _metric_words(
+    metrics: MetricRecord, form: Form, weight: float, plan: Plan
+) -> NDArray[np.int64]:
+    values: list[float] = []
+    for name in form.metrics:
+        value = metrics[name]
+        values += value if isinstance(value, list) else [value]
+    numbers = np.array(values, np.float64)
+    known = np.isfinite(numbers)
+    times = np.where(known, numbers, 0.0) * weight
+    pairs = np.stack(
+        [plan.metric_scale.whole(times)[0], plan.weight_scale.whole(known * weight)[0]], axis=1
+    )
+    return pairs.ravel()
+
+
+def _metric_means(pairs: NDArray[np.int64], form: Form, plan: Plan) -> MetricRecord:
+    totals, weights = pairs.reshape(-1, 2).T
+    above, below = plan.metric_scale.numbers(totals), plan.weight_scale.numbers(weights)
+    means = [
+        a / b if b > 0 else math.nan for a, b in zip(above.tolist(), below.tolist(), strict=True)
+    ]
+    found, begin = MetricRecord(), 0
+    for name, length in form.metrics.items():
+        found[name] = means[begin] if length == 0 else means[begin : begin + length]
+        begin += max(1, length)
+    return found
+
+
+def _moved(name: str, sent: Array, difference: Numbers) -> Array:
+    before = read_array(name, sent)
+    moved = before.astype(np.float64) + difference
+    return Array(moved.astype(before.dtype) if before.dtype.kind == "f" else moved)
