@@ -104,6 +104,10 @@ _RULES: dict[str, Rule] = {
         lambda v: is_list_of(v, is_integer),
         "a list of layer sizes, integers >= 1, such as [200, 200]",
     ),
+    "model.depth": (
+        lambda v: is_integer(v, 8) and v % 6 == 2,
+        "an integer 6n + 2 >= 8, such as 8, 14 or 20",
+    ),
     "model.padding": (lambda v: is_integer(v, 0), "an integer >= 0"),
     "model.groups": (
         lambda v: is_integer(v) and 64 % v == 0,

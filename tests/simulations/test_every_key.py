@@ -24,7 +24,7 @@ COMPOSITIONS = [
     ("config", ["strategy=[fedavg,fedprox,fedcurv_fedadam]"]),
     ("config", ["strategy=fedcurv", "model=cnn", "partition=dirichlet", "client=adam"]),
     ("config", ["strategy=fedadam", "model=resnet18", "partition=pathological", "runner=batched"]),
-    ("config", ["strategy=fedavg", "partition=flwr_datasets"]),
+    ("config", ["strategy=fedavg", "partition=flwr_datasets", "model=small_resnet"]),
     ("config", ["strategy=fedavg", "runner=ray"]),
     (
         "config",

@@ -32,7 +32,7 @@ def cnn(shape: Shape, num_classes: int, *, padding: int = 2) -> nn.Module:
     Raises:
         ValueError: if inputs are no pictures, or too small for two convolutions without padding.
     """
-    channels, height, width = _of_picture("cnn", shape)
+    channels, height, width = shape_of_picture("cnn", shape)
     sides = [((side + 2 * padding - 4) // 2 + 2 * padding - 4) // 2 for side in (height, width)]
     if min(sides) < 1:
         raise ValueError(
@@ -61,7 +61,7 @@ def resnet18(shape: Shape, num_classes: int, *, groups: int = 32) -> nn.Module:
         ImportError: if torchvision is not installed.
         ValueError: if inputs are no pictures.
     """
-    channels, _, _ = _of_picture("resnet18", shape)
+    channels, _, _ = shape_of_picture("resnet18", shape)
     try:
         import torchvision  # here, since it takes longer to load than all else on a device
     except ImportError as error:
@@ -77,7 +77,12 @@ def resnet18(shape: Shape, num_classes: int, *, groups: int = 32) -> nn.Module:
     return model
 
 
-def _of_picture(name: str, shape: Shape) -> tuple[int, int, int]:
+def shape_of_picture(name: str, shape: Shape) -> tuple[int, int, int]:
+    """Return a picture's channels, height and width.
+
+    Raises:
+        ValueError: for what is no picture, or seems to have its channels last.
+    """
     if len(shape) != 3:
         raise ValueError(
             f"model={name} takes pictures of shape (channels, height, width), got inputs of shape "
