@@ -4,6 +4,7 @@ from fedcurv.clients.app import client_app
 from fedcurv.clients.curvature import ClientCurvature
 from fedcurv.clients.errors import ClientFailed, private_errors_mod
 from fedcurv.clients.local_round import LocalTask
+from fedcurv.clients.methods.named import ClientTerm
 from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.terms import LocalTerm
 from fedcurv.clients.training import evaluate, train
@@ -11,6 +12,7 @@ from fedcurv.clients.training import evaluate, train
 __all__ = [
     "ClientCurvature",
     "ClientFailed",
+    "ClientTerm",
     "LocalTask",
     "LocalTerm",
     "TrainingSettings",

@@ -12,6 +12,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from torch import Tensor, nn
 
 from fedcurv.clients.curvature import ClientCurvature
+from fedcurv.clients.methods.named import METHODS
+from fedcurv.clients.methods.term import MethodTerm
 from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.terms import CurvatureTerm, LocalTerm, MakeTerm, ProximalTerm
 from fedcurv.clients.training import InMemoryBatches
@@ -223,13 +225,16 @@ def _terms(
         terms.append(CurvatureTerm(curvature))
     if (name := config.get(LOCAL_TERM)) is None:
         return terms
-    if name not in task.terms:
+    makers: dict[str, MakeTerm] = {**METHODS, **task.terms}
+    if name not in makers:
         raise ValueError(
             f"the server's strategy wants the local term {name!r:.80}, client "
             f"{client_id_of(context)} has {listed(list(task.terms)) or 'none'}; give its LocalTask "
             "terms={name: function}"
         )
-    own = task.terms[str(name)](message, context, model)
+    own = makers[str(name)](message, context, model)
+    if isinstance(own, MethodTerm):
+        own.require_alone(terms)
     return terms if own is None else [*terms, own]
 
 

@@ -30,7 +30,7 @@ from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
-from fedcurv.simulations.parts.strategies import check_targets
+from fedcurv.simulations.parts.strategies import check_method, check_targets
 from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
 from fedcurv.simulations.rules import check_strategy, check_values
 from fedcurv.simulations.tried import (
@@ -87,6 +87,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         training = make_settings(settings)
     except TypeError as error:  # an option that there is not
         raise ValueError(f"client: {error}") from error
+    for name, options in settings["strategy"].items():
+        check_method(f"strategy.{name}", options, training)
     LearningRates(training.lr, training.schedule).check(settings["num_rounds"])
     make_terms(settings)
     metric_function(settings.get("metric"))

@@ -1,6 +1,7 @@
 """Server side: the FedCurv strategy, the records that travel, and a round loop for any strategy."""
 
 from fedcurv.strategies.fedcurv import FedCurv
+from fedcurv.strategies.fednova import FedNova
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.start import start
 from fedcurv.strategies.loop.stopping import EarlyStopping
@@ -14,6 +15,7 @@ __all__ = [
     "BestModel",
     "EarlyStopping",
     "FedCurv",
+    "FedNova",
     "JsonLines",
     "RoundFailed",
     "ScalarLog",

@@ -32,12 +32,15 @@ _NOW = {
 }
 
 
-def refuse_unknown_words(options: Iterable[str], own: Iterable[str]) -> None:
+def refuse_unknown_words(
+    options: Iterable[str], own: Iterable[str], strategy: str = "FedCurv"
+) -> None:
     """Raise a TypeError for options that FedAvg has not: what they are called now, or near words.
 
     Args:
         options: names that are meant for FedAvg.
         own: names of the options beside them, which may have been meant.
+        strategy: that they were given to.
     """
     options = list(options)
     if legacy := [name for name in options if name in _NOW]:
@@ -50,7 +53,7 @@ def refuse_unknown_words(options: Iterable[str], own: Iterable[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, [*known, *own], n=2)
             raise TypeError(
-                f"FedCurv and FedAvg have no option {name!r}; "
+                f"{strategy} and FedAvg have no option {name!r}; "
                 + (f"is {' or '.join(near)} meant?" if near else f"FedAvg's are {', '.join(known)}")
             )
 

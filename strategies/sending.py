@@ -55,12 +55,16 @@ class Sending:
         self.federation = federation
         self._session, self._sendings = uuid4().hex, itertools.count(1)
 
+    def next_name(self) -> str:
+        """Return a name for the sending that comes next."""
+        return f"{self._session}/{next(self._sendings)}"
+
     def add_to(self, messages: Iterable[Message], instruction: Instruction) -> None:
         """Add the records of an instruction to each message."""
         instruction = dataclasses.replace(
             instruction,
             federation=self.federation,
-            sending=f"{self._session}/{next(self._sendings)}",
+            sending=self.next_name(),
             saved_round=self.saved_round,
             resumable=self.resumable,
         )

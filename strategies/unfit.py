@@ -1,4 +1,4 @@
-"""Strategies that FedCurv cannot stand around, nor inside."""
+"""Strategies that FedCurv and other methods cannot stand around, nor inside."""
 
 from collections.abc import Collection
 
@@ -24,21 +24,28 @@ class Misplaced(TypeError):
     """FedCurv is where it would go wrong."""
 
 
-def inside_differential_privacy(wrapper: Strategy) -> Misplaced:
-    """Return the error for FedCurv inside such a wrapper."""
+def inside_differential_privacy(wrapper: Strategy, inside: str = "FedCurv") -> Misplaced:
+    """Return the error for FedCurv, or another method, inside such a wrapper."""
     return Misplaced(
-        f"expected FedCurv without differential privacy, got it inside {type(wrapper).__name__}, "
-        "which would clip and noise Fisher values as if they were weights; use that around "
-        "FedAvg, or FedCurv without it"
+        f"expected {inside} without differential privacy, got it inside {type(wrapper).__name__}, "
+        f"which would clip and noise {_what_it_sends(inside)}; use that around FedAvg, or {inside} "
+        "without it"
     )
 
 
-def refuse_to_wrap(strategy: Strategy, options: Collection[str]) -> None:
+def _what_it_sends(strategy: str) -> str:
+    if strategy == "FedCurv":
+        return "Fisher values as if they were weights"
+    return "the ways that clients went, which are counted as they are"
+
+
+def refuse_to_wrap(strategy: Strategy, options: Collection[str], around: str = "FedCurv") -> None:
     """Raise a TypeError, with what to do, for a strategy around which FedCurv would go wrong.
 
     Args:
         strategy: to be wrapped.
         options: given beside it, which are FedAvg's own where there is no strategy.
+        around: FedCurv, or the name of the method that is to be put around it.
     """
     refuse_legacy_strategy(strategy)
     name = type(strategy).__name__
@@ -50,10 +57,10 @@ def refuse_to_wrap(strategy: Strategy, options: Collection[str]) -> None:
     if isinstance(strategy, DP_WRAPPERS):
         raise TypeError(
             f"expected a strategy without differential privacy, got {name}, which would clip and "
-            "noise Fisher values as if they were weights"
+            f"noise {_what_it_sends(around)}"
         )
     if type(strategy).start is not Strategy.start:
         raise TypeError(
-            f"{name} overrides start, which FedCurv around it would not call; write "
-            f"class {name}(FedCurv) instead, with the same methods, and give it FedAvg's options"
+            f"{name} overrides start, which {around} around it would not call; write "
+            f"class {name}({around}) instead, with the same methods, and give it FedAvg's options"
         )

@@ -9,10 +9,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedcurv.clients import TrainingSettings
+from fedcurv.clients.methods.named import METHODS
 from fedcurv.clients.optimizers import OPTIMIZERS, require_proximal
 from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.own_calls import dotted_object
 from fedcurv.strategies import FedCurv
+from fedcurv.strategies.two_sided import TwoSided
 
 
 def check_targets(path: str, described: Any) -> None:
@@ -30,6 +32,22 @@ def check_targets(path: str, described: Any) -> None:
     elif isinstance(described, Sequence) and not isinstance(described, str):
         for index, value in enumerate(described):
             check_targets(f"{path}.{index}", value)
+
+
+def check_method(path: str, options: Mapping[str, Any], settings: TrainingSettings) -> None:
+    """Raise a ValueError if a strategy's method does not hold for how clients train.
+
+    Args:
+        path: of the strategy in the configuration.
+        options: with its ``_target_``, which is there.
+        settings: of the clients.
+    """
+    found = dotted_object(f"{path}._target_", options["_target_"])
+    if isinstance(found, type) and issubclass(found, TwoSided):
+        try:
+            METHODS[found.method].require_settings(settings)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def estimates_fisher(options: Mapping[str, Any]) -> bool:

@@ -34,7 +34,7 @@ class SendsStatistics(Protocol):
 def refuse_differential_privacy(strategy: Strategy) -> None:
     """Raise Misplaced, a TypeError, for a differential-privacy wrapper around statistics."""
     if isinstance(strategy, DP_WRAPPERS) and isinstance(strategy.strategy, SendsStatistics):
-        raise inside_differential_privacy(strategy)
+        raise inside_differential_privacy(strategy, type(strategy.strategy).__name__)
 
 
 def warn_of_own_start(strategy: Strategy) -> None:

@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, Strategy
 
 from fedcurv.strategies.replies.check import (
@@ -37,6 +37,7 @@ class Screen:
             shapes, finite. None finds out: it must for Flower's own strategies that average, and
             for others where most replies of a round do.
         max_examples: the largest weight; None for a bound relative to the round.
+        counts_alike: whether every client counts once, whatever weight it tells.
 
     Raises:
         ValueError: if ``max_examples`` is not above 0.
@@ -48,8 +49,10 @@ class Screen:
         *,
         replies_are_models: bool | None = None,
         max_examples: float | None = None,
+        counts_alike: bool = False,
     ) -> None:
-        self._strategy = strategy
+        self._strategy, self._counts_alike = strategy, counts_alike
+        self._told_of_weights = False
         self._replies_are_models = replies_are_models
         self._max_examples = checked_bound(max_examples)
         self._settling = Settling()
@@ -90,6 +93,8 @@ class Screen:
 
         fit, refused = self._fit(replies, check, weights)
         _say(server_round, "reply", replies, refused, name)
+        if self._counts_alike and self._key is not None:
+            weights = self._made_alike(server_round, fit, weights, self._key)
         self._gaps["training"].fill(server_round, fit, self._key, name)
         if model is None:
             return fit, refused, lambda arrays: arrays
@@ -141,6 +146,27 @@ class Screen:
             if faults:
                 refused[message_id] = "; ".join(faults)
         return [m for m in replies if m.metadata.reply_to_message_id not in refused], refused
+
+    def _made_alike(
+        self, server_round: int, fit: Sequence[Message], weights: Mapping[str, float], key: str
+    ) -> dict[str, float]:
+        """Give every reply the weight 1, and say once where they had others; return the weights."""
+        told = [weights[m.metadata.reply_to_message_id] for m in fit if m.has_content()]
+        if len(set(told)) > 1 and not self._told_of_weights:
+            self._told_of_weights = True
+            logger.warning(
+                "round %d: clients count alike, as the method is published, though their %r are "
+                "%g to %g: it trains for another mean of their losses than FedAvg; said once",
+                server_round,
+                key,
+                min(told),
+                max(told),
+            )
+        for message in fit:
+            if message.has_content():
+                ((name, metrics),) = message.content.metric_records.items()
+                message.content[name] = MetricRecord({**metrics, key: 1.0})
+        return dict.fromkeys(weights, 1.0)
 
     def _weight(self, content: RecordDict) -> float:
         weight = 1.0 if self._key is None else checked_weight(content, self._key)

@@ -1,6 +1,7 @@
 """Bound on a reply's weight in a round's averages: no single one may stand for all others."""
 
 import math
+from collections.abc import Mapping
 
 # more than this no device holds
 _MOST_EXAMPLES = 1e12
@@ -68,6 +69,24 @@ class Weights:
             for number, weights in self._by_class.items()
             if min(weights) > _TIMES_THE_MIDDLE * middle
         }
+
+
+def far_from_the_middle(values: Mapping[str, float], what: str) -> dict[str, str]:
+    """Return by name what to say of values > 0 over 1000 times the middle one, or below 1/1000.
+
+    Args:
+        values: of a round's replies, by name.
+        what: they are called.
+    """
+    in_order = sorted(values.values())
+    middle = in_order[len(in_order) // 2] if in_order else 1.0
+    least, most = middle / _TIMES_THE_MIDDLE, middle * _TIMES_THE_MIDDLE
+    return {
+        name: f"expected {what!r} within {_TIMES_THE_MIDDLE:g} times the round's middle one, "
+        f"{middle:g}, got {value:g}"
+        for name, value in values.items()
+        if not least <= value <= most
+    }
 
 
 def checked_bound(max_examples: float | None) -> float | None:
