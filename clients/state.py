@@ -116,6 +116,8 @@ def own_terms(
 
     None if there are none, or if they do not fit the sums, which the log says.
     """
+    if not instruction.contributors:
+        return None
     own = store.load(instruction.sums_round, instruction.contributors)
     if own is None:
         return None

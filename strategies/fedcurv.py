@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
@@ -17,25 +17,25 @@ from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
-from fedcurv.strategies.replies.check import (
-    Arrays,
-    Sent,
-    check_reply,
-    in_order_of_clients,
-    require_one_node,
-    require_some_messages,
-    require_some_success,
-)
+from fedcurv.strategies.received import Received
+from fedcurv.strategies.replies.check import Sent, in_order_of_clients, require_some_messages
 from fedcurv.strategies.replies.metrics import MetricGaps
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.replies.settling import Settling
 from fedcurv.strategies.replies.weights import checked_bound
+from fedcurv.strategies.robust.cohort import MAX_DISTANCE, MAX_TRACE, Cohort, checked_times
+from fedcurv.strategies.robust.rules import (
+    AUTO,
+    RobustSums,
+    noted_selection,
+    robust_sums,
+    rule_for,
+)
 from fedcurv.strategies.sending import Sending, checked_bits
 from fedcurv.strategies.strength import AutoStrength, Strength
-from fedcurv.strategies.sums import RoundSums, saved_sums
+from fedcurv.strategies.sums import Agreed, RoundSums, saved_sums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
 from fedcurv.strategies.wire import records
-from fedcurv.strategies.wire.arrays import reason_of
 from fedcurv.strategies.wire.codes import EXACT_BITS
 
 logger = logging.getLogger(__name__)
@@ -69,12 +69,23 @@ class FedCurv(Strategy):
             is refused, for it would outweigh all others. By default that is about 1000 times the
             round's middle weight, so that honest skew passes; a number of your own bounds what a
             client can claim, and ``math.inf`` lifts the bound.
+        robust: which replies the sums are formed of. ``auto``: around Flower's Krum, MultiKrum,
+            Bulyan, FedMedian and FedTrimmedAvg of what these use, which holds all replies'
+            statistics, as much again as their models; around others of all. ``median``, a share
+            in (0, 0.5) to cut off at either end, or ``selection`` for a robust strategy of your
+            own; ``none``: of all in any case. See docs/robustness.md.
+        max_distance: how far a reply's model may lie from the one that was sent, > 1, in units of
+            the round's middle distance: a reply farther off is refused. By default 50.
+        max_trace: how large the sum of a client's precision may be, > 1, in units of the round's
+            middle one: of a reply above it the statistics are left out, and its model is averaged.
+            By default 100. ``math.inf`` lifts either bound, as ``secure_sums`` does.
         **fedavg_options: ``FedAvg``'s own, only without ``strategy``.
 
     Attributes:
         strategy: the wrapped strategy.
         max_examples: as it was given.
         refused: reason by message id for the replies that the last round refused.
+        left_out: likewise for those that it averaged, but whose statistics are not in the sums.
 
     Raises:
         ValueError: if strength is negative or not finite, or a bound not above 0.
@@ -95,6 +106,9 @@ class FedCurv(Strategy):
         bits: int = EXACT_BITS,
         max_precision: float = math.inf,
         max_examples: float | None = None,
+        robust: str | float = AUTO,
+        max_distance: float | None = None,
+        max_trace: float | None = None,
         **fedavg_options: Any,
     ) -> None:
         self._strength = Strength(strength)
@@ -110,10 +124,16 @@ class FedCurv(Strategy):
         self.bits = checked_bits(bits, secure_sums=secure_sums)
         self._max_precision = max_precision
         self.max_examples = checked_bound(max_examples)
+        self._rule = rule_for(robust, wrapped, secure_sums=secure_sums)
+        self._cohort = Cohort(
+            checked_times("max_distance", max_distance, MAX_DISTANCE, secure_sums=secure_sums),
+            checked_times("max_trace", max_trace, MAX_TRACE, secure_sums=secure_sums),
+        )
         self._settling = Settling()
         self._gaps = MetricGaps("training")
         self._evaluations = Screen(wrapped, max_examples=max_examples)
         self.refused: Mapping[str, str] = {}
+        self.left_out: Mapping[str, str] = {}
         self._at_first = strategy_state.plain_values(wrapped)
         self._sending = Sending()
         self._instruction = records.Instruction(self._strength.to_ask_with)
@@ -157,72 +177,51 @@ class FedCurv(Strategy):
         """
         if isinstance(replies, Sequence):
             replies = in_order_of_clients(replies)
-        sums = RoundSums(self._max_precision, self.max_examples, self._weighted_by_key)
-        received: list[Message] = []
-        refused: dict[str, str] = {}
-        clients: dict[str, str] = {}
-        weights: dict[str, float] = {}
-        constant: set[str] = set()
-        nodes: dict[str, int] = {}
-        for message in replies:
-            received.append(message)
-            if message.has_error():
-                continue
-            message_id = message.metadata.reply_to_message_id
-            clients[message_id] = f"node-{message.metadata.src_node_id}"
-            try:
-                client_id = records.unpack_client_id(message.content)
-                clients[message_id] = client_id or clients[message_id]
-                require_one_node(client_id, message.metadata.src_node_id, nodes, self._known)
-                added = self._add(message_id, message.content, sums)
-                weights[message_id] = added.weight
-                constant |= added.constant
-            except Exception as error:  # whatever a reply holds, the round goes on without it
-                refused[message_id] = reason_of(error)
-        agreed = sums.agreed(self._parameter_names)
-        refused |= agreed.refused
-        for message_id, reason in refused.items():
-            client = clients[message_id]
-            logger.warning(
-                "round %d: refused the reply of client %s: %s", server_round, client, reason
-            )
-        self.refused = refused
-        require_some_success(server_round, received, refused)
-        if agreed.sums is not None:
-            mean_samples = statistics.fmean(agreed.contributors.values())
-            self._strength.see(agreed.sums, mean_samples, server_round + 1)
-        self._instruction = records.Instruction(self._strength.to_ask_with)
-        if agreed.sums is not None and self.strength is not None:
-            self._parameter_names = agreed.parameter_names
-            self._instruction = records.Instruction(
-                strength=self.strength,
-                sums_round=server_round,
-                contributors=list(agreed.contributors),
-                sums=agreed.sums,
-            )
-        fit = [m for m in received if m.metadata.reply_to_message_id not in refused]
-        named = {m: m.metadata.reply_to_message_id for m in fit if m.has_content()}
-        contents = [(m.content, weights[message_id]) for m, message_id in named.items()]
-        self._gaps.fill(
-            server_round, fit, self._weighted_by_key, lambda m: f"client {clients[named[m]]}"
+        received = Received(server_round, self._sent, self._weighted_by_key, self._known)
+        sums = RoundSums(
+            self._max_precision,
+            self.max_examples,
+            self._weighted_by_key,
+            cohort=self._cohort,
+            holds=self._rule is not None,
         )
-        finish = self._settling.prepare(self.strategy, self._sent, constant, contents)
-        arrays, metrics = StrategyCalls(self.strategy).aggregate_train(server_round, fit)
+        self._cohort.begin(self._sent.arrays)
+        received.take(replies, sums)
+        agreed = sums.agreed(self._parameter_names)
+        self.refused, self.left_out = received.refused, agreed.left_out
+        received.settle(agreed)
+        self._gaps.fill(server_round, received.fit, self._weighted_by_key, received.client_of)
+        finish = self._settling.prepare(
+            self.strategy, self._sent, received.constant, received.contents()
+        )
+        with noted_selection(self._rule, self.strategy) as used:
+            arrays, metrics = StrategyCalls(self.strategy).aggregate_train(
+                server_round, received.fit
+            )
+        formed = RobustSums(agreed.sums, agreed.contributors, agreed.contributors)
+        if self._rule is not None:
+            formed = robust_sums(self._rule, agreed.held, received.ids_of(used))
+            self.left_out = {**agreed.left_out, **formed.left_out}
+            received.say_left_out(formed.left_out)
+        self._learn(server_round, agreed, formed)
         if arrays is not None:
             arrays = finish(server_round, arrays)
         return arrays, metrics
 
-    def _add(self, message_id: str, content: RecordDict, sums: RoundSums) -> Arrays:
-        """Take this project's records out of a reply and add what they say to the sums."""
-        report = records.take_report(content)
-        if report is not None and report.message_id not in (None, message_id):
-            raise ValueError(
-                "expected statistics of this message, got those that answer another; does the "
-                "client, or a mod on the way, send an earlier reply or somebody else's?"
+    def _learn(self, server_round: int, agreed: Agreed, formed: RobustSums) -> None:
+        """Make of a round's sums what the next round's messages say."""
+        if formed.sums is not None:
+            mean_samples = statistics.fmean(agreed.contributors[i] for i in formed.formed_of)
+            self._strength.see(formed.sums, mean_samples, server_round + 1)
+        self._instruction = records.Instruction(self._strength.to_ask_with)
+        if formed.sums is not None and self.strength is not None:
+            self._parameter_names = agreed.parameter_names
+            self._instruction = records.Instruction(
+                strength=self.strength,
+                sums_round=server_round,
+                contributors=list(formed.contributors),
+                sums=formed.sums,
             )
-        arrays = check_reply(content, self._sent, self._weighted_by_key)
-        sums.add(message_id, content, arrays, report)
-        return arrays
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -269,6 +268,7 @@ class FedCurv(Strategy):
             "weighted-parameters": None
             if sums is None
             else records.pack_tensors(sums.weighted_parameters),
+            "cohort": self._cohort.state_dict(),
             "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
 
@@ -276,6 +276,7 @@ class FedCurv(Strategy):
         """Go on from what ``state_dict`` returned; a ValueError changes nothing."""
         sums = saved_sums(state)
         strategy_state.load_learned(self.strategy, state["strategy"])
+        self._cohort.load_state_dict(state.get("cohort") or {})
         self._strength.resume(state["strength"])
         self._sending.begin(state["federation"])
         self._sending.saved_round = state["sums-round"]

@@ -3,9 +3,10 @@
 To a client, with the model of round t:
     ``fedcurv``
         ConfigRecord: the wire's version, strength, this round, the round whose sums these are (0:
-        none yet), the ids of the messages whose replies are in them, whether sums must be secure,
-        how many bits a number has if not 32, names for the federation and for this sending, the
-        round whose sums the latest checkpoint holds, and whether there are checkpoints
+        none yet), the ids of the messages whose replies are in them (``nobody`` where none is as
+        it was sent, since the sums are trimmed), whether sums must be secure, how many bits a
+        number has if not 32, names for the federation and for this sending, the round whose sums
+        the latest checkpoint holds, and whether there are checkpoints
     ``fedcurv.precision``
         ArrayRecord: P by parameter name
     ``fedcurv.weighted-parameters``
@@ -61,6 +62,10 @@ LOCAL_TERM = "local-term"
 # marks a message whose sums were taken, in the node's own copy of it
 _TAKEN = "sums-taken"
 
+# stands in the place of contributors where nobody's own terms are to be taken off the sums:
+# Flower's count of bytes fails at an empty list
+_NOBODY = "nobody"
+
 # the id of the message for which a report was made
 _ANSWERED = "message-id"
 
@@ -79,7 +84,8 @@ class Instruction:
         strength: λ, finite and >= 0.
         server_round: the round that the message belongs to.
         sums_round: the round whose replies ``sums`` holds; 0 while there are none.
-        contributors: ids of the messages that those replies answered.
+        contributors: ids of the messages that those replies answered; none where the sums hold no
+            client's own terms as it sent them, since they were trimmed.
         secure_sums: whether clients must send F·θ̂ themselves.
         federation: a name for this training, the same over restarts of the server.
         sums: P and Q over all contributors, or None.
@@ -149,7 +155,7 @@ def pack_instruction(instruction: Instruction, content: RecordDict | None = None
         config["bits"] = bits
     records = RecordDict({CONFIG: config})
     if instruction.sums is not None:
-        config["contributors"] = list(instruction.contributors)
+        config["contributors"] = list(instruction.contributors) or [_NOBODY]
         records.update(pack_sums(instruction.sums, bits, content, instruction.server_round))
     return records
 
@@ -179,6 +185,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         contributors = _told(config, "contributors", list)
         if not all(isinstance(name, str) for name in contributors):
             raise ValueError(f"expected contributors by name, got {contributors[:3]!r}")
+        contributors = [name for name in contributors if name != _NOBODY]
     bits = config.get("bits", EXACT_BITS)
     if bits not in (*CODE_BITS, EXACT_BITS):
         raise ValueError(

@@ -84,6 +84,11 @@ GOOD: dict[str, list[Any]] = {
     "strategy.fedcurv_fedadam.strength": [1.5],
     "strategy.fedcurv.max_precision": [1.5],
     "strategy.fedcurv_fedadam.max_precision": [1.5],
+    **{
+        f"strategy.{name}.{bound}": [1.5, None]
+        for name in ("fedcurv", "fedcurv_fedadam")
+        for bound in ("max_distance", "max_trace")
+    },
     "strategy.fedadam.eta": [1.5],
     "strategy.fedavgm.server_learning_rate": [1.5],
     "strategy.fedcurv_fedadam.strategy.eta": [1.5],

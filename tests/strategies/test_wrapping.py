@@ -132,7 +132,7 @@ def test_every_word_of_the_legacy_fedavg_that_is_gone_is_known():
     [
         ("fraction_trian", "is fraction_train"),
         ("secure_sum", "is secure_sums meant"),
-        ("max_example", "is max_examples meant"),
+        ("max_example", "is max_examples or max_trace meant"),
         ("xyz", "FedAvg's are fraction_train, fraction_evaluate, min_train_nodes"),
     ],
 )

@@ -1,0 +1,184 @@
+"""Bounds on what one client may say of its curvature, and on how far it may go, by the others'."""
+
+import math
+from bisect import insort
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord
+from torch import Tensor
+
+from fedcurv.strategies.replies.buffers import buffer_names
+from fedcurv.strategies.robust.trimmed import trace_of
+from fedcurv.strategies.wire.arrays import unpack_tensors
+
+# in units of the round's middle one; docs/robustness.md has what honest clients reach
+MAX_DISTANCE = 50.0
+MAX_TRACE = 100.0
+
+_DISTANCE, _TRACE = "distance", "trace"
+
+# of fewer none can be called the odd one
+_FEWEST = 3
+# of accepted replies, which stand beside a round of fewer
+_REMEMBERED = 8
+# replies are judged before the last has come once there are so many, with room for a middle that
+# will still move by this factor
+_ENOUGH = 5
+_ROOM = 4.0
+
+
+def checked_times(name: str, bound: float | None, default: float, *, secure_sums: bool) -> float:
+    """Return a bound in units of the round's middle, infinity for none.
+
+    Args:
+        name: of the argument.
+        bound: as it was given; None for the default.
+        default: where the server sees single replies.
+        secure_sums: whether it is to see sums only.
+
+    Raises:
+        ValueError: if it is not above 1, or needs single replies.
+    """
+    if bound is None:
+        return math.inf if secure_sums else default
+    is_number = isinstance(bound, int | float) and not isinstance(bound, bool)
+    if not is_number or not 1.0 < bound <= math.inf:
+        raise ValueError(f"{name} must be > 1, times the round's middle one, got {bound!r}")
+    if secure_sums and bound < math.inf:
+        raise ValueError(
+            f"secure_sums=True needs {name}=math.inf, got {bound!r}: the bound looks at single "
+            "replies"
+        )
+    return float(bound)
+
+
+class Cohort:
+    """Whose reply goes beyond so many times the round's middle one.
+
+    Two numbers of each reply count: the distance |θ̂_j − θ| from the model that was sent, over its
+    parameters, and the trace Σ P_j. Of an even number of replies the middle is the greater. Rounds
+    of one or two have none: there the latest that were accepted stand beside them, and in a run's
+    first rounds there is no bound. Nor is there one where the middle is 0.
+
+    Args:
+        max_distance: > 1, in units of the middle distance; infinity for none.
+        max_trace: likewise of the middle trace.
+    """
+
+    def __init__(self, max_distance: float, max_trace: float) -> None:
+        self._bounds = {_DISTANCE: max_distance, _TRACE: max_trace}
+        self._accepted: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
+        self._values: dict[str, dict[str, float]] = {_DISTANCE: {}, _TRACE: {}}
+        self._ranked: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
+        self._sent: dict[str, Tensor] = {}
+
+    def begin(self, sent: ArrayRecord) -> None:
+        """Begin a round with the model that was sent."""
+        self._forget()
+        buffers = buffer_names(sent)
+        self._sent = unpack_tensors(
+            ArrayRecord({n: a for n, a in sent.items() if n not in buffers})
+        )
+
+    def note(
+        self, message_id: str, arrays: Mapping[str, Tensor], precision: Mapping[str, Tensor]
+    ) -> None:
+        """Note a reply.
+
+        Args:
+            message_id: of the message that it answers.
+            arrays: with the names and shapes that were sent; NaN and inf only where they were too.
+            precision: P_j; empty for a client without statistics.
+        """
+        if self._bounds[_DISTANCE] < math.inf:
+            apart = (_distance(arrays[name], sent) for name, sent in self._sent.items())
+            self._note(_DISTANCE, message_id, math.hypot(*apart))
+        if self._bounds[_TRACE] < math.inf and precision:
+            self._note(_TRACE, message_id, trace_of(precision))
+
+    def _note(self, kind: str, message_id: str, value: float) -> None:
+        self._values[kind][message_id] = value
+        insort(self._ranked[kind], value)
+
+    def _forget(self) -> None:
+        self._values = {_DISTANCE: {}, _TRACE: {}}
+        self._ranked = {_DISTANCE: [], _TRACE: []}
+        self._sent = {}
+
+    def is_plainly_within(self, message_id: str) -> bool:
+        """Return whether a reply is so far within that those to come will hardly change it."""
+        return all(
+            len(values) >= _ENOUGH
+            and values[message_id] * _ROOM <= self._bounds[kind] * _middle_of(self._ranked[kind])
+            for kind, values in self._values.items()
+            if message_id in values
+        )
+
+    def too_far(self) -> dict[str, str]:
+        """Return by message id what to say of the replies that went too far."""
+        return self._outside(_DISTANCE, "max_distance", "a distance from the model sent")
+
+    def too_heavy(self) -> dict[str, str]:
+        """Return by message id what to say of the replies whose trace is too large."""
+        return self._outside(_TRACE, "max_trace", "a trace of the precision")
+
+    def _outside(self, kind: str, option: str, words: str) -> dict[str, str]:
+        values, bound = self._values[kind], self._bounds[kind]
+        beside = self._accepted[kind] if len(values) < _FEWEST else []
+        everyone = sorted([*values.values(), *beside])
+        middle = _middle_of(everyone) if len(everyone) >= _FEWEST else 0.0
+        if not middle > 0.0:
+            return {}
+        return {
+            message_id: f"expected {words} of at most {bound:g} times the round's middle one, "
+            f"{middle:.3g}, got {value:.3g}; give {option} if that is honest"
+            for message_id, value in values.items()
+            if not value <= bound * middle
+        }
+
+    def end(self, refused: Collection[str]) -> None:
+        """End the round and remember those replies that were not refused, nor left out."""
+        for kind, values in self._values.items():
+            accepted = [value for message_id, value in values.items() if message_id not in refused]
+            self._accepted[kind] = [*self._accepted[kind], *accepted][-_REMEMBERED:]
+        self._forget()
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return what a checkpoint must hold."""
+        return {kind: list(values) for kind, values in self._accepted.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned, checked by ``checked_state``."""
+        self._accepted = {kind: list(state.get(kind, ())) for kind in self._accepted}
+
+
+def checked_state(state: Any) -> Mapping[str, list[float]]:
+    """Return a cohort's saved state; of a checkpoint that has none, an empty one.
+
+    Raises:
+        ValueError: if it cannot have been saved so.
+    """
+    if state is None:
+        return {}
+    values = [*state.values()] if isinstance(state, Mapping) else [None]
+    for one in values:
+        if not isinstance(one, list) or not all(
+            isinstance(value, float) and 0.0 <= value < math.inf for value in one
+        ):
+            raise ValueError(f"expected distances and traces >= 0, got {str(state)[:60]}")
+    return dict(state)
+
+
+def _middle_of(ranked: Sequence[float]) -> float:
+    return ranked[len(ranked) // 2]
+
+
+def _distance(one: Tensor, sent: Tensor) -> float:
+    """Return |one − sent| over what is finite; infinity only if that is too large for float32."""
+    found = float(torch.linalg.vector_norm(one - sent))
+    if math.isnan(found):
+        apart = one - sent
+        found = float(torch.linalg.vector_norm(apart[torch.isfinite(apart)]))
+    return found
