@@ -5,6 +5,7 @@ from fedcurv.clients.curvature import ClientCurvature
 from fedcurv.clients.errors import ClientFailed, private_errors_mod
 from fedcurv.clients.local_round import LocalTask
 from fedcurv.clients.methods.named import ClientTerm
+from fedcurv.clients.secure.mod import SecureSumsMod, secure_sums_mod
 from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.terms import LocalTerm
 from fedcurv.clients.training import evaluate, train
@@ -15,9 +16,11 @@ __all__ = [
     "ClientTerm",
     "LocalTask",
     "LocalTerm",
+    "SecureSumsMod",
     "TrainingSettings",
     "client_app",
     "evaluate",
     "private_errors_mod",
+    "secure_sums_mod",
     "train",
 ]

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fedcurv.batches import Forward, Targets
 from fedcurv.clients.privacy import Accountant, estimated
+from fedcurv.clients.reported import reported
 from fedcurv.clients.state import Contribution, own_terms, store_for
 from fedcurv.clients.telling import once_a_run, tell_of_pull, tell_once
 from fedcurv.clients.travelling import (
@@ -29,10 +30,9 @@ from fedcurv.strategies.wire.records import (
     Instruction,
     add_report,
     client_id_of,
-    pack_tensors,
     take_instruction,
 )
-from fedcurv.strategies.wire.sums import names_of_arrays, pack_precision
+from fedcurv.strategies.wire.sums import names_of_arrays
 from fedcurv.subset import Number
 
 
@@ -230,18 +230,13 @@ class ClientCurvature:
         if not names:
             return content
         fisher = {name: one for name, one in fisher.items() if name in names}
-        # what is remembered must be what is sent: else a difference of sums could become negative
-        curvature = Curvature.at(model, fisher, parameters=names).to(torch.float32)
-        instruction = self._active_instruction
-        who = client_id_of(self._context), instruction.server_round
-        sent, precision = pack_precision(curvature.precision, instruction.bits, *who)
-        if precision is not curvature.precision:
-            curvature = Curvature.at(model, precision, parameters=names)
-        with_weighted = instruction.secure_sums or not names_of_arrays(content) >= precision.keys()
-        weighted = pack_tensors(curvature.weighted_parameters) if with_weighted else None
-        add_report(content, self._context, sent, weighted, message_id=self._message_id)
+        instruction, client_id = self._active_instruction, client_id_of(self._context)
+        told = reported(model, fisher, names, instruction, client_id, content)
+        add_report(
+            content, self._context, told.precision, told.weighted, message_id=self._message_id
+        )
         self._store.save(
-            Contribution(instruction.server_round, self._message_id, curvature),
+            Contribution(instruction.server_round, self._message_id, told.curvature),
             instruction.saved_round,
         )
         return content
@@ -310,6 +305,7 @@ class ClientCurvature:
         if own is not None:
             bounds = instruction.bounds
             sums = sums - own if bounds is None else sums.without(own, bounds.least)
+        sums = sums.to(torch.float32)  # those of a secure sum are exact, in float64
         return CurvaturePenalty(
             model,
             sums,

@@ -187,7 +187,7 @@ class FedCurv(Strategy):
         )
         self._cohort.begin(self._sent.arrays)
         received.take(replies, sums)
-        agreed = sums.agreed(self._parameter_names)
+        agreed = received.agreed(sums, self._parameter_names)
         self.refused, self.left_out = received.refused, agreed.left_out
         received.settle(agreed)
         self._gaps.fill(server_round, received.fit, self._weighted_by_key, received.client_of)

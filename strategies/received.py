@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 
+from fedcurv.strategies.joint import agreed_in
 from fedcurv.strategies.replies.check import (
     Arrays,
     Sent,
@@ -78,6 +79,10 @@ class Received:
         arrays = check_reply(content, self._sent, self._weighted_by_key)
         sums.add(message_id, content, arrays, report)
         return arrays
+
+    def agreed(self, sums: RoundSums, parameter_names: frozenset[str]) -> Agreed:
+        """Return what most replies agree on; see ``agreed_in``."""
+        return agreed_in(self._all, sums, parameter_names)
 
     def settle(self, agreed: Agreed) -> None:
         """Refuse what most replies do not agree with, and say so.

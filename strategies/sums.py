@@ -146,11 +146,12 @@ class RoundSums:
             term.add_to(group.sums)
             group.contributors[message_id] = self._weight_of[message_id]
 
-    def agreed(self, parameter_names: Names) -> Agreed:
+    def agreed(self, parameter_names: Names, dtype: torch.dtype = torch.float32) -> Agreed:
         """Return what most replies agree on.
 
         Args:
             parameter_names: of the statistics of earlier rounds; empty for the first.
+            dtype: of the sums.
         """
         metrics = most_common(self._metrics.values())
         names = parameter_names or most_common(self._statistics.values())
@@ -197,7 +198,7 @@ class RoundSums:
         for group in others:
             merged.sums.add(group.sums.total(torch.float64))
             merged.contributors |= group.contributors
-        sums = merged.sums.total(torch.float32)
+        sums = merged.sums.total(dtype)
         return Agreed(refused, left_out, names, merged.contributors, sums, {})
 
 

@@ -36,6 +36,8 @@ def inside_differential_privacy(wrapper: Strategy, inside: str = "FedCurv") -> M
 def _what_it_sends(strategy: str) -> str:
     if strategy == "FedCurv":
         return "Fisher values as if they were weights"
+    if strategy == "SecureSums":
+        return "numbers under masks"
     return "the ways that clients went, which are counted as they are"
 
 

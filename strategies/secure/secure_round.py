@@ -29,7 +29,6 @@ from fedcurv.strategies.wire.secure.stages import (
     Revealed,
     Shares,
     Stage,
-    binding,
     is_name,
 )
 from fedcurv.strategies.wire.secure.statements import (
@@ -95,8 +94,8 @@ class SecureRound:
             raise ValueError(f"expected keys of {KEY_BYTES} bytes, got {lengths}")
         self._keys[keys.client_id] = keys
 
-    def ask_for_shares(self) -> tuple[list[str], AskForShares]:
-        """Return the members' ids, and what each of them is asked."""
+    def ask_for_shares(self) -> AskForShares:
+        """Return what each member is asked."""
         self._require_group(len(self._keys), "sent their keys")
         self._members = sorted(self._keys, key=client_id_order)
         number = number_of_neighbours(len(self._members), self._wanted)
@@ -112,7 +111,7 @@ class SecureRound:
             threshold=self._needed,
         )
         self._around = neighbours(len(self._members), number, self._list.digest())
-        return self._members, self._list
+        return self._list
 
     def add_shares(self, client_id: str, shares: Shares) -> None:
         """Take the sealed shares of a member."""
@@ -122,12 +121,15 @@ class SecureRound:
             raise ValueError("expected a sealed share for each neighbour")
         self._sealed[index] = dict(zip(shares.holders, shares.sealed, strict=True))
 
-    def ask_for_masked(self, plan: Plan, summed: Mapping[str, Shape]) -> dict[str, AskForMasked]:
+    def ask_for_masked(
+        self, plan: Plan, summed: Mapping[str, Shape], sums_plan: str = ""
+    ) -> dict[str, AskForMasked]:
         """Return by member what those are asked whose shares came.
 
         Args:
             plan: of the round.
             summed: shapes of the arrays that are summed up, by name.
+            sums_plan: text of the plan of the sums that are sent; empty for none.
         """
         present = sorted(self._sealed)
         self._require_group(len(present), "sent their shares")
@@ -140,7 +142,7 @@ class SecureRound:
                     f"{len(self._members) - len(present)} of {len(self._members)} clients were lost"
                 )
         self._present, self._plan, self._summed = present, plan, summed
-        self._plan_text = plan.to_text()
+        plan_text = plan.to_text()
         asked = {}
         for index in present:
             senders = [other for other in self._around[index] if other in self._sealed]
@@ -149,11 +151,13 @@ class SecureRound:
                 present=present,
                 senders=senders,
                 sealed=[self._sealed[other][index] for other in senders],
-                plan=self._plan_text,
+                plan=plan_text,
+                sums_plan=sums_plan,
             )
+        self._asked_for_masked = asked[self._members[present[0]]]
         return asked
 
-    def add_masked(self, client_id: str, masked: Masked, packed: bytes) -> None:
+    def add_masked(self, client_id: str, masked: Masked, packed: bytes | memoryview) -> None:
         """Add a member's masked numbers to the sum."""
         self._require_this_round(masked)
         index = self._members.index(client_id)
@@ -169,7 +173,7 @@ class SecureRound:
 
     def odd(self) -> dict[str, str]:
         """Return by client why its numbers, of another form than most, are not summed up."""
-        chosen = self._chosen()
+        chosen = self._chosen() if self._groups else None
         return {
             self._members[index]: "expected metrics and statistics of the same names and shapes as "
             "the other clients'"
@@ -202,7 +206,7 @@ class SecureRound:
             arrays: digest of what was sent.
         """
         ((text, group),) = [(t, g) for t, g in self._groups.items() if g is self._chosen()]
-        bound = binding(self._list.digest(), self._present, self._plan_text, arrays)
+        bound = self._asked_for_masked.binding(self._list.digest(), arrays)
         total, alive = group.total, set(self._alive)
         for index in self._alive:
             secret = self._secret_of(index)

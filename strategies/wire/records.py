@@ -73,6 +73,9 @@ _ANSWERED = "message-id"
 CLIENT_ID_ACTION = "client_id"
 CLIENT_ID_QUERY = f"query.{CLIENT_ID_ACTION}"
 
+# what the mod of a secure sum tells the app, in the node's own copy of a message
+SECURE_PLAN = "secure-plan"
+
 _LARGEST_FLOAT = sys.float_info.max
 
 
@@ -96,6 +99,7 @@ class Instruction:
             one.
         bits: of a number, in which clients shall send their statistics: 4, 8 or 32.
         bounds: what the sums' precision can have been, where it was rounded on its way.
+        secure_plan: how statistics become whole numbers, which a node's own mod says.
     """
 
     strength: float
@@ -110,6 +114,7 @@ class Instruction:
     resumable: bool = False
     bits: int = EXACT_BITS
     bounds: Bounds | None = None
+    secure_plan: str = ""
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
         resumable=_told(config, "resumable", bool),
         bits=int(bits),
         bounds=None if received is None else received.bounds,
+        secure_plan=str(config.get(SECURE_PLAN, "")),
     )
 
 
@@ -275,6 +281,11 @@ def add_report(
     content[PRECISION] = precision
     if weighted is not None:
         content[WEIGHTED] = weighted
+
+
+def config_of_sums() -> ConfigRecord:
+    """Return what stands beside sums of reports that the server has formed without seeing them."""
+    return ConfigRecord({_VERSION: _PLAIN})
 
 
 def take_report(content: RecordDict) -> Report | None:

@@ -23,7 +23,6 @@ from fedcurv.strategies.wire.secure.stages import (
     AskForUnmasking,
     Keys,
     Masked,
-    binding,
 )
 from fedcurv.strategies.wire.secure.statements import bound_to, pair_purpose, seal_purpose
 from fedcurv.strategies.wire.secure.words import Words
@@ -86,8 +85,8 @@ class Run:
             self.server.add_keys(self.nodes[i].keys(asked))
 
     def play_shares(self):
-        members, asked = self.server.ask_for_shares()
-        for i in self.there("shares", members):
+        asked = self.server.ask_for_shares()
+        for i in self.there("shares", asked.client_ids):
             reply = self.nodes[i].shares(self.change("shares", i, asked))
             self.server.add_shares(str(i), reply)
 
@@ -103,8 +102,7 @@ class Run:
 
     def masked(self, i: int, asked) -> bytes:
         words = words_of(i)
-        memory = self.nodes[i].memory
-        self.nodes[i].add_masks(words, binding(memory.members, asked.present, asked.plan, SENT))
+        self.nodes[i].add_masks(words, asked.binding(self.nodes[i].memory.members, SENT))
         return words.to_bytes()
 
     def play_unmask(self):
@@ -215,7 +213,7 @@ def test_a_late_answer_cannot_be_read_with_the_key_that_was_given_away():
     memory = run.nodes[4].memory
     pair = KeyPair.of(run.server._secret_of(4))
     assert pair.private == memory.masking_private
-    bound = binding(memory.members, late.present, late.plan, SENT)
+    bound = late.binding(memory.members, SENT)
     for other, key in zip(memory.neighbours, memory.masking_keys, strict=True):
         mask = agreed_key(pair.private, key, pair_purpose(bound))
         (words.subtract_mask if other > 4 else words.add_mask)(mask)
@@ -271,7 +269,7 @@ def test_a_second_setup_in_a_round_and_an_earlier_round_are_refused():
 def test_messages_of_an_earlier_round_are_refused():
     first = Run()
     first.play_keys()
-    _, early_list = first.server.ask_for_shares()
+    early_list = first.server.ask_for_shares()
     first.play_shares()
     early = first.server.ask_for_masked(plan_for(6), SHAPES)["0"]
     second = Run(name=("federation", "session", 2), nodes=first.nodes)
@@ -311,7 +309,7 @@ def test_nodes_that_are_told_of_different_members_or_keys_open_no_shares():
 def test_a_server_that_reads_shares_under_keys_of_its_own_is_noticed_by_their_owner():
     run = Run()
     run.play_keys()
-    _, asked = run.server.ask_for_shares()
+    asked = run.server.ask_for_shares()
     for field_name in ("sealing_keys", "masking_keys"):
         keys = [KeyPair.new().public, *getattr(asked, field_name)[1:]]
         with refused("this node's own keys"):
@@ -332,7 +330,7 @@ def test_a_server_that_reads_shares_under_keys_of_its_own_is_noticed_by_their_ow
 def test_lists_of_members_that_cannot_be_right_are_refused(change, says):
     run = Run(clients=6)
     run.play_keys()
-    _, asked = run.server.ask_for_shares()
+    asked = run.server.ask_for_shares()
     with refused(says):
         run.nodes[0].shares(dataclasses.replace(asked, **change))
 
@@ -424,7 +422,7 @@ def test_a_memory_is_read_back_from_its_record():
 def test_a_neighbours_shares_are_sealed_for_it_alone():
     run = Run()
     run.play_keys()
-    _, asked = run.server.ask_for_shares()
+    asked = run.server.ask_for_shares()
     run.play_shares()
     sealed = run.server._sealed[0]
     digest = asked.digest()

@@ -23,6 +23,7 @@ from fedcurv.simulations.runners.batched.stacked import (
     why_terms_not_stacked,
 )
 from fedcurv.simulations.runners.local import LocalGrid
+from fedcurv.strategies.wire.secure.stages import SECURE
 
 # on a CPU the weights of so many clients stay in a core's cache
 _CLIENTS_ON_CPU = 8
@@ -74,6 +75,9 @@ class BatchedGrid(LocalGrid):
     def _begun(self, message: Message) -> LocalRound | None:
         """Return a client's round if it can be stacked; None leaves it to the ClientApp."""
         if message.metadata.message_type != MessageType.TRAIN:
+            return None
+        if SECURE in message.content:
+            tell_once("runner=batched: clients train one by one, since secure sums need their mod")
             return None
         self._forget(message)
         context = self.contexts[message.metadata.dst_node_id]

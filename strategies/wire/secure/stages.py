@@ -17,7 +17,6 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_args, get_origin
 
@@ -177,6 +176,7 @@ class AskForMasked(Stage):
         senders: of them, those that are this node's neighbours.
         sealed: a text of each, for this node.
         plan: of the round.
+        sums_plan: of the round whose sums are sent; empty for none.
     """
 
     stage = "masks"
@@ -184,6 +184,17 @@ class AskForMasked(Stage):
     senders: list[int]
     sealed: list[bytes]
     plan: str
+    sums_plan: str
+
+    def binding(self, members: bytes, arrays: bytes) -> bytes:
+        """Return a hash of all that nodes must have been told alike for their masks to cancel.
+
+        Args:
+            members: digest of the list of members.
+            arrays: digest of what was sent.
+        """
+        told = [members.hex(), self.present, self.plan, self.sums_plan, arrays.hex()]
+        return hashlib.sha256(json.dumps(told).encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -241,19 +252,6 @@ def stage_in(content: RecordDict) -> ConfigRecord | None:
             "clients have the same version of fedcurv"
         )
     return config
-
-
-def binding(members: bytes, present: Sequence[int], plan: str, arrays: bytes) -> bytes:
-    """Return a hash of all that two nodes must have been told alike for their masks to cancel.
-
-    Args:
-        members: digest of the list of members.
-        present: their numbers.
-        plan: of the round.
-        arrays: digest of what was sent.
-    """
-    told = json.dumps([members.hex(), list(present), plan, arrays.hex()])
-    return hashlib.sha256(told.encode()).digest()
 
 
 def digest_of_arrays(content: RecordDict) -> bytes:

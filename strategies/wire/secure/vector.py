@@ -93,6 +93,8 @@ def vector_of(plan: Plan, sent: ArrayRecord, content: RecordDict) -> tuple[Form,
         else:
             numbers = _statistic(name, statistics[kind], part)
         whole, clipped = scale.whole(numbers)
+        if kind != ARRAYS:  # the client has rounded and clipped them already
+            clipped = int(np.count_nonzero(np.abs(whole) >= scale.limit))
         largest = np.abs(numbers).max(keepdims=True) if numbers.size else np.zeros(1)
         summaries += [plan.wide_scale(kind).whole(largest)[0], np.array([clipped])]
         (tensors if scale.bits == 64 else narrow).append(whole)
@@ -210,5 +212,5 @@ def _metric_means(pairs: NDArray[np.int64], form: Form, plan: Plan) -> MetricRec
 
 def _moved(name: str, sent: Array, difference: Numbers) -> Array:
     before = read_array(name, sent)
-    moved = before.astype(np.float64) + difference
+    moved = np.asarray(before.astype(np.float64) + difference)  # of one number, a scalar
     return Array(moved.astype(before.dtype) if before.dtype.kind == "f" else moved)

@@ -40,7 +40,7 @@ class Words:
         return cls(np.zeros(wide, np.uint64), np.zeros(narrow, np.uint32))
 
     @classmethod
-    def from_bytes(cls, packed: bytes, wide: int, narrow: int) -> "Words":
+    def from_bytes(cls, packed: bytes | memoryview, wide: int, narrow: int) -> "Words":
         """Return the vector that ``to_bytes`` packed; its memory is that of the bytes.
 
         Raises:

@@ -1,0 +1,221 @@
+"""The mod that gives a server sums and nothing else, in any ClientApp."""
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from fedcurv.clients.owner import owner_allows
+from fedcurv.clients.secure.identity import Anybody, Identity
+from fedcurv.clients.secure.memory import Memory
+from fedcurv.clients.secure.node import SMALLEST_GROUP, Node, RefusedByNode
+from fedcurv.clients.secure.signatures import Signatures
+from fedcurv.strategies.wire.identity import CONFIG, client_id_of, pack_client_id
+from fedcurv.strategies.wire.records import SECURE_PLAN
+from fedcurv.strategies.wire.secure.plan import Plan
+from fedcurv.strategies.wire.secure.stages import (
+    MASKED,
+    SECURE,
+    AskForKeys,
+    AskForMasked,
+    AskForShares,
+    AskForUnmasking,
+    Masked,
+    Stage,
+    digest_of_arrays,
+    stage_in,
+)
+from fedcurv.strategies.wire.secure.statistics import unpack_exact_sums
+from fedcurv.strategies.wire.secure.vector import vector_of
+from fedcurv.strategies.wire.sums import STATISTICS
+
+CallNext = Callable[[Message, Context], Message]
+
+ONLY, ONLY_VARIABLE = "secure-sums", "FEDCURV_SECURE_SUMS"
+_GROUP, _KEY, _TRUSTED = "secure-group", "secure-key", "secure-trusted"
+
+# in Context.state: small, and gone with the run
+_PLACE = "fedcurv.secure"
+
+
+class SecureSumsMod:
+    """A Flower mod: what the app answers to training messages leaves the node under masks.
+
+    ``ClientApp(mods=[SecureSumsMod()])`` is all that an app needs, for a server with
+    ``fedcurv.strategies.SecureSums``. The mod answers the stages around training itself; the app
+    sees the training message as ever. Evaluation goes through as it is.
+
+    A node's owner decides what it takes part in, in this call or in the SuperNode's
+    ``--node-config``; no message can.
+
+    Args:
+        plain: whether the node trains for a server without secure sums, too, which then sees its
+            numbers. None: unless the owner says ``secure-sums=true``, or ``FEDCURV_SECURE_SUMS=1``
+            in the environment.
+        smallest_group: how many members a sum must have, >= 2; None for ``secure-group``, or 3.
+        signing_key: file of the node's own private key, in OpenSSH's form or PEM, Ed25519 or ECDSA
+            (such as the one for ``--auth-supernode-private-key``); None for ``secure-key``, or no
+            key.
+        trusted_keys: public keys, as lines in OpenSSH's form by client id, or a folder of
+            ``CLIENT-ID.pub``; None for ``secure-trusted``. Then all members must have signed by
+            one of these; without it a server that plays members itself is not noticed.
+
+    Raises:
+        ValueError: for a group below 2, and for keys of other kinds.
+        OSError: if a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        plain: bool | None = False,
+        smallest_group: int | None = None,
+        signing_key: str | PathLike[str] | None = None,
+        trusted_keys: Mapping[str, str] | str | PathLike[str] | None = None,
+    ) -> None:
+        if smallest_group is not None:
+            _checked_group(smallest_group)
+        self._plain, self._smallest_group = plain, smallest_group
+        self._signing_key, self._trusted_keys = signing_key, trusted_keys
+        self._identity({})  # what is given must be right from the beginning
+
+    def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
+        """Answer a stage of a secure sum, or let the app answer.
+
+        Raises:
+            RefusedByNode: for a message that would give more than a sum away.
+            ValueError: for one that is not fit for use.
+        """
+        config = stage_in(message.content) if message.has_content() else None
+        if config is not None:
+            return self._answer(config, message, context, call_next)
+        category = message.metadata.message_type.partition(".")[0]
+        if category in ("train", "evaluate"):
+            _forget(context)
+        if category == "train" and not self._may_be_plain(context):
+            raise RefusedByNode(
+                "expected a server with SecureSums, got one that wants this node's numbers in the "
+                "clear; let the server use fedcurv.strategies.SecureSums, or the node's owner say "
+                "SecureSumsMod(plain=True)"
+            )
+        return call_next(message, context)
+
+    def _answer(
+        self, config: ConfigRecord, message: Message, context: Context, call_next: CallNext
+    ) -> Message:
+        node = self._node(context)
+        stage = config.get("stage")
+        reply: Stage
+        if stage == AskForMasked.stage:
+            return self._train(node, AskForMasked.from_config(config), message, context, call_next)
+        if stage == AskForKeys.stage:
+            reply = node.keys(AskForKeys.from_config(config))
+        elif stage == AskForShares.stage:
+            reply = node.shares(AskForShares.from_config(config))
+        elif stage == AskForUnmasking.stage:
+            reply = node.reveal(AskForUnmasking.from_config(config))
+        else:
+            raise ValueError(f"expected a stage of a secure sum, got {str(stage)[:40]!r}")
+        _remember(context, node.memory)
+        return _reply(message, context, {SECURE: reply.to_config()})
+
+    def _train(
+        self,
+        node: Node,
+        asked: AskForMasked,
+        message: Message,
+        context: Context,
+        call_next: CallNext,
+    ) -> Message:
+        plan = Plan.from_text(asked.plan)
+        if plan.clients < len(asked.present):
+            raise RefusedByNode("expected scales for all that are present, got some for fewer")
+        sent = _model_in(message.content)
+        arrays = digest_of_arrays(message.content)
+        node.accept(asked)
+        _remember(context, node.memory)  # before training: these masks are for one reply
+        message.content.pop(SECURE)
+        _tell_app(message.content, asked)
+        try:
+            reply = call_next(message, context)
+            if reply is None or reply.has_error():
+                _forget(context)
+                return reply
+            form, words = vector_of(plan, sent, reply.content)
+        except BaseException:
+            _forget(context)
+            raise
+        node.add_masks(words, asked.binding(node.memory.members, arrays))
+        packed = Array(np.frombuffer(words.to_bytes(), np.uint8))
+        masked = Masked(*asked.round_name, form=form.to_text())
+        words_record = ArrayRecord({"words": packed})
+        return _reply(message, context, {SECURE: masked.to_config(), MASKED: words_record})
+
+    def _node(self, context: Context) -> Node:
+        config = context.node_config
+        group = self._smallest_group or _checked_group(config.get(_GROUP, SMALLEST_GROUP))
+        return Node(
+            client_id_of(context),
+            _memory_in(context),
+            identity=self._identity(config),
+            smallest_group=group,
+        )
+
+    def _identity(self, node_config: Mapping[str, Any]) -> Identity:
+        key = self._signing_key or node_config.get(_KEY)
+        trusted = self._trusted_keys or node_config.get(_TRUSTED)
+        return Anybody() if key is None and trusted is None else Signatures(key, trusted)
+
+    def _may_be_plain(self, context: Context) -> bool:
+        if self._plain is not None:
+            return self._plain
+        return not owner_allows(context.node_config, ONLY, ONLY_VARIABLE)
+
+
+secure_sums_mod = SecureSumsMod()
+
+
+def _reply(
+    message: Message, context: Context, records: Mapping[str, ConfigRecord | ArrayRecord]
+) -> Message:
+    return Message(RecordDict({CONFIG: pack_client_id(context), **records}), reply_to=message)
+
+
+def _checked_group(number: Any) -> int:
+    if type(number) is not int or number < 2:
+        raise ValueError(f"smallest_group must be a whole number >= 2, got {number!r}")
+    return number
+
+
+def _model_in(content: RecordDict) -> ArrayRecord:
+    records = [record for name, record in content.array_records.items() if name not in STATISTICS]
+    if len(records) != 1:
+        raise ValueError(
+            f"expected one ArrayRecord with the model in the message, got {len(records)}"
+        )
+    return ArrayRecord(dict(records[0]))  # whatever the app does with the message
+
+
+def _tell_app(content: RecordDict, asked: AskForMasked) -> None:
+    """Give the app's side of FedCurv the sums as numbers, and the scales for its report."""
+    if asked.sums_plan:
+        unpack_exact_sums(content, Plan.from_text(asked.sums_plan))
+    if (config := content.config_records.get(CONFIG)) is not None:
+        content[CONFIG] = ConfigRecord({**config, SECURE_PLAN: asked.plan})
+
+
+def _memory_in(context: Context) -> Memory:
+    config = context.state.config_records.get(_PLACE)
+    return Memory() if config is None else Memory.from_config(config)
+
+
+def _remember(context: Context, memory: Memory) -> None:
+    context.state[_PLACE] = memory.to_config()
+
+
+def _forget(context: Context) -> None:
+    """Let go of the secrets of a round that is over for this node."""
+    if _PLACE in context.state:
+        _remember(context, _memory_in(context).without_secrets())

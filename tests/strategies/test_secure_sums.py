@@ -1,0 +1,575 @@
+"""Secure sums around strategies, with the mod at the clients, against the same run in the clear."""
+
+import logging
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import (
+    Bulyan,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedAvgM,
+    FedMedian,
+    FedProx,
+    FedTrimmedAvg,
+    Krum,
+    QFedAvg,
+)
+
+from fedcurv.clients import SecureSumsMod
+from fedcurv.clients.secure import mod as mod_module
+from fedcurv.simulations.runners.local import LocalGrid
+from fedcurv.strategies import AutoStrength, FedCurv, FedNova, RoundFailed, SecureSums, start
+from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS
+from fedcurv.strategies.wire.secure.stages import MASKED, SECURE
+from tests.federation import Federation, crash, new_model, options, served_on
+from tests.secure_federation import SecureFederation
+from tests.strategies.test_secure_pieces import chi_square
+
+# a round's rounding is below 2^-20 of what is summed up, and the model's own type has 2^-24
+TOLERANCE = 4e-6
+
+
+def fedcurv(strategy=None, **more):
+    more = more if strategy is not None else {**options(), **more}
+    return FedCurv(strategy, **{"strength": 0.1, "secure_sums": True, **more})
+
+
+STRATEGIES = {
+    "FedAvg": lambda: FedAvg(**options()),
+    "FedProx": lambda: FedProx(**options()),
+    "FedAdam": lambda: FedAdam(**options()),
+    "FedAvgM": lambda: FedAvgM(server_momentum=0.5, **options()),
+    "FedCurv": fedcurv,
+    "FedCurv around FedAdam": lambda: fedcurv(FedAdam(**options())),
+    "FedCurv with AutoStrength": lambda: fedcurv(strength=AutoStrength(0.1, 3, 12)),
+}
+
+
+def farthest(one: ArrayRecord, other: ArrayRecord) -> float:
+    a, b = one.to_torch_state_dict(), other.to_torch_state_dict()
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("own_loop", [False, True])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_secure_run_is_the_run_in_the_clear(name, own_loop):
+    clear = Federation(num_nodes=6).run(STRATEGIES[name](), num_rounds=4, own_loop=own_loop)
+    secure = SecureFederation().run(SecureSums(STRATEGIES[name]()), num_rounds=4, own_loop=own_loop)
+    assert farthest(clear.arrays, secure.arrays) < TOLERANCE
+    for server_round, metrics in clear.train_metrics_clientapp.items():
+        assert secure.train_metrics_clientapp[server_round] == pytest.approx(dict(metrics))
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "masks"])
+@pytest.mark.parametrize("name", ["FedAvg", "FedCurv"])
+def test_who_is_lost_before_its_numbers_have_come_is_not_in_the_sum(name, stage):
+    spoil = {(2, 1): crash, (2, 4): crash, (3, 0): crash}
+    clear = Federation(num_nodes=9, spoil=spoil).run(STRATEGIES[name](), num_rounds=3)
+    lost = {(2, stage): {1, 4}, (3, stage): {0}}
+    secure = SecureFederation(num_nodes=9, lost=lost)
+    result = secure.run(SecureSums(STRATEGIES[name]()), num_rounds=3)
+    assert farthest(clear.arrays, result.arrays) < TOLERANCE
+
+
+def test_who_is_lost_after_that_is_in_the_sum():
+    clear = Federation(num_nodes=9).run(fedcurv(), num_rounds=3)
+    secure = SecureFederation(num_nodes=9, lost={(1, "unmask"): {1, 4}, (3, "unmask"): {0}})
+    assert farthest(clear.arrays, secure.run(SecureSums(fedcurv())).arrays) < TOLERANCE
+
+
+def test_who_was_lost_is_told_and_takes_part_again(caplog):
+    secure = SecureFederation(lost={(1, "masks"): {5}})
+    secure.run(SecureSums(FedAvg(**options())), num_rounds=2)
+    assert "client 5 is left out from the stage 'masks' of the secure sum on" in caplog.text
+    assert secure.statuses(1)["5"] == "failed"
+    assert secure.statuses(2)["5"] == "ok"
+
+
+@pytest.mark.parametrize("stage", ["keys", "shares", "masks", "unmask"])
+def test_below_the_threshold_the_round_fails_and_says_who_was_lost(stage):
+    secure = SecureFederation(lost={(1, stage): {0, 1, 2, 3}})
+    with pytest.raises(RoundFailed, match=r"round 1: .*lost were 0, 1, 2 and others.*lost") as told:
+        secure.run(SecureSums(FedAvg(**options())))
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """What clients remember of their statistics, by order of their reports."""
+    from fedcurv.clients import curvature
+
+    told, plain = [], curvature.reported
+
+    def reported(*arguments):
+        found = plain(*arguments)
+        told.append(found.curvature)
+        return found
+
+    monkeypatch.setattr(curvature, "reported", reported)
+    return told
+
+
+def test_own_terms_come_off_the_sum_to_the_last_bit(reports):
+    federation = SecureFederation(lost={(2, "masks"): {3}})
+    federation.run(SecureSums(fedcurv()), num_rounds=4)
+    by_round = {r: [v for v in federation.visits if v.server_round == r] for r in (1, 2, 3, 4)}
+    told = iter(reports)
+    terms = {r: {v.partition: next(told) for v in visits} for r, visits in by_round.items()}
+    for server_round in (2, 3, 4):
+        for visit in by_round[server_round]:
+            there = terms[server_round - 1]
+            summed = set(there) - ({3} if server_round == 3 else set())
+            others = [there[p] for p in summed if p != visit.partition]
+            for name, precision in visit.precision.items():
+                # exact in float64, in any order
+                expected = sum(one.precision[name] for one in others)
+                assert expected.dtype == torch.float64
+                assert torch.equal(precision, expected.float())
+                weighted = sum(one.weighted_parameters[name] for one in others)
+                weighted = torch.where(expected > 0, weighted, 0)
+                assert torch.equal(visit.weighted_parameters[name], weighted.float())
+
+
+def test_the_sums_travel_in_whole_numbers_of_32_bits_where_they_are_large():
+    class Wide(SecureFederation):
+        def client_app(self):
+            app = ClientApp(mods=self.mods)
+            app.train()(partial(answer_with_statistics, self))
+            return app
+
+    arrays = ArrayRecord({"w": Array(np.zeros(300, np.float32))})
+    federation, seen = Wide(), []
+    federation.seen = seen
+    strategy = SecureSums(fedcurv())
+    served_on(LocalGrid(federation.client_app(), 6), lambda grid: start(strategy, grid, arrays))
+    assert [dtypes for _, dtypes in seen[::6]] == [None, "float64", "float64"]
+    down = [r.clients[0].down.get("fedcurv.precision") for r in _rounds_of(strategy, federation)]
+    assert down[1] > 300 * 8
+    assert down[2] < 300 * 4 + 200
+
+
+def _rounds_of(strategy, federation):
+    rounds = []
+    arrays = ArrayRecord({"w": Array(np.zeros(300, np.float32))})
+    strategy = SecureSums(fedcurv())
+    served_on(
+        LocalGrid(federation.client_app(), 6),
+        lambda grid: start(strategy, grid, arrays, on_round=lambda r: rounds.append(r)),
+    )
+    return rounds[1:]
+
+
+def answer_with_statistics(federation, message, context):
+    from fedcurv.strategies.wire.records import add_report
+
+    sums = message.content.array_records.get("fedcurv.precision")
+    federation.seen.append((context.node_id, None if sums is None else sums["w"].dtype))
+    partition = int(context.node_config["partition-id"])
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"w": Array(np.full(300, partition + 1, np.float32))}),
+            "metrics": MetricRecord({"num-examples": 2}),
+        }
+    )
+    statistics = ArrayRecord({"w": Array(np.full(300, 0.5 + partition, np.float32))})
+    return Message(
+        add_report(content, context, statistics, statistics, message_id="") or content,
+        reply_to=message,
+    )
+
+
+def test_what_leaves_a_client_is_noise_and_names():
+    federation = SecureFederation()
+    federation.run(SecureSums(fedcurv()), num_rounds=2)
+    replies = [r for (_, stage, _), r in federation.replies.items() if stage == "masks"]
+    assert len(replies) == 12
+    for reply in replies:
+        assert set(reply.content) == {"fedcurv", SECURE, MASKED}
+        assert set(reply.content["fedcurv"]) == {"client-id"}
+    data = b"".join(r.content[MASKED]["words"].numpy().tobytes() for r in replies)
+    assert chi_square(data) < 400
+
+
+def test_secrets_end_with_the_round_and_those_of_the_lost_with_the_next_message():
+    federation = SecureFederation(lost={(2, "masks"): {5}})
+    federation.run(SecureSums(FedAvg(**options())), num_rounds=2)
+    for partition, context in federation.contexts.items():
+        memory = context.state["fedcurv.secure"]
+        if partition != 5:
+            assert set(memory) == {"federation", "session", "number", "stage"} | EMPTY
+            assert memory["stage"] == "over"
+    federation.lost = {}
+    plain = SecureSumsMod(plain=True)
+    question = federation.replies[(1, "masks", 5)]
+    evaluation = Message(RecordDict(), reply_to=question)
+    evaluation.metadata.message_type = "evaluate"
+    plain(evaluation, federation.contexts[5], lambda message, context: message)
+    assert federation.contexts[5].state["fedcurv.secure"]["stage"] == "over"
+
+
+# fields that hold nothing
+EMPTY = {
+    *("sealing_private", "masking_private", "own_secret", "members"),
+    *("index", "threshold", "num_members"),
+}
+
+
+def test_a_server_without_secure_sums_gets_nothing_unless_the_owner_says_so():
+    with pytest.raises(RoundFailed, match="expected a server with SecureSums, got one that wants"):
+        SecureFederation().run(FedAvg(**options()))
+    clear = Federation(num_nodes=6).run(FedAvg(**options()))
+    for mod, said in ((True, {}), (None, {}), (None, {"secure-sums": "no"})):
+        federation = SecureFederation(mod=SecureSumsMod(plain=mod), node_config=said)
+        assert farthest(clear.arrays, federation.run(FedAvg(**options())).arrays) == 0
+    federation = SecureFederation(mod=SecureSumsMod(plain=None), node_config={"secure-sums": True})
+    with pytest.raises(RoundFailed, match="expected a server with SecureSums"):
+        federation.run(FedAvg(**options()))
+
+
+def test_the_environment_is_the_owners_word_too(monkeypatch):
+    monkeypatch.setenv("FEDCURV_SECURE_SUMS", "1")
+    with pytest.raises(RoundFailed, match="expected a server with SecureSums"):
+        SecureFederation(mod=SecureSumsMod(plain=None)).run(FedAvg(**options()))
+
+
+def test_clients_without_the_mod_are_named_and_the_others_go_on(caplog):
+    with pytest.raises(RoundFailed, match=r"does its ClientApp have mods=\[fedcurv.clients.sec"):
+        Federation(num_nodes=6).run(SecureSums(FedAvg(**options())))
+
+    class Mixed(SecureFederation):
+        def watch(self, message, context, call_next):
+            is_training = message.metadata.message_type == "train"
+            if is_training and context.node_config["partition-id"] == 2:
+                return self.train(message, context)
+            return super().watch(message, context, call_next)
+
+    caplog.clear()
+    Mixed().run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert "client 2 is left out from the stage 'keys'" in caplog.text
+
+
+def test_another_version_of_the_protocol_is_refused_on_either_side(monkeypatch):
+    def other(message, context, call_next):
+        message.content[SECURE]["protocol-version"] = 2
+        return call_next(message, context)
+
+    federation = SecureFederation()
+    federation.mods.insert(0, other)
+    with pytest.raises(RoundFailed, match="expected secure sums in version 1, got 2"):
+        federation.run(SecureSums(FedAvg(**options())))
+
+    def answers(message, context, call_next):
+        reply = call_next(message, context)
+        reply.content[SECURE]["protocol-version"] = 2
+        return reply
+
+    federation = SecureFederation()
+    federation.mods.insert(0, answers)
+    with pytest.raises(RoundFailed, match="expected secure sums in version 1, got 2"):
+        federation.run(SecureSums(FedAvg(**options())))
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [Krum(), Bulyan(), FedMedian(), FedTrimmedAvg(), QFedAvg(0.1), FedNova()],
+    ids=lambda s: type(s).__name__,
+)
+def test_strategies_that_must_see_single_replies_are_refused(strategy):
+    with pytest.raises(TypeError, match=r"a strategy that averages, got .*single replies"):
+        SecureSums(strategy)
+
+
+def test_what_bounds_single_replies_is_refused():
+    with pytest.raises(ValueError, match=r"secure_sums=True\) in SecureSums, got secure_sums=Fal"):
+        SecureSums(FedCurv(strength=0.1))
+    for bound in ({"max_precision": 3.0}, {"max_examples": 100}):
+        with pytest.raises(ValueError, match="bound what one reply may hold"):
+            SecureSums(fedcurv(**bound))
+
+
+def test_differential_privacy_is_refused_inside_and_outside():
+    private = DifferentialPrivacyServerSideFixedClipping(FedAvg(**options()), 0.1, 1.0, 6)
+    with pytest.raises(TypeError, match="a strategy that averages"):
+        SecureSums(private)
+    around = DifferentialPrivacyServerSideFixedClipping(
+        SecureSums(FedAvg(**options())), 0.1, 1.0, 6
+    )
+    for own_loop in (False, True):
+        with pytest.raises(TypeError, match="SecureSums without differential privacy"):
+            SecureFederation().run(around, own_loop=own_loop)
+
+
+def test_an_own_start_is_refused():
+    class WithItsOwnStart(FedAvg):
+        def start(self, *args, **kwargs):
+            return super().start(*args, **kwargs)
+
+    with pytest.raises(TypeError, match="overrides start, which SecureSums around it"):
+        SecureSums(WithItsOwnStart())
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"smallest_group": 1}, "smallest_group must be a whole number >= 2, got 1"),
+        ({"threshold": 0.5}, "threshold must be above 1/2 and at most 1, got 0.5"),
+        ({"threshold": float("nan")}, "threshold must be above 1/2"),
+        ({"threshold": 1.1}, "threshold must be above 1/2"),
+        ({"neighbours": 1}, "neighbours must be a whole number >= 2, got 1"),
+        ({"stage_timeout": 0}, "stage_timeout must be > 0, in seconds, got 0"),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(option, says):
+    with pytest.raises(ValueError, match=says):
+        SecureSums(FedAvg(), **option)
+
+
+def test_too_few_clients_and_too_small_a_group_fail_in_one_line():
+    with pytest.raises(RoundFailed, match="2 clients sent their keys, and a group of 3"):
+        SecureFederation(num_nodes=2).run(SecureSums(FedAvg(**options())))
+    federation = SecureFederation(node_config={"secure-group": 7})
+    with pytest.raises(RoundFailed, match="a group of 7 at least, got 6 that are members"):
+        federation.run(SecureSums(FedAvg(**options())))
+    with pytest.raises(ValueError, match="smallest_group must be a whole number >= 2, got 1"):
+        SecureSumsMod(smallest_group=1)
+
+
+def test_all_messages_must_carry_one_model():
+    class TwoModels(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            zeros = {n: Array(np.zeros_like(a.numpy())) for n, a in arrays.items()}
+            other = RecordDict({**messages[0].content, "arrays": ArrayRecord(zeros)})
+            messages[0].content = other
+            return messages
+
+    with pytest.raises(Exception, match="expected the same arrays for all clients"):
+        SecureFederation().run(SecureSums(TwoModels(**options())))
+
+
+def answering(make_content, federation=None):
+    """Return an app whose answer is made of the partition and what came."""
+    federation = federation or SecureFederation()
+    app = ClientApp(mods=federation.mods)
+
+    @app.train()
+    def train(message, context):
+        partition = int(context.node_config["partition-id"])
+        return Message(make_content(partition, message.content), reply_to=message)
+
+    return app
+
+
+def results_of(make_content, arrays, num_rounds=1, strategy=None):
+    strategy = strategy or SecureSums(FedAvg(**options()))
+    return served_on(
+        LocalGrid(answering(make_content), 6),
+        lambda grid: start(strategy, grid, arrays, num_rounds=num_rounds),
+    )
+
+
+def test_metrics_are_means_and_one_that_is_nan_somewhere_is_the_others():
+    def content(partition, received):
+        metrics = {
+            "num-examples": 1 + partition,
+            "loss": float("nan") if partition == 2 else float(partition),
+            "by-class": [1.0 * partition, 2.0],
+            "count": partition,
+        }
+        return RecordDict({"arrays": received["arrays"], "metrics": MetricRecord(metrics)})
+
+    arrays = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    metrics = results_of(content, arrays).train_metrics_clientapp[1]
+    weights = np.arange(1.0, 7.0)
+    known = np.arange(6) != 2
+    assert metrics["loss"] == pytest.approx(np.average(np.arange(6)[known], weights=weights[known]))
+    assert metrics["count"] == pytest.approx(np.average(np.arange(6), weights=weights))
+    assert metrics["by-class"] == pytest.approx([metrics["count"], 2.0])
+
+
+def test_counters_come_back_whole_masks_as_they_were_and_types_stay():
+    arrays = ArrayRecord(
+        {
+            "half": Array(np.ones(300, np.float16)),
+            "double": Array(np.ones((2, 2), np.float64)),
+            "bn.num_batches_tracked": Array(np.array(5)),
+            "mask": Array(np.array([0.0, -np.inf], np.float32)),
+            "none": Array(np.zeros((0, 3), np.float32)),
+        }
+    )
+
+    def content(partition, received):
+        record = dict(received["arrays"])
+        record["half"] = Array(record["half"].numpy() + np.float16(partition))
+        record["double"] = Array(record["double"].numpy() * partition)
+        record["bn.num_batches_tracked"] = Array(np.array(12))
+        metrics = MetricRecord({"num-examples": 10})
+        return RecordDict({"arrays": ArrayRecord(record), "metrics": metrics})
+
+    result = results_of(content, arrays).arrays
+    assert {n: a.dtype for n, a in result.items()} == {n: a.dtype for n, a in arrays.items()}
+    np.testing.assert_allclose(result["half"].numpy(), 3.5)
+    np.testing.assert_allclose(result["double"].numpy(), 2.5, rtol=1e-7)
+    assert result["bn.num_batches_tracked"].numpy() == 12
+    np.testing.assert_array_equal(result["mask"].numpy(), arrays["mask"].numpy())
+    assert result["none"].numpy().shape == (0, 3)
+
+
+def diverging(partition, received):
+    arrays = {n: Array(a.numpy() * np.nan) for n, a in received["arrays"].items()}
+    metrics = MetricRecord({"num-examples": 1})
+    return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+
+
+def wrong_shape(partition, received):
+    arrays = ArrayRecord({"w": Array(np.zeros(4, np.float32))})
+    return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
+
+
+def no_weight(partition, received):
+    metrics = MetricRecord({"num-examples": 0})
+    return RecordDict({"arrays": received["arrays"], "metrics": metrics})
+
+
+def no_arrays(partition, received):
+    return RecordDict({"metrics": MetricRecord({"num-examples": 1})})
+
+
+def another_metric(partition, received):
+    metrics = MetricRecord({"num-examples": 1, "own": 1.0})
+    return RecordDict({"arrays": received["arrays"], "metrics": metrics})
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (diverging, "got NaN or inf in 'w'"),
+        (wrong_shape, r"'w': expected the shape \(3,\) that was sent, got \(4,\)"),
+        (no_weight, "expected 'num-examples' > 0 in the metrics, got 0"),
+        (no_arrays, "expected one ArrayRecord and one MetricRecord"),
+        (another_metric, "metrics and statistics of the same names and shapes as the other"),
+    ],
+)
+def test_a_reply_that_is_not_fit_is_left_out_and_told(bad, says, caplog):
+    def content(partition, received):
+        if partition == 1:
+            return bad(partition, received)
+        arrays = {n: Array(a.numpy() + np.float32(2)) for n, a in received["arrays"].items()}
+        metrics = MetricRecord({"num-examples": 3})
+        return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+
+    result = results_of(content, ArrayRecord({"w": Array(np.ones(3, np.float32))}))
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 3.0)
+    assert "client 1 is left out from the stage 'masks'" in caplog.text
+    assert re.search(says, caplog.text)
+
+
+def test_numbers_that_outgrow_their_scale_are_clipped_told_and_fit_in_the_next_round(caplog):
+    steps = iter([1.0] * 6 + [1000.0] * 6 + [1000.0] * 6)
+
+    def content(partition, received):
+        arrays = {
+            n: Array(a.numpy() + np.float32(next(steps))) for n, a in received["arrays"].items()
+        }
+        metrics = MetricRecord({"num-examples": 1})
+        return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+
+    arrays = ArrayRecord({"w": Array(np.zeros(300, np.float32))})
+    strategy = SecureSums(FedAvg(**options()))
+    result = results_of(content, arrays, 1, strategy)
+    np.testing.assert_allclose(result.arrays["w"].numpy(), 1.0)
+    assert not [r for r in caplog.records if "clipped" in r.message]
+    result = results_of(content, result.arrays, 2, strategy)
+    told = [r.message for r in caplog.records if "clipped" in r.message]
+    assert len(told) == 1
+    assert "1800 numbers were clipped" in told[0]
+    assert result.arrays["w"].numpy()[0] > 1001
+
+
+def test_the_first_round_has_words_of_64_bits_and_later_ones_of_32():
+    arrays = ArrayRecord({"w": Array(np.zeros(1000, np.float32))})
+    sizes = []
+
+    class Counting(SecureSums):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            sizes.append(max(len(r.content[MASKED]["words"].data) for r in replies))
+            return super().aggregate_train(server_round, replies)
+
+    def content(partition, received):
+        moved = received["arrays"]["w"].numpy() + np.float32(partition)
+        metrics = MetricRecord({"num-examples": 1})
+        return RecordDict({"arrays": ArrayRecord({"w": Array(moved)}), "metrics": metrics})
+
+    results_of(content, arrays, 3, Counting(FedAvg(**options())))
+    assert 8000 < sizes[0] < 8300
+    assert all(4000 < size < 4300 for size in sizes[1:])
+
+
+@pytest.mark.parametrize("name", ["FedAvg", "FedCurv", "FedCurv around FedAdam"])
+def test_a_run_that_is_resumed_is_the_one_that_was_never_ended(name, tmp_path):
+    whole = SecureFederation().run(SecureSums(STRATEGIES[name]()), num_rounds=4)
+    grid = LocalGrid(SecureFederation().client_app(), 6)  # whose nodes remember
+    arrays = SecureFederation().pack(new_model())
+    for num_rounds in (2, 4):
+        strategy = SecureSums(STRATEGIES[name]())
+        serve = partial(
+            start, strategy, arrays=arrays, checkpoint=tmp_path, num_rounds=num_rounds, resume=True
+        )
+        result = served_on(grid, lambda grid, serve=serve: serve(grid))
+    assert farthest(whole.arrays, result.arrays) < TOLERANCE
+    saved = strategy.state_dict()
+    assert set(saved) == {"federation", "bounds", "sums-plan", "strategy"}
+    assert (ARRAYS, "weight") in strategy._bounds
+    if name != "FedAvg":
+        assert (PRECISION_SUMS, "weight") in strategy._bounds
+
+
+def test_a_server_that_starts_anew_may_begin_again_at_nodes_that_are_still_there():
+    federation = SecureFederation()
+    grid = LocalGrid(federation.client_app(), 6)
+    arrays = federation.pack(torch.nn.Linear(4, 3))
+    for _ in range(2):
+        strategy = SecureSums(FedAvg(**options()))
+        served_on(grid, lambda grid, s=strategy: start(s, grid, arrays, num_rounds=2))
+
+
+def test_evaluation_goes_through_as_it_is():
+    federation = SecureFederation()
+    app = federation.client_app()
+
+    @app.evaluate()
+    def evaluate(message, context):
+        metrics = MetricRecord({"num-examples": 1, "accuracy": 0.5})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    strategy = SecureSums(FedAvg(min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1))
+    arrays = federation.pack(torch.nn.Linear(4, 3))
+    result = served_on(LocalGrid(app, 6), lambda grid: start(strategy, grid, arrays, num_rounds=1))
+    assert result.evaluate_metrics_clientapp[1]["accuracy"] == pytest.approx(0.5)
+
+
+def test_what_the_wrapped_strategy_has_is_reached():
+    strategy = SecureSums(fedcurv())
+    assert strategy.strength == 0.1
+    strategy.fraction_train = 0.5
+    assert strategy.strategy.strategy.fraction_train == 0.5
+
+
+def test_the_summary_names_the_settings(caplog):
+    caplog.set_level(logging.INFO)
+    SecureSums(fedcurv(), smallest_group=5).summary()
+    assert "SecureSums around FedCurv" in caplog.text
+    assert "smallest group (5) | threshold (0.67) | neighbours (64)" in caplog.text
+
+
+def test_the_mods_name_for_its_place_in_the_state_is_its_own():
+    assert mod_module._PLACE not in ("fedcurv.own", "fedcurv.kept-1", "fedcurv.kept-2")
