@@ -9,16 +9,17 @@ than seconds to hand back, and says nothing.
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, MetricRecord
+from flwr.app import Context
 
-from fedcurv.clients.disk_state import DiskFolder
+from fedcurv.clients.context_state import ContextFolder
+from fedcurv.clients.disk_state import DiskFolder, Parts
 from fedcurv.curvature import Curvature, shapes_of
-from fedcurv.strategies.wire.records import Instruction, client_id_of, pack_tensors, unpack_tensors
+from fedcurv.strategies.wire.records import Instruction, client_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,11 @@ STATE_DIRECTORY_VARIABLE = "FEDCURV_STATE_DIR"
 # the largest pair (P, Q) that is left to Context.state
 _SMALL_BYTES = 16 * 2**20
 
+_PARTS = ("precision", "weighted-parameters")
 # records of the latest, and of an earlier round: more than one only if that was repeated
 _PLACES = ("fedcurv.own", "fedcurv.kept-1", "fedcurv.kept-2")
 
-Record = ArrayRecord | MetricRecord | ConfigRecord
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,67 @@ class ContributionStore(Protocol):
         ...
 
 
-def store_for(
-    context: Context, model_bytes: int, directory: Path | None, instruction: Instruction
-) -> ContributionStore:
-    """Return where a client with a model of this size keeps its contributions.
+class SaysWhose(Protocol):
+    """What a server tells of whose training a client's state is."""
+
+    @property
+    def federation(self) -> str:
+        """A name for the training, the same over restarts of the server."""
+        ...
+
+    @property
+    def sending(self) -> str:
+        """The server's name for this sending."""
+        ...
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a later run may go on from a checkpoint."""
+        ...
+
+
+class StateFolder(Protocol):
+    """Keeps a client's states, each after its answer to a message; see ``DiskFolder``."""
+
+    def read(
+        self, server_round: int, message_ids: Collection[str], make: Callable[[Parts], T]
+    ) -> tuple[str, T] | None:
+        """Return what is made of a state, and after the answer to which message."""
+        ...
+
+    def write(
+        self,
+        server_round: int,
+        message_id: str,
+        parts: Parts,
+        *,
+        kept_round: int | None = None,
+        kept: Collection[tuple[int, str]] = (),
+    ) -> None:
+        """Keep a state, and those that are named."""
+        ...
+
+
+def folder_for(
+    context: Context,
+    state_bytes: int,
+    directory: Path | None,
+    said: SaysWhose,
+    *,
+    places: Sequence[str],
+    parts: Sequence[str],
+) -> StateFolder:
+    """Return where a client keeps states of this size.
 
     Args:
         context: the client's own.
-        model_bytes: of its trainable parameters.
+        state_bytes: of all that is kept at once.
         directory: keep them on disk below here; None keeps small ones in ``Context.state``, and
             large ones, and a named client's for a server with checkpoints, below
             ``$FEDCURV_STATE_DIR``, or ``~/.cache/fedcurv/state``.
-        instruction: names the federation and the sending, and says whether there are checkpoints.
+        said: names the federation and the sending, and says whether there are checkpoints.
+        places: see ``ContextFolder``.
+        parts: see ``DiskFolder``.
 
     Raises:
         ValueError: if another node that lives uses the same client id and folder.
@@ -76,13 +127,15 @@ def store_for(
             ``Context.state``, and the log says so.
     """
     # a resumed run is another one, with contexts of its own; simulated nodes have no client-id
-    outlives_run = instruction.resumable and "client-id" in context.node_config
-    fits_context = directory is None and 2 * model_bytes <= _SMALL_BYTES
+    outlives_run = said.resumable and "client-id" in context.node_config
+    fits_context = directory is None and state_bytes <= _SMALL_BYTES
+    in_context = ContextFolder(context, places, parts)
     if fits_context and not outlives_run:
-        return ContextStore(context)
-    store = DiskStore(directory or default_directory(), context, instruction.federation)
+        return in_context
+    below = directory or default_directory()
+    folder = DiskFolder(below, client_id_of(context), said.federation, parts)
     try:
-        store.folder.claim(str(context.node_id), instruction.sending)
+        folder.claim(str(context.node_id), said.sending)
     except OSError as error:
         if not fits_context:
             raise
@@ -92,8 +145,27 @@ def store_for(
             error,
             STATE_DIRECTORY_VARIABLE,
         )
-        return ContextStore(context)
-    return store
+        return in_context
+    return folder
+
+
+def store_for(
+    context: Context, model_bytes: int, directory: Path | None, instruction: Instruction
+) -> ContributionStore:
+    """Return where a client with a model of this size keeps its contributions.
+
+    Args:
+        context: the client's own.
+        model_bytes: of its trainable parameters.
+        directory: see :func:`folder_for`, as for what is raised.
+        instruction: likewise.
+    """
+    folder = folder_for(
+        context, 2 * model_bytes, directory, instruction, places=_PLACES, parts=_PARTS
+    )
+    if isinstance(folder, DiskFolder):
+        return DiskStore.of(folder)
+    return ContextStore(context)
 
 
 def forget_others(context: Context, server_round: int, kept: Collection[int]) -> None:
@@ -101,12 +173,7 @@ def forget_others(context: Context, server_round: int, kept: Collection[int]) ->
 
     A store does so when it saves; this is for clients that were not chosen for that round.
     """
-    for place in _PLACES:
-        config = context.state.get(place)
-        number = config.get("server-round") if isinstance(config, ConfigRecord) else None
-        if isinstance(number, int) and number < server_round and number not in kept:
-            for name in _names(place):
-                context.state.pop(name, None)
+    ContextFolder(context, _PLACES, _PARTS).forget_before(server_round, kept)
 
 
 def own_terms(
@@ -139,96 +206,62 @@ def default_directory() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "fedcurv" / "state"
 
 
-class ContextStore:
-    """Keeps contributions in Flower's ``Context.state``, three records for each."""
+class _Store:
+    """Keeps contributions in a folder."""
 
-    def __init__(self, context: Context) -> None:
-        self._state = context.state
+    folder: StateFolder
 
     def load(self, server_round: int, contributors: Collection[str]) -> Contribution | None:
         """Return the contribution to this round that answers one of these messages."""
-        try:
-            for place in _PLACES:
-                if not any(name in self._state for name in _names(place)):
-                    continue
-                config = self._state.config_records[place]
-                message_id = config["message-id"]
-                if config["server-round"] != server_round:
-                    continue
-                if message_id in contributors:
-                    return Contribution(server_round, str(message_id), self._curvature_at(place))
-                logger.info("the reply of round %d is not in the sum", server_round)
-        except Exception as error:  # whatever somebody else's records make of it
-            logger.warning(
-                "own statistics in Context.state cannot be used and count as absent: %s",
-                str(error) or type(error).__name__,
-            )
-            for place in _PLACES:
-                self._take(place)
-        return None
-
-    def save(self, contribution: Contribution, kept_round: int | None = None) -> None:
-        """Keep the contribution, and beside it only those of ``kept_round``, the latest few."""
-        taken = [self._take(place) for place in _PLACES]
-        kept = [records for records in taken if _round_of(records) == kept_round]
-        kept = kept if kept_round else []
-        curvature = contribution.curvature
-        latest: list[Record | None] = [
-            ConfigRecord(
-                {"server-round": contribution.server_round, "message-id": contribution.message_id}
-            ),
-            pack_tensors(curvature.precision),
-            pack_tensors(curvature.weighted_parameters),
-        ]
-        for place, records in zip(_PLACES, [latest, *kept], strict=False):
-            for name, record in zip(_names(place), records, strict=True):
-                if record is not None:
-                    self._state[name] = record
-
-    def _take(self, place: str) -> list[Record | None]:
-        return [self._state.pop(name, None) for name in _names(place)]
-
-    def _curvature_at(self, place: str) -> Curvature:
-        _, precision, weighted = _names(place)
-        return Curvature(
-            unpack_tensors(self._state.array_records[precision]),
-            unpack_tensors(self._state.array_records[weighted]),
-        ).check()
-
-
-def _names(place: str) -> tuple[str, str, str]:
-    return place, f"{place}.precision", f"{place}.weighted-parameters"
-
-
-def _round_of(records: Sequence[Record | None]) -> object:
-    return records[0].get("server-round") if isinstance(records[0], ConfigRecord) else None
-
-
-class DiskStore:
-    """Keeps each contribution in a file of its own, in a folder per federation and client.
-
-    A file that is damaged, or that belongs to another federation or client, counts as absent, and
-    the log says so: a client without its contribution subtracts nothing, which is safe.
-    """
-
-    def __init__(self, directory: Path, context: Context, federation: str) -> None:
-        self.folder = DiskFolder(directory, client_id_of(context), federation)
-
-    def load(self, server_round: int, contributors: Collection[str]) -> Contribution | None:
-        """Return the contribution if it is one of these and can be trusted."""
-        found = self.folder.read(server_round, contributors)
+        found = self.folder.read(server_round, contributors, _curvature)
         if found is None:
             return None
         message_id, curvature = found
         return Contribution(server_round, message_id, curvature)
 
     def save(self, contribution: Contribution, kept_round: int | None = None) -> None:
-        """Keep the contribution, and beside it only those of ``kept_round``.
+        """Keep the contribution, and beside it only those of ``kept_round``, the latest few.
 
         Raises:
-            OSError: if the folder cannot be written; the old files, if any, are untouched.
+            OSError: if a folder on disk cannot be written; the old files, if any, are untouched.
             ValueError: if a bound in the environment is no number.
         """
+        curvature = contribution.curvature
+        parts = (curvature.precision, curvature.weighted_parameters)
         self.folder.write(
-            contribution.server_round, contribution.message_id, contribution.curvature, kept_round
+            contribution.server_round,
+            contribution.message_id,
+            dict(zip(_PARTS, parts, strict=True)),
+            kept_round=kept_round,
         )
+
+
+class ContextStore(_Store):
+    """Keeps contributions in Flower's ``Context.state``, three records for each."""
+
+    def __init__(self, context: Context) -> None:
+        self.folder = ContextFolder(context, _PLACES, _PARTS)
+
+
+class DiskStore(_Store):
+    """Keeps each contribution in a file of its own, in a folder per federation and client.
+
+    A file that is damaged, or that belongs to another federation or client, counts as absent, and
+    the log says so: a client without its contribution subtracts nothing, which is safe.
+    """
+
+    folder: DiskFolder
+
+    def __init__(self, directory: Path, context: Context, federation: str) -> None:
+        self.folder = DiskFolder(directory, client_id_of(context), federation, _PARTS)
+
+    @classmethod
+    def of(cls, folder: DiskFolder) -> "DiskStore":
+        """Return the store of a folder."""
+        store = cls.__new__(cls)
+        store.folder = folder
+        return store
+
+
+def _curvature(parts: Parts) -> Curvature:
+    return Curvature(*(dict(parts[part]) for part in _PARTS)).check()
