@@ -110,6 +110,11 @@ class TrainingSettings:
         return chosen_optimizer(self.optimizer, self._shared())[0] is torch.optim.SGD
 
     @property
+    def has_momentum(self) -> bool:
+        """Whether a gradient goes on to act after its step by ``momentum``."""
+        return bool(chosen_optimizer(self.optimizer, self._shared())[1].get("momentum"))
+
+    @property
     def is_plain_sgd(self) -> bool:
         """Whether a step is the learning rate times the gradient."""
         return self.is_sgd and not any(chosen_optimizer(self.optimizer, self._shared())[1].values())

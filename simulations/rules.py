@@ -127,7 +127,7 @@ _RULES: dict[str, Rule] = {
 _OF_STRATEGIES: dict[str, Rule] = {
     **dict.fromkeys(("fraction_train", "fraction_evaluate"), _SHARE),
     **dict.fromkeys(("min_train_nodes", "min_evaluate_nodes"), _COUNT),
-    "min_available_nodes": _COUNT,
+    **dict.fromkeys(("min_available_nodes", "num_clients"), _COUNT),
     **dict.fromkeys(("eta", "eta_l", "tau", "server_learning_rate"), _POSITIVE),
     **dict.fromkeys(("beta_1", "beta_2", "server_momentum"), _DECAY),
     "proximal_mu": _NOT_NEGATIVE,

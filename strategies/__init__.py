@@ -8,6 +8,7 @@ from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.loop.strategy_calls import StrategyFailed
 from fedcurv.strategies.loop.watchers import JsonLines, ScalarLog, TensorBoard
 from fedcurv.strategies.replies.check import RoundFailed
+from fedcurv.strategies.scaffold import Scaffold
 from fedcurv.strategies.secure.secure_sums import SecureSums
 from fedcurv.strategies.strength import AutoStrength
 
@@ -19,6 +20,7 @@ __all__ = [
     "FedNova",
     "JsonLines",
     "RoundFailed",
+    "Scaffold",
     "ScalarLog",
     "SecureSums",
     "StrategyFailed",

@@ -30,6 +30,7 @@ from fedcurv.simulations.reports.history import History, tell_unused_terms
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation
 from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
+from fedcurv.strategies.remembering import Remembering
 
 # what may be said beside resume=FOLDER; all else is as the folder's config.yaml has it
 _BESIDE_RESUME = ("resume", "data.root", "data.download", "verbose", "hydra.run.dir")
@@ -158,7 +159,8 @@ def _run_strategy(
     history, num_rounds = histories[-1], resolved["num_rounds"]
     metric = metric_of(resolved)
     # what clients remember is out of reach on Ray
-    keeps_state = resolved["runner"]["name"] != "ray" or not isinstance(strategy, FedCurv)
+    remember = isinstance(strategy, FedCurv | Remembering)
+    keeps_state = resolved["runner"]["name"] != "ray" or not remember
     options: dict[str, Any] = {}
     finished = 0
     if keeps_state:

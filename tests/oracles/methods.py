@@ -58,15 +58,19 @@ def _gradients_on_the_way(start, client):
     return found
 
 
-def scaffold(start, clients, participants, *, server_lr=1.0, forgets=()):
+def scaffold(start, clients, participants, *, server_lr=1.0, lost=None, number=None):
     """Return the model after each round, by option II, every client counted once.
 
-    ``forgets``: rounds after which all control variates begin anew at zero.
+    ``lost``: by round, who has lost its control variate before it: it begins at zero, and after the
+    round all do. ``number``: of clients, those that never come included.
     """
+    lost, number = lost or {}, number or len(clients)
     theta, history = start.double(), []
     c, own = torch.zeros_like(theta), [torch.zeros_like(theta) for _ in clients]
     for server_round, nodes in enumerate(participants, start=1):
         ways, changes = [], []
+        for i in lost.get(server_round, ()):
+            own[i] = torch.zeros_like(theta)
         for i in nodes:
             client, y = clients[i], theta.clone()
             for _ in range(client["steps"]):
@@ -76,19 +80,22 @@ def scaffold(start, clients, participants, *, server_lr=1.0, forgets=()):
             changes.append(new - own[i])
             own[i] = new
         theta = theta + server_lr * sum(ways) / len(nodes)
-        c = c + len(nodes) / len(clients) * sum(changes) / len(nodes)
-        if server_round in forgets:
+        c = c + len(nodes) / number * sum(changes) / len(nodes)
+        if server_round in lost:
             c, own = torch.zeros_like(theta), [torch.zeros_like(theta) for _ in clients]
         history.append(theta)
     return history
 
 
-def feddyn(start, clients, participants, *, alpha, forgets=()):
-    """Return the model after each round; every client is counted once."""
+def feddyn(start, clients, participants, *, alpha, lost=None):
+    """Return the model after each round; every client is counted once; ``lost`` as above."""
+    lost = lost or {}
     theta, history = start.double(), []
     h, own = torch.zeros_like(theta), [torch.zeros_like(theta) for _ in clients]
     for server_round, nodes in enumerate(participants, start=1):
         found = []
+        for i in lost.get(server_round, ()):
+            own[i] = torch.zeros_like(theta)
         for i in nodes:
             client, y = clients[i], theta.clone()
             speed = torch.zeros_like(theta)
@@ -99,8 +106,8 @@ def feddyn(start, clients, participants, *, alpha, forgets=()):
             own[i] = own[i] - alpha * (y - theta)
             found.append(y)
         h = h - alpha * sum(y - theta for y in found) / len(clients)
-        theta = sum(found) / len(nodes) - h / alpha
-        if server_round in forgets:
+        if server_round in lost:
             h, own = torch.zeros_like(theta), [torch.zeros_like(theta) for _ in clients]
+        theta = sum(found) / len(nodes) - h / alpha
         history.append(theta)
     return history

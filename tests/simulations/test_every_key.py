@@ -21,7 +21,7 @@ from tests.simulations.test_run import configuration
 
 # together they hold every file of every group but the other data sets', which are alike
 COMPOSITIONS = [
-    ("config", ["strategy=[fedavg,fedprox,fedcurv_fedadam,fedavgm,fednova]"]),
+    ("config", ["strategy=[fedavg,fedprox,fedcurv_fedadam,fedavgm,fednova,scaffold]"]),
     ("config", ["strategy=fedcurv", "model=cnn", "partition=dirichlet", "client=adam"]),
     ("config", ["strategy=fedadam", "model=resnet18", "partition=pathological", "runner=batched"]),
     ("config", ["strategy=fedavg", "partition=flwr_datasets", "model=small_resnet"]),

@@ -6,7 +6,7 @@ from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
 from tests.simulations.test_run import configuration, rows_of
 
-METHODS = ["fednova"]
+METHODS = ["fednova", "scaffold"]
 SMALL = ["num_rounds=2", "num_clients=4", "client.epochs=1", "data.train_samples=120"]
 
 
@@ -26,6 +26,12 @@ def test_methods_run_by_name_and_runners_agree(tmp_path):
 
 
 REFUSED = {
+    "scaffold": {
+        "client=adam": "strategy.scaffold: scaffold holds for SGD without momentum, got client.opt",
+        "client.momentum=0.9": "got client.optimizer=sgd with momentum",
+        "client.trainer=lasgd": "the steps of a site's workers are not one optimizer's",
+        "strategy.scaffold.num_clients=0": "num_clients must be an integer >= 1, got 0",
+    },
     "fednova": {
         "client=adam": "strategy.fednova: fednova holds for SGD, got client.optimizer=adam",
         "client.trainer=lasgd": "the steps of a site's workers are not one optimizer's",

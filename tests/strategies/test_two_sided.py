@@ -9,12 +9,13 @@ from torch import nn
 from fedcurv.clients import LocalTask, LocalTerm, TrainingSettings, client_app
 from fedcurv.global_state import seeded
 from fedcurv.simulations.runners.local import LocalGrid
-from fedcurv.strategies import FedNova, RoundFailed
+from fedcurv.strategies import FedNova, RoundFailed, Scaffold
 from tests.federation import CLASSES, FEATURES, options, same_bits, samples
 from tests.two_sided import UNEQUAL, Methods
 
 MAKE = {
     "fednova": lambda **more: FedNova(**options(**more)),
+    "scaffold": lambda **more: Scaffold(**options(**more)),
 }
 
 
