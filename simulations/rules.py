@@ -136,6 +136,11 @@ _OF_STRATEGIES: dict[str, Rule] = {
         "finite and >= 0, or auto",
     ),
     "bits": (lambda v: is_integer(v) and v in (4, 8, 32), "4, 8 or 32"),
+    "secure_sums": (lambda v: isinstance(v, bool), "true or false"),
+    "smallest_group": (lambda v: is_integer(v) and v >= 2, "a whole number >= 2"),
+    "neighbours": (lambda v: is_integer(v) and v >= 2, "a whole number >= 2"),
+    "threshold": (lambda v: is_number(v) and 0.5 < v <= 1, "above 1/2 and at most 1"),
+    "stage_timeout": (lambda v: is_number(v) and v > 0, "a number of seconds > 0"),
     "max_precision": (
         lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0,
         "a number > 0; .inf for no bound",
@@ -252,6 +257,11 @@ def check_strategy(path: str, options: Any, num_clients: int) -> None:
     for name, value in options.items():
         if name == "strategy":
             check_strategy(f"{path}.{name}", value, num_clients)
+        elif name == "smallest_group" and is_integer(value) and value > num_clients:
+            raise ValueError(
+                f"{path}: smallest_group must be <= num_clients={num_clients}, got {value!r}; no "
+                "round would have so many"
+            )
         elif name in _OF_STRATEGIES:
             holds, expected = _OF_STRATEGIES[name]
             if not holds(value):

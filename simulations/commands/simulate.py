@@ -17,7 +17,7 @@ from fedcurv.simulations.federation.run import run
 from fedcurv.simulations.federation.saved import SavedStrategy, folder_of_progress, forget
 from fedcurv.simulations.federation.server_app import make_server_app
 from fedcurv.simulations.parts.metrics import Metric
-from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.parts.strategies import fedcurv_in, make_strategy
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import (
     Summary,
@@ -28,7 +28,7 @@ from fedcurv.simulations.reports.comparison import (
 )
 from fedcurv.simulations.reports.history import History, tell_unused_terms
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation
-from fedcurv.strategies import FedCurv, RoundFailed
+from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
 from fedcurv.strategies.remembering import Remembering
 
@@ -159,7 +159,7 @@ def _run_strategy(
     history, num_rounds = histories[-1], resolved["num_rounds"]
     metric = metric_of(resolved)
     # what clients remember is out of reach on Ray
-    remember = isinstance(strategy, FedCurv | Remembering)
+    remember = fedcurv_in(strategy) is not None or isinstance(strategy, Remembering)
     keeps_state = resolved["runner"]["name"] != "ray" or not remember
     options: dict[str, Any] = {}
     finished = 0

@@ -14,6 +14,7 @@ from fedcurv.clients.optimizers import OPTIMIZERS, require_proximal
 from fedcurv.simulations.console.telling import tell_once
 from fedcurv.simulations.own_calls import dotted_object
 from fedcurv.strategies import FedCurv
+from fedcurv.strategies.loop.strategy_state import with_inner
 from fedcurv.strategies.two_sided import TwoSided
 
 
@@ -75,6 +76,33 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
         ValueError: for what is no strategy, and for FedCurv with an optimizer of clients that its
             penalty does not fit.
     """
+    node = _with_rule(node, config)
+    strategy: Strategy = instantiate(node)
+    if not isinstance(strategy, Strategy):
+        raise ValueError(
+            f"{node['_target_']}: expected a strategy of flwr.serverapp.strategy, got "
+            f"{type(strategy).__name__}"
+        )
+    client = config["client"]
+    proximal = client.get("penalty_mode") == "proximal"
+    inner = fedcurv_in(strategy)
+    if proximal and inner is not None and inner.strength != 0:
+        require_proximal(client.get("optimizer", "sgd"))
+    return strategy
+
+
+def fedcurv_in(strategy: Strategy) -> FedCurv | None:
+    """Return a strategy if it is FedCurv, or the one inside it that is; None if there is none."""
+    return next((one for one in with_inner(strategy) if isinstance(one, FedCurv)), None)
+
+
+def _with_rule(node: DictConfig, config: Mapping[str, Any]) -> DictConfig:
+    """Return a description in which AutoStrength stands in the place of ``auto``."""
+    if isinstance(node.get("strategy"), DictConfig):
+        inner = _with_rule(node.strategy, config)
+        if inner is not node.strategy:
+            node = node.copy()
+            OmegaConf.update(node, "strategy", inner, merge=False)
     if node.get("strength") == "auto":
         node = node.copy()
         rule = {
@@ -86,17 +114,7 @@ def make_strategy(node: DictConfig, config: Mapping[str, Any]) -> Strategy:
         }
         _tell_of_no_bound(config["client"], rule["mode"])
         OmegaConf.update(node, "strength", rule, merge=False, force_add=True)
-    strategy: Strategy = instantiate(node)
-    if not isinstance(strategy, Strategy):
-        raise ValueError(
-            f"{node['_target_']}: expected a strategy of flwr.serverapp.strategy, got "
-            f"{type(strategy).__name__}"
-        )
-    client = config["client"]
-    proximal = client.get("penalty_mode") == "proximal"
-    if proximal and isinstance(strategy, FedCurv) and strategy.strength != 0:
-        require_proximal(client.get("optimizer", "sgd"))
-    return strategy
+    return node
 
 
 def _tell_of_no_bound(client: Mapping[str, Any], mode: str) -> None:

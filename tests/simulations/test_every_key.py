@@ -25,7 +25,7 @@ COMPOSITIONS = [
     ("config", ["strategy=fedcurv", "model=cnn", "partition=dirichlet", "client=adam"]),
     ("config", ["strategy=fedadam", "model=resnet18", "partition=pathological", "runner=batched"]),
     ("config", ["strategy=fedavg", "partition=flwr_datasets", "model=small_resnet"]),
-    ("config", ["strategy=fedavg", "runner=ray"]),
+    ("config", ["strategy=[secure_fedavg,secure_fedcurv]", "runner=ray"]),
     (
         "config",
         [
@@ -89,6 +89,9 @@ GOOD: dict[str, list[Any]] = {
         for name in ("fedcurv", "fedcurv_fedadam")
         for bound in ("max_distance", "max_trace")
     },
+    "strategy.secure_fedcurv.strategy.strength": [1.5],
+    "strategy.secure_fedcurv.strategy.secure_sums": [True],
+    **{f"strategy.secure_{name}.stage_timeout": [1.5] for name in ("fedavg", "fedcurv")},
     "strategy.fedadam.eta": [1.5],
     "strategy.fedavgm.server_learning_rate": [1.5],
     "strategy.fedcurv_fedadam.strategy.eta": [1.5],

@@ -1,7 +1,8 @@
 import pytest
+from flwr.serverapp.strategy import FedAvg
 from omegaconf import OmegaConf
 
-from fedcurv.simulations.parts.strategies import make_strategy
+from fedcurv.simulations.parts.strategies import fedcurv_in, make_strategy
 from fedcurv.strategies import FedCurv
 
 
@@ -24,3 +25,14 @@ def test_what_is_no_strategy_is_told_as_a_mistake_of_the_configuration():
     node = OmegaConf.create({"_target_": "datetime.timedelta"})
     with pytest.raises(ValueError, match=r"datetime\.timedelta: expected a strategy of flwr"):
         make_strategy(node, {"client": {}})
+
+
+def test_auto_is_found_in_a_wrapped_strategy_too():
+    inner = {"_target_": "fedcurv.strategies.FedCurv", "strength": "auto", "secure_sums": True}
+    node = OmegaConf.create({"_target_": "fedcurv.strategies.SecureSums", "strategy": inner})
+    client = {"lr": 0.2, "epochs": 3, "batch_size": 16, "penalty_mode": "proximal"}
+    strategy = make_strategy(node, {"client": client})
+    assert strategy.strength is None
+    assert fedcurv_in(strategy) is strategy.strategy
+    assert node.strategy.strength == "auto"
+    assert fedcurv_in(FedAvg()) is None
