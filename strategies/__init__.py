@@ -1,6 +1,7 @@
 """Server side: the FedCurv strategy, the records that travel, and a round loop for any strategy."""
 
 from fedcurv.strategies.fedcurv import FedCurv
+from fedcurv.strategies.feddyn import FedDyn
 from fedcurv.strategies.fednova import FedNova
 from fedcurv.strategies.loop.best_model import BestModel
 from fedcurv.strategies.loop.start import start
@@ -17,6 +18,7 @@ __all__ = [
     "BestModel",
     "EarlyStopping",
     "FedCurv",
+    "FedDyn",
     "FedNova",
     "JsonLines",
     "RoundFailed",

@@ -285,9 +285,9 @@ class TwoSided(Wrapping):
 
 def _refuse_unfit(strategy: Strategy, unfit: Unfit, around: str) -> None:
     """Raise a TypeError for a strategy around which a method is not what it says."""
-    if isinstance(strategy, FedCurv | TwoSided):
+    if isinstance(strategy, FedCurv | Wrapping):
         raise TypeError(
-            f"expected a strategy whose clients have no term of their own, got "
+            "expected a strategy that samples and averages itself, got "
             f"{type(strategy).__name__} inside {around}; take either alone"
         )
     for kind, why in unfit.items():

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from flwr.app import Context, Message, RecordDict
 from torch import nn
 
+from fedcurv.clients.methods.feddyn import FedDynTerm
 from fedcurv.clients.methods.fednova import FedNovaTerm
 from fedcurv.clients.methods.scaffold import ScaffoldTerm
 from fedcurv.clients.methods.term import MethodTerm
 from fedcurv.strategies.wire.methods import method_in
 
 METHODS: Mapping[str, type[MethodTerm]] = {
-    term.method: term for term in (FedNovaTerm, ScaffoldTerm)
+    term.method: term for term in (FedDynTerm, FedNovaTerm, ScaffoldTerm)
 }
 
 

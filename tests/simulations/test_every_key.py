@@ -21,7 +21,8 @@ from tests.simulations.test_run import configuration
 
 # together they hold every file of every group but the other data sets', which are alike
 COMPOSITIONS = [
-    ("config", ["strategy=[fedavg,fedprox,fedcurv_fedadam,fedavgm,fednova,scaffold]"]),
+    ("config", ["strategy=[fedavg,fedprox,fedcurv_fedadam]"]),
+    ("config", ["strategy=[fedavgm,fednova,scaffold,feddyn]"]),
     ("config", ["strategy=fedcurv", "model=cnn", "partition=dirichlet", "client=adam"]),
     ("config", ["strategy=fedadam", "model=resnet18", "partition=pathological", "runner=batched"]),
     ("config", ["strategy=fedavg", "partition=flwr_datasets", "model=small_resnet"]),
@@ -94,6 +95,7 @@ GOOD: dict[str, list[Any]] = {
     **{f"strategy.secure_{name}.stage_timeout": [1.5] for name in ("fedavg", "fedcurv")},
     "strategy.fedadam.eta": [1.5],
     "strategy.fedavgm.server_learning_rate": [1.5],
+    "strategy.feddyn.alpha": [1.5],
     "strategy.fedcurv_fedadam.strategy.eta": [1.5],
     "runner.client_resources": [{}],
     "runner.client_resources.num_cpus": [1.5],

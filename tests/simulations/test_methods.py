@@ -6,7 +6,7 @@ from fedcurv.simulations.commands.simulate import simulate
 from fedcurv.simulations.configuration import resolve
 from tests.simulations.test_run import configuration, rows_of
 
-METHODS = ["fednova", "scaffold"]
+METHODS = ["fednova", "scaffold", "feddyn"]
 SMALL = ["num_rounds=2", "num_clients=4", "client.epochs=1", "data.train_samples=120"]
 
 

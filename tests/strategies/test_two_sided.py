@@ -9,18 +9,19 @@ from torch import nn
 from fedcurv.clients import LocalTask, LocalTerm, TrainingSettings, client_app
 from fedcurv.global_state import seeded
 from fedcurv.simulations.runners.local import LocalGrid
-from fedcurv.strategies import FedNova, RoundFailed, Scaffold
+from fedcurv.strategies import FedDyn, FedNova, RoundFailed, Scaffold
 from tests.federation import CLASSES, FEATURES, options, same_bits, samples
 from tests.two_sided import UNEQUAL, Methods
 
 MAKE = {
     "fednova": lambda **more: FedNova(**options(**more)),
     "scaffold": lambda **more: Scaffold(**options(**more)),
+    "feddyn": lambda **more: FedDyn(alpha=0.1, **options(**more)),
 }
 
 
 # options beside those of the strategy that is wrapped
-OWN: dict[str, dict] = {}
+OWN = {"feddyn": {"alpha": 0.1}}
 
 
 class Normalised(nn.Module):
