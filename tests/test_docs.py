@@ -3,12 +3,14 @@
 import contextlib
 import io
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fedcurv.simulations.commands import lasgd as lasgd_command
 from fedcurv.simulations.commands.trial import argument_parser
 from fedcurv.simulations.deployment.superlink import free_port
 from tests.simulations.test_run import configuration
@@ -78,6 +80,11 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         if (
             program == "torchrun" or "--config-dir" in line
         ):  # of a reader's own folder: run elsewhere
+            continue
+        if program == "fedcurv-lasgd":
+            options = lasgd_command.argument_parser().parse_args(shlex.split(line)[1:])
+            kind = options.steps.partition(":")[0]
+            assert kind.endswith(".json") or lasgd_command.lengths_of(options.steps, 4)
             continue
         if program == "fedcurv-trial":
             line, program = without_options(line), "fedcurv-simulate"

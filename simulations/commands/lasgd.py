@@ -1,0 +1,238 @@
+"""``fedcurv-lasgd``: LASGD in virtual time, to choose a site's settings before there is one."""
+
+import argparse
+import inspect
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, JustifyMethod
+from rich.table import Table
+
+from fedcurv.errors import in_one_line
+from fedcurv.lasgd import virtual
+from fedcurv.lasgd.virtual import Lengths, Link, Outcome, Plan, Problem, Site
+from fedcurv.simulations.commands.frame import explain, find_own_functions
+from fedcurv.simulations.own_calls import SAME, call_own
+from fedcurv.simulations.reports.timeline import Timeline, picture
+
+PROGRAM = "fedcurv-lasgd"
+METHODS = ("lasgd", "blocking", "synchronous")
+_LENGTHS: dict[str, Callable[..., Lengths]] = {
+    "equal": virtual.equal,
+    "straggler": virtual.straggler,
+    "rotating": virtual.rotating,
+    "heavy_tailed": virtual.heavy_tailed,
+    "lognormal": virtual.lognormal,
+}
+
+console = Console(markup=False)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run and what it was of."""
+
+    method: str
+    workers: int
+    sync_every: int | None
+    outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """The run in a few words."""
+        every = "" if self.sync_every is None else f", sync_every {self.sync_every}"
+        return f"{self.method}, {self.workers} workers{every}"
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Train by LASGD in virtual time: its own arithmetic, while steps and sums take "
+        "as long as they are said to. Several values of an option are tried with all others.",
+    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[4], help="how many (4)")
+    parser.add_argument(
+        "--steps",
+        default="straggler",
+        metavar="KIND[:NAME=VALUE,...]",
+        help=f"how long steps take: {', '.join(_LENGTHS)}, such as straggler:seconds=0.1,times=4; "
+        "or a JSON file with a list of seconds for each worker (straggler)",
+    )
+    parser.add_argument("--link", type=float, default=0.0, help="seconds of an All-Reduce (0)")
+    parser.add_argument(
+        "--bandwidth", type=float, default=math.inf, help="bytes a second of each worker (no limit)"
+    )
+    parser.add_argument("--sync-every", type=int, nargs="+", default=[32], help="as LASGD's (32)")
+    parser.add_argument("--max-in-flight", type=int, default=16, help="as LASGD's (16)")
+    parser.add_argument(
+        "--weights", choices=("gradient", "steps", "worker"), default="gradient", help="as LASGD's"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)"
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="of virtual time, at most (60)")
+    parser.add_argument("--loss", type=float, default=0.6, help="test loss that is wanted (0.6)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--problem", metavar="MODULE:FUNCTION", help="returns a Problem; by default a small network"
+    )
+    parser.add_argument(
+        "--lose", action="append", default=[], metavar="WORKER@SECONDS", help="a worker that ends"
+    )
+    parser.add_argument("--picture", type=Path, help="a file for the timelines, such as site.png")
+    return parser
+
+
+def lengths_of(text: str, workers: int) -> Lengths:
+    """Return what the command line says of the steps' lengths.
+
+    Raises:
+        ValueError: for another kind or option, or a file that holds none.
+    """
+    kind, _, options = text.partition(":")
+    if kind.endswith(".json"):
+        try:
+            return virtual.recorded(json.loads(Path(kind).read_text(encoding="utf-8")))
+        except (OSError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"--steps {kind}: expected a JSON list of seconds for each worker "
+                f"({in_one_line(error)})"
+            ) from error
+    if kind not in _LENGTHS:
+        raise ValueError(f"--steps must be one of {', '.join(_LENGTHS)}, or a .json, got {kind!r}")
+    make, known = _LENGTHS[kind], inspect.signature(_LENGTHS[kind]).parameters
+    values: dict[str, Any] = {"workers": workers} if "workers" in known else {}
+    for option in filter(None, options.split(",")):
+        name, _, value = option.partition("=")
+        if name not in known:
+            raise ValueError(
+                f"--steps {kind} has no option {name!r}; its options are {', '.join(known)}"
+            )
+        try:
+            values[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--steps {kind}: {name} must be a number, got {value!r}") from None
+    return make(**values)
+
+
+def lost_of(words: Sequence[str]) -> dict[int, float]:
+    """Return when workers end, from words such as ``3@20.5``.
+
+    Raises:
+        ValueError: for words of another form.
+    """
+    lost = {}
+    for word in words:
+        worker, _, seconds = word.partition("@")
+        try:
+            lost[int(worker)] = float(seconds)
+        except ValueError:
+            raise ValueError(
+                f"--lose must be WORKER@SECONDS, such as 3@20.5, got {word!r}"
+            ) from None
+    return lost
+
+
+def run_all(options: argparse.Namespace) -> list[Row]:
+    """Return every method with every number of workers, LASGD's with every ``sync_every``.
+
+    Raises:
+        ValueError: for options that cannot be meant.
+    """
+    problem = _problem(options.problem)
+    link, lost = Link(options.link, options.bandwidth), lost_of(options.lose)
+    if lost and "synchronous" in options.methods:
+        raise ValueError(
+            "--lose: synchronous SGD ends with its first lost worker; leave it out by "
+            "--methods lasgd blocking"
+        )
+    rows = []
+    for workers, method in itertools.product(options.workers, options.methods):
+        for sync_every in [None] if method == "synchronous" else options.sync_every:
+            lengths = lengths_of(options.steps, workers)
+            until = {"seconds": options.seconds, "loss": options.loss}
+            if sync_every is None:
+                outcome = virtual.synchronous(
+                    problem, workers, lengths, link, seed=options.seed, **until
+                )
+            else:
+                plan = Plan(
+                    workers,
+                    sync_every,
+                    overlap=method == "lasgd",
+                    weights=options.weights,
+                    max_in_flight=options.max_in_flight,
+                )
+                site = Site(problem, plan, lengths, link, seed=options.seed, lost=lost)
+                outcome = site.run(**until)
+            rows.append(Row(method, workers, sync_every, outcome))
+    return rows
+
+
+def _problem(place: str | None) -> Problem:
+    if place is None:
+        return virtual.taught()
+    problem = call_own("--problem", place, SAME)
+    if not isinstance(problem, Problem):
+        raise ValueError(
+            f"--problem {place}: expected a fedcurv.lasgd.virtual.Problem, got "
+            f"{type(problem).__name__}"
+        )
+    return problem
+
+
+def table(rows: Sequence[Row], loss: float) -> Table:
+    """Return what a reader of the console sees."""
+    shown = Table(box=box.SIMPLE, pad_edge=False, caption_justify="left")
+    shown.caption = (
+        "Share: of the sum of the workers' speeds. Flight: a worker's steps between its snapshot "
+        "and the landing, mean over rounds. Every: sync_every. s, steps: until the test loss was "
+        f"{loss:g}."
+    )
+    headings = ("method", "workers", "every", "share", "s", "steps", "best", "flight")
+    for heading in (*headings, "rounds"):
+        justify: JustifyMethod = "left" if heading == "method" else "right"
+        shown.add_column(heading, justify=justify, no_wrap=True)
+    for row in rows:
+        outcome, reached = row.outcome, row.outcome.first_below(loss)
+        lowest = min((landing.loss for landing in outcome.landings), default=math.nan)
+        shown.add_row(
+            row.method,
+            str(row.workers),
+            "-" if row.sync_every is None else str(row.sync_every),
+            f"{outcome.share:.2f}",
+            "-" if reached is None else f"{reached.seconds:.1f}",
+            "-" if reached is None else str(reached.steps),
+            f"{lowest:.3f}",
+            f"{outcome.steps_in_flight:.1f}",
+            str(len(outcome.landings)),
+        )
+    return shown
+
+
+def main() -> None:
+    """Run the command line; end with a line and a code other than 0 if it cannot be run."""
+    options = argument_parser().parse_args()
+    find_own_functions()
+    try:
+        rows = run_all(options)
+        if options.picture is not None:
+            lines = [Timeline(row.name, row.outcome) for row in rows]
+            picture(lines, options.loss).savefig(options.picture, dpi=150)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{PROGRAM}: {explain(error)}")
+    console.print(table(rows, options.loss))
+    if options.picture is not None:
+        console.print(f"written to {options.picture}")
+
+
+if __name__ == "__main__":
+    main()

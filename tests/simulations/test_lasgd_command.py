@@ -1,0 +1,102 @@
+"""``fedcurv-lasgd``: what it tries, what it shows, and what it refuses in one line."""
+
+import json
+import random
+import re
+
+import pytest
+
+from fedcurv.simulations.commands import lasgd as module
+from fedcurv.simulations.commands.lasgd import argument_parser, lengths_of, main, run_all
+
+PROGRAM = "fedcurv-lasgd"
+PROBLEM = """
+from torch import nn, optim, zeros
+from fedcurv.lasgd.virtual import Problem
+
+def small():
+    data = zeros(8, 2), zeros(8, 1)
+    make = lambda: nn.Linear(2, 1)
+    return Problem(make, lambda m: optim.SGD(m.parameters(), lr=0.1), nn.MSELoss(), data, data, 4)
+
+def other():
+    return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "mine.py").write_text(PROBLEM)
+    return ("--problem", "mine:small", "--seconds", "5", "--loss", "-1")
+
+
+def test_every_method_is_tried_with_every_number_of_workers(command, own):
+    ended = command(PROGRAM, main, *own, "--workers", "2", "3", "--sync-every", "4", "8")
+    assert ended.code == 0
+    rows = [line.split()[:3] for line in ended.output.splitlines()[3:13]]
+    expected = [
+        [method, workers, every]
+        for workers in ("2", "3")
+        for method, every in (
+            *(("lasgd", "4"), ("lasgd", "8"), ("blocking", "4"), ("blocking", "8")),
+            ("synchronous", "-"),
+        )
+    ]
+    assert rows == expected
+
+
+def test_the_table_has_what_the_runs_were_worth(command):
+    words = ("--methods", "lasgd", "--link", "0.2", "--loss", "1.2", "--seconds", "20")
+    (row,) = run_all(argument_parser().parse_args(words))
+    reached = row.outcome.first_below(1.2)
+    ended = command(PROGRAM, main, *words)
+    (shown,) = (line.split() for line in ended.output.splitlines() if "lasgd" in line)
+    assert shown[:6] == ["lasgd", "4", "32", "1.00", f"{reached.seconds:.1f}", str(reached.steps)]
+    assert shown[-1] == str(len(row.outcome.landings))
+
+
+def test_a_record_gives_the_lengths_of_the_steps(tmp_path):
+    record = tmp_path / "steps.json"
+    record.write_text(json.dumps([[0.5, 1.5], [2.0]]))
+    lengths = lengths_of(str(record), 2)
+    assert [lengths(w, 0.0, None) for w in (0, 0, 1)] == [0.5, 1.5, 2.0]
+
+
+def test_a_picture_is_written(command, own, tmp_path):
+    ended = command(PROGRAM, main, *own, "--picture", str(tmp_path / "site.png"))
+    assert ended.code == 0 and "written to" in ended.output
+    assert (tmp_path / "site.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--steps", "slow"],
+            "--steps must be one of equal, .*, or a .json, got 'slow'",
+        ),
+        (["--steps", "straggler:time=2"], "no option 'time'; its options are seconds, times, num"),
+        (["--steps", "straggler:times=x"], "--steps straggler: times must be a number, got 'x'"),
+        (["--steps", "equal:seconds=0"], "seconds must be finite and > 0, got 0.0"),
+        (["--steps", "none.json"], "--steps none.json: expected a JSON list of seconds"),
+        (["--lose", "3"], "--lose must be WORKER@SECONDS, such as 3@20.5, got '3'"),
+        (["--lose", "1@1"], "--lose: synchronous SGD ends with its first lost worker"),
+        (["--lose", "9@1", "--methods", "lasgd"], "expected workers from 0 to 3, got 9"),
+        (["--workers", "0"], "workers must be an integer >= 1, got 0"),
+        (["--link", "-1"], "seconds must be finite and >= 0, got -1.0"),
+        (["--sync-every", "0"], "sync_every must be an integer >= 1, got 0"),
+        (["--problem", "mine:other"], "--problem mine:other: expected a fedcurv.lasgd.virtual.Pr"),
+        (["--problem", "mine:none"], "--problem"),
+        (["--picture", "no/such/site.png"], "no/such/site.png"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(command, own, words, message):
+    ended = command(PROGRAM, main, *own, *words)
+    assert ended.code == 1
+    (line,) = ended.errors.splitlines()
+    assert line.startswith(f"{PROGRAM}: ") and re.search(message, line), line
+
+
+def test_every_kind_of_lengths_can_be_named():
+    for kind in module._LENGTHS:
+        assert lengths_of(kind, 4)(0, 0.0, random.Random(0)) > 0
