@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 from fedcurv.clients import SecureSumsMod
 from fedcurv.clients.secure.node import Node, RefusedByNode
 from fedcurv.clients.secure.signatures import Signatures
+from fedcurv.simulations.deployment.keys import write_node_key
 from fedcurv.strategies import RoundFailed, SecureSums
 from fedcurv.strategies.wire.secure.keys import KeyPair
 from fedcurv.strategies.wire.secure.stages import AskForKeys, AskForShares
@@ -137,3 +138,12 @@ def test_a_server_that_plays_a_member_is_found_out_by_its_signature(tmp_path):
     asked = AskForShares(**{**vars(asked), "number": 2})
     with pytest.raises(RefusedByNode, match="somebody plays it"):
         nodes[0].shares(asked)
+
+
+def test_the_keys_that_a_deployment_writes_will_do(tmp_path):
+    for name in ("kitchen", "cellar"):
+        write_node_key(tmp_path, name)
+    signed = Signatures(tmp_path / "kitchen").sign(b"statement")
+    Signatures(trusted_keys=tmp_path).verify("kitchen", b"statement", signed)
+    with pytest.raises(ValueError, match="signed by client cellar"):
+        Signatures(trusted_keys=tmp_path).verify("cellar", b"statement", signed)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp.strategy import (
     Bulyan,
     DifferentialPrivacyServerSideFixedClipping,
@@ -573,3 +574,12 @@ def test_the_summary_names_the_settings(caplog):
 
 def test_the_mods_name_for_its_place_in_the_state_is_its_own():
     assert mod_module._PLACE not in ("fedcurv.own", "fedcurv.kept-1", "fedcurv.kept-2")
+
+
+def test_another_mod_behind_it_acts_before_the_masks():
+    noise = LocalDpMod(clipping_norm=1e6, sensitivity=1e-12, epsilon=1.0, delta=0.1)
+    clear = Federation(num_nodes=6).run(FedAvg(**options()))
+    federation = SecureFederation()
+    federation.mods.append(noise)
+    secure = federation.run(SecureSums(FedAvg(**options())))
+    assert farthest(clear.arrays, secure.arrays) < TOLERANCE
