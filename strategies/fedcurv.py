@@ -70,10 +70,10 @@ class FedCurv(Strategy):
             round's middle weight, so that honest skew passes; a number of your own bounds what a
             client can claim, and ``math.inf`` lifts the bound.
         robust: which replies the sums are formed of. ``auto``: around Flower's Krum, MultiKrum,
-            Bulyan, FedMedian and FedTrimmedAvg of what these use, which holds all replies'
-            statistics, as much again as their models; around others of all. ``median``, a share
-            in (0, 0.5) to cut off at either end, or ``selection`` for a robust strategy of your
-            own; ``none``: of all in any case. See docs/robustness.md.
+            Bulyan, FedMedian and FedTrimmedAvg of what these use that is near the round's middle;
+            around others of all. For a robust strategy of your own ``near``, ``selection``,
+            ``median``, or a share in (0, 0.5) to cut off at either end; ``none``: of all in any
+            case. All but ``near`` hold all replies' statistics. See docs/robustness.md.
         max_distance: how far a reply's model may lie from the one that was sent, > 1, in units of
             the round's middle distance: a reply farther off is refused. By default 50.
         max_trace: how large the sum of a client's precision may be, > 1, in units of the round's
@@ -128,6 +128,7 @@ class FedCurv(Strategy):
         self._cohort = Cohort(
             checked_times("max_distance", max_distance, MAX_DISTANCE, secure_sums=secure_sums),
             checked_times("max_trace", max_trace, MAX_TRACE, secure_sums=secure_sums),
+            near=self._rule is not None and self._rule.near,
         )
         self._settling = Settling()
         self._gaps = MetricGaps("training")
@@ -177,13 +178,14 @@ class FedCurv(Strategy):
         """
         if isinstance(replies, Sequence):
             replies = in_order_of_clients(replies)
+        rule, holds = self._rule, self._rule is not None and self._rule.holds
         received = Received(server_round, self._sent, self._weighted_by_key, self._known)
         sums = RoundSums(
             self._max_precision,
             self.max_examples,
             self._weighted_by_key,
             cohort=self._cohort,
-            holds=self._rule is not None,
+            holds=holds,
         )
         self._cohort.begin(self._sent.arrays)
         received.take(replies, sums)
@@ -194,15 +196,13 @@ class FedCurv(Strategy):
         finish = self._settling.prepare(
             self.strategy, self._sent, received.constant, received.contents()
         )
-        with noted_selection(self._rule, self.strategy) as used:
+        with noted_selection(rule, self.strategy) as used:
             arrays, metrics = StrategyCalls(self.strategy).aggregate_train(
                 server_round, received.fit
             )
         formed = RobustSums(agreed.sums, agreed.contributors, agreed.contributors)
-        if self._rule is not None:
-            formed = robust_sums(self._rule, agreed.held, received.ids_of(used))
-            self.left_out = {**agreed.left_out, **formed.left_out}
-            received.say_left_out(formed.left_out)
+        if rule is not None and holds:
+            formed = robust_sums(rule, agreed.held, received.ids_of(used))
         self._learn(server_round, agreed, formed)
         if arrays is not None:
             arrays = finish(server_round, arrays)

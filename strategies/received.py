@@ -92,13 +92,9 @@ class Received:
         """
         self.refused |= agreed.refused
         self._say("refused the reply", self.refused)
-        self.say_left_out(agreed.left_out)
+        self._say("left out the statistics", agreed.left_out)
         require_some_success(self._server_round, self._all, self.refused)
         self.fit = [m for m in self._all if m.metadata.reply_to_message_id not in self.refused]
-
-    def say_left_out(self, reasons: Mapping[str, str]) -> None:
-        """Say whose replies are averaged, but are not in the sums."""
-        self._say("left out the statistics", reasons)
 
     def _say(self, what: str, reasons: Mapping[str, str]) -> None:
         for message_id, reason in reasons.items():

@@ -51,7 +51,7 @@ class Agreed:
     Attributes:
         refused: reason by message id for the replies that do not, or that outweigh all others or go
             too far.
-        left_out: likewise for those that are fit, but whose statistics outweigh all others'.
+        left_out: likewise for those that are fit, but whose statistics are to be in no sums.
         parameter_names: of the statistics.
         contributors: weight by message id of the replies that are in the sums.
         sums: None if there are no contributors.
@@ -172,7 +172,7 @@ class RoundSums:
                 faults.append(too_far[message_id])
             if faults:
                 refused[message_id] = "; ".join(faults)
-        left_out = {i: why for i, why in self._cohort.too_heavy().items() if i not in refused}
+        left_out = {i: why for i, why in self._cohort.out_of_sums().items() if i not in refused}
         spoilt = refused.keys() | left_out.keys()
         self._cohort.end(spoilt)
 

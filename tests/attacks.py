@@ -97,15 +97,20 @@ def shift_and_inflate(attackers, others, sent) -> None:
         one.weight = 1e-9
 
 
-def below_the_bounds(attackers, others, sent, times_distance=45.0, times_trace=90.0) -> None:
-    """A common direction, just below both of FedCurv's default bounds."""
+def just_near(attackers, others, sent) -> None:
+    """A common direction, just near enough to the middle for FedCurv's robust sums."""
     generator = torch.Generator().manual_seed(1)
     away = {name: torch.randn(t.shape, generator=generator) for name, t in sent.items()}
     length = math.hypot(*(float(t.norm()) for t in away.values()))
-    distance = times_distance * middle(one.distance(sent) for one in others)
-    trace = times_trace * middle(one.trace() for one in others)
+    distance = 3.4 * middle(one.distance(sent) for one in others)
     for one in attackers:
         one.solution = {name: t + away[name] * distance / length for name, t in sent.items()}
+    as_heavy_as_is_near(attackers, others)
+
+
+def as_heavy_as_is_near(attackers, others) -> None:
+    trace = 2.55 * middle(one.trace() for one in others)
+    for one in attackers:
         scale = trace / max(one.trace(), 1e-30)
         one.precision = {name: p * scale for name, p in one.precision.items()}
 
@@ -122,21 +127,17 @@ def inside_the_range(attackers, others, sent) -> None:
 
 
 def inside_the_range_and_heavy(attackers, others, sent) -> None:
-    """The same, with P up to the bound on traces."""
+    """The same, with as much P as is near."""
     inside_the_range(attackers, others, sent)
-    trace = 90.0 * middle(one.trace() for one in others)
-    for one in attackers:
-        scale = max(1.0, trace / max(one.trace(), 1e-30))
-        one.precision = {name: p * scale for name, p in one.precision.items()}
+    as_heavy_as_is_near(attackers, others)
 
 
 ATTACKS: dict[str, Attack] = {
     "θ + 1": shift,
     "P × 1e6": inflate,
     "θ + 1, P × 1e6, weight 1e-9": shift_and_inflate,
-    "just below the bounds": below_the_bounds,
-    "within the honest range": inside_the_range,
-    "within it, P up to the bound": inside_the_range_and_heavy,
+    "one direction, just near": just_near,
+    "within the honest range, P just near": inside_the_range_and_heavy,
 }
 
 
@@ -235,14 +236,10 @@ IID = ["partition=iid", "num_clients=5", "num_rounds=8"]
 SETTINGS: dict[str, tuple[list[str], int]] = {
     "iid-1": (IID, 1),
     "iid-2": (IID, 2),
-    "shards": (["partition=shards", "num_clients=10", "num_rounds=15"], 2),
-    "pathological": (["partition=pathological", "num_clients=10", "num_rounds=15"], 2),
+    "shards": (["partition=shards", "num_clients=10", "num_rounds=10"], 2),
+    "pathological": (["partition=pathological", "num_clients=10", "num_rounds=10"], 2),
     "dirichlet": (
-        ["partition=dirichlet", "partition.alpha=0.1", "num_clients=10", "num_rounds=15"],
-        2,
-    ),
-    "dirichlet-11": (
-        ["partition=dirichlet", "partition.alpha=0.1", "num_clients=11", "num_rounds=15"],
+        ["partition=dirichlet", "partition.alpha=0.1", "num_clients=10", "num_rounds=10"],
         2,
     ),
 }
@@ -302,10 +299,14 @@ def rows(
         make = partial(STRATEGIES[name], clients, liars)
         for attack in ("", *attacks):
             columns = []
-            for wrap in (
-                lambda strategy: strategy,
-                lambda strategy: FedCurv(strategy, strength=30, **UNBOUNDED),
-                lambda strategy: FedCurv(strategy, strength=30),
+            for wrap, chosen in (
+                (lambda strategy: strategy, seeds),
+                # under an attack one seed is enough to see what it does
+                (
+                    lambda strategy: FedCurv(strategy, strength=30, **UNBOUNDED),
+                    seeds[:1] if attack else seeds,
+                ),
+                (lambda strategy: FedCurv(strategy, strength=30), seeds),
             ):
                 found = [
                     outcome(
@@ -315,7 +316,7 @@ def rows(
                         num_attackers=liars if attack else 0,
                         attack=ATTACKS[attack] if attack else None,
                     )
-                    for seed in seeds
+                    for seed in chosen
                 ]
                 columns.append(", ".join(f"{one.accuracy:.1f}" for one in found))
             yield f"| {name} | {attack or 'none'} | {' | '.join(columns)} |"
@@ -352,7 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("setting", choices=[*SETTINGS, "honest"])
     parser.add_argument("--strategies", default="FedAvg,FedMedian,FedTrimmedAvg,Krum,MultiKrum")
-    parser.add_argument("--attacks", default="0,1,2,3,4,5", help="by their places in ATTACKS")
+    parser.add_argument("--attacks", default="0,1,2,3,4", help="by their places in ATTACKS")
     parser.add_argument("--seeds", default="1,2,3")
     given = parser.parse_args()
     logging.disable(logging.WARNING)

@@ -17,7 +17,13 @@ from fedcurv.strategies.wire.arrays import unpack_tensors
 MAX_DISTANCE = 50.0
 MAX_TRACE = 100.0
 
+# likewise, of what robust sums are formed of
+_NEAR_DISTANCE = 4.0
+_NEAR_TRACE = 3.0
+
 _DISTANCE, _TRACE = "distance", "trace"
+
+_WORDS = {_DISTANCE: "a distance from the model sent", _TRACE: "a trace of the precision"}
 
 # of fewer none can be called the odd one
 _FEWEST = 3
@@ -65,10 +71,17 @@ class Cohort:
     Args:
         max_distance: > 1, in units of the middle distance; infinity for none.
         max_trace: likewise of the middle trace.
+        near: leave out of the sums what is more than 4 times the middle distance away, or has more
+            than 3 times the middle trace.
     """
 
-    def __init__(self, max_distance: float, max_trace: float) -> None:
-        self._bounds = {_DISTANCE: max_distance, _TRACE: max_trace}
+    def __init__(self, max_distance: float, max_trace: float, *, near: bool = False) -> None:
+        self._max_distance = max_distance
+        # beyond these, statistics do not enter the sums
+        self._bounds = {
+            _DISTANCE: min(max_distance, _NEAR_DISTANCE if near else math.inf),
+            _TRACE: min(max_trace, _NEAR_TRACE if near else math.inf),
+        }
         self._accepted: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
         self._values: dict[str, dict[str, float]] = {_DISTANCE: {}, _TRACE: {}}
         self._ranked: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
@@ -117,23 +130,26 @@ class Cohort:
         )
 
     def too_far(self) -> dict[str, str]:
-        """Return by message id what to say of the replies that went too far."""
-        return self._outside(_DISTANCE, "max_distance", "a distance from the model sent")
+        """Return by message id what to say of the replies that are to be refused."""
+        return self._beyond(_DISTANCE, self._max_distance)
 
-    def too_heavy(self) -> dict[str, str]:
-        """Return by message id what to say of the replies whose trace is too large."""
-        return self._outside(_TRACE, "max_trace", "a trace of the precision")
+    def out_of_sums(self) -> dict[str, str]:
+        """Return by message id what to say of the replies whose statistics are to be left out."""
+        found: dict[str, str] = {}
+        for kind, bound in self._bounds.items():
+            found = self._beyond(kind, bound) | found
+        return found
 
-    def _outside(self, kind: str, option: str, words: str) -> dict[str, str]:
-        values, bound = self._values[kind], self._bounds[kind]
+    def _beyond(self, kind: str, bound: float) -> dict[str, str]:
+        values = self._values[kind]
         beside = self._accepted[kind] if len(values) < _FEWEST else []
         everyone = sorted([*values.values(), *beside])
         middle = _middle_of(everyone) if len(everyone) >= _FEWEST else 0.0
         if not middle > 0.0:
             return {}
         return {
-            message_id: f"expected {words} of at most {bound:g} times the round's middle one, "
-            f"{middle:.3g}, got {value:.3g}; give {option} if that is honest"
+            message_id: f"expected {_WORDS[kind]} of at most {bound:g} times the round's middle "
+            f"one, {middle:.3g}, got {value:.3g}"
             for message_id, value in values.items()
             if not value <= bound * middle
         }

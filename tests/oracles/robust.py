@@ -27,3 +27,12 @@ def krum(points: list[list[float]], liars: int, chosen: int) -> set[int]:
         nearest = sorted(apart(points[i], points[j]) for j in range(clients) if j != i)
         scores.append(sum(nearest[: max(1, clients - liars - 2)]))
     return set(sorted(range(clients), key=lambda i: scores[i])[:chosen])
+
+
+def near(distances: dict[int, float], traces: dict[int, float]) -> set[int]:
+    """Return the clients within 4 times the middle distance and 3 times the middle trace."""
+    middle = {
+        times: sorted(values.values())[len(values) // 2]
+        for times, values in ((4, distances), (3, traces))
+    }
+    return {i for i in distances if distances[i] <= 4 * middle[4] and traces[i] <= 3 * middle[3]}
