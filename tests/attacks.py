@@ -290,7 +290,11 @@ HONEST: dict[str, tuple[list[str], float | AutoStrength]] = {
 
 
 def rows(
-    setting: str, strategies: Sequence[str], attacks: Sequence[str], seeds: Sequence[int]
+    setting: str,
+    strategies: Sequence[str],
+    attacks: Sequence[str],
+    seeds: Sequence[int],
+    robust: str | float = "auto",
 ) -> Iterator[str]:
     """Yield lines of a table: what a strategy comes to alone and with FedCurv around it."""
     overrides, liars = SETTINGS[setting]
@@ -306,7 +310,7 @@ def rows(
                     lambda strategy: FedCurv(strategy, strength=30, **UNBOUNDED),
                     seeds[:1] if attack else seeds,
                 ),
-                (lambda strategy: FedCurv(strategy, strength=30), seeds),
+                (lambda strategy: FedCurv(strategy, strength=30, robust=robust), seeds),
             ):
                 found = [
                     outcome(
@@ -355,6 +359,7 @@ def main() -> None:
     parser.add_argument("--strategies", default="FedAvg,FedMedian,FedTrimmedAvg,Krum,MultiKrum")
     parser.add_argument("--attacks", default="0,1,2,3,4", help="by their places in ATTACKS")
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--robust", default="auto", help="of the last column")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     seeds = [int(seed) for seed in given.seeds.split(",")]
@@ -364,7 +369,7 @@ def main() -> None:
     else:
         attacks = [list(ATTACKS)[int(place)] for place in given.attacks.split(",")]
         print("| strategy | attack | alone | unbounded | FedCurv |\n|---|---|---|---|---|")
-        found = rows(given.setting, given.strategies.split(","), attacks, seeds)
+        found = rows(given.setting, given.strategies.split(","), attacks, seeds, given.robust)
     for row in found:
         print(row, flush=True)
 

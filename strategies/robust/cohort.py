@@ -193,7 +193,9 @@ def _middle_of(ranked: Sequence[float]) -> float:
 
 def _distance(one: Tensor, sent: Tensor) -> float:
     """Return |one − sent| over what is finite; infinity only if that is too large for float32."""
-    found = float(torch.linalg.vector_norm(one - sent))
+    kind = torch.promote_types(torch.promote_types(one.dtype, sent.dtype), torch.float32)
+    one, sent = one.to(kind), sent.to(kind)
+    found = float(torch.dist(one, sent))
     if math.isnan(found):
         apart = one - sent
         found = float(torch.linalg.vector_norm(apart[torch.isfinite(apart)]))

@@ -360,6 +360,16 @@ def test_the_bound_is_the_middle_times_a_number():
     assert cohort_of([0.0, 0.0, 1e9], Cohort(50.0, 100.0)) == []  # the middle says nothing
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.complex64])
+def test_a_distance_is_over_what_is_finite_whatever_the_type(kind):
+    before = {"w": torch.zeros(40000, dtype=kind), "mask": torch.full((2,), -math.inf)}
+    cohort = Cohort(50.0, 100.0)
+    cohort.begin(ArrayRecord(before))
+    for i, shift in enumerate((2.0, 3.0, 151.0)):
+        cohort.note(str(i), {**before, "w": before["w"] + shift}, {})
+    assert "middle one, 600, got 3.02e+04" in cohort.too_far()["2"]
+
+
 def test_rounds_of_one_or_two_replies_are_held_against_those_that_were_accepted():
     cohort = Cohort(50.0, 100.0)
     assert cohort_of([1.0], cohort) == []
