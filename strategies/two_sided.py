@@ -69,6 +69,8 @@ class TwoSided(Wrapping):
     """
 
     method: ClassVar[str]
+    # no other method's term may stand beside it: FedCurv refuses it inside
+    names_a_term: ClassVar[bool] = True
     # whether every client counts once, whatever the weight that it tells
     counts_alike: ClassVar[bool] = False
     # the method's number that clients are told

@@ -56,6 +56,11 @@ def refuse_to_wrap(strategy: Strategy, options: Collection[str], around: str = "
             f"expected options only without a strategy, got {', '.join(options)} beside {name}; "
             f"give them to {name}"
         )
+    if getattr(strategy, "names_a_term", False) is True:
+        raise TypeError(
+            f"expected a strategy whose clients have no term of their own, got {name} inside "
+            f"{around}; take either alone"
+        )
     if isinstance(strategy, DP_WRAPPERS):
         raise TypeError(
             f"expected a strategy without differential privacy, got {name}, which would clip and "

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,8 @@ class FedDynTerm(RememberingTerm):
         self._alpha = self._told.number
         if not 0.0 < self._alpha < math.inf:
             raise ValueError(f"feddyn: expected α > 0 and finite, got {self._alpha!r}")
-        self._pull = _Pull(self._steppable, self._alpha, self._own)
+        anchors = list(self._start.values())
+        self._pull = _Pull(self._steppable, anchors, self._alpha, self._own)
         self._is_attached, self._steps = False, 0
 
     def attach_to(self, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -96,7 +97,8 @@ class FedDynPull(LocalTerm):
         require_hooks(optimizer)
         steppable = Steppable({n: p for n, p in model.named_parameters() if p.requires_grad})
         _require_fit(optimizer, steppable)
-        pull = _Pull(steppable, self.alpha, self.linear)
+        anchors = [p.detach().clone() for p in steppable.parameters]
+        pull = _Pull(steppable, anchors, self.alpha, self.linear)
 
         @torch.no_grad()
         def felt(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -107,11 +109,17 @@ class FedDynPull(LocalTerm):
 
 
 class _Pull:
-    """The term's gradient, −g + α(θ − θ_t), with the parameters as they are now for θ_t."""
+    """The term's gradient, −g + α(θ − θ_t), with the anchors for θ_t."""
 
-    def __init__(self, steppable: Steppable, alpha: float, linear: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        steppable: Steppable,
+        anchors: Sequence[Tensor],
+        alpha: float,
+        linear: Mapping[str, Tensor],
+    ) -> None:
         self._steppable, self._alpha = steppable, alpha
-        self._anchors = [p.detach().clone() for p in steppable.parameters]
+        self._anchors = anchors
         named = zip(steppable.names, steppable.parameters, strict=True)
         self._linear = [linear[n].to(p.device, p.dtype) for n, p in named] if linear else []
 

@@ -48,7 +48,7 @@ class ScaffoldTerm(RememberingTerm):
                 "train the same parameters"
             )
         names = self.names if control else []
-        self._control = {n: control[n].to(self._start[n].device, torch.float64) for n in names}
+        self._control = {n: control[n] for n in names}  # the message's own bytes
         self._rates = 0.0
         self._pulls: list[Tensor] = []
         if self._control or self._own:
@@ -56,8 +56,13 @@ class ScaffoldTerm(RememberingTerm):
 
     def _pull(self, name: str) -> Tensor:
         """Return c − c_i, in double precision."""
-        zero = torch.zeros_like(self._start[name], dtype=torch.float64)
-        return self._control.get(name, zero) - self._own_of(name)
+        return self._control_of(name) - self._own_of(name)
+
+    def _control_of(self, name: str) -> Tensor:
+        start, control = self._start[name], self._control.get(name)
+        if control is None:
+            return torch.zeros_like(start, dtype=torch.float64)
+        return control.to(start.device, torch.float64)
 
     @classmethod
     def require_settings(cls, settings: TrainingSettings) -> None:
@@ -111,8 +116,6 @@ class ScaffoldTerm(RememberingTerm):
         own = {}
         for name in self.names:
             fresh = self._own_of(name) - self._way_of(name, trained) / self._rates
-            if self._control:
-                fresh = fresh - self._control[name]
-            own[name] = fresh.float()
+            own[name] = (fresh - self._control_of(name)).float()
         self._remember(own)
         return self._rates, self._began_from

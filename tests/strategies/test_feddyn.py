@@ -155,6 +155,7 @@ def test_no_steps_are_refused_with_the_reason():
         (lambda: FedDyn(FedAvgM(), alpha=1), TypeError, "around FedAvgM: its own step"),
         (lambda: FedDyn(FedMedian(), alpha=1), TypeError, "around FedMedian: it leaves clients"),
         (lambda: FedDyn(FedProx(), alpha=1), TypeError, "its term would enter"),
+        (lambda: FedCurv(FedDyn(alpha=1), strength=1), TypeError, "got FedDyn inside FedCurv"),
         (lambda: FedDyn(FedCurv(strength=1), alpha=1), TypeError, "got FedCurv inside FedDyn"),
         (lambda: FedDyn(SecureSums(FedAvg()), alpha=1), TypeError, "got SecureSums inside FedDyn"),
         (lambda: SecureSums(FedDyn(alpha=1)), TypeError, "FedDyn, which must see single replies"),
