@@ -192,6 +192,8 @@ def make_settings(config: Mapping[str, Any], client: int | None = None) -> Train
     """
     others = ("loss", "stragglers", "terms")
     options = {k: v for k, v in config["client"].items() if k not in others}
+    if options.get("fisher_kind") == AUTO:
+        options["fisher_kind"] = "exact"  # until the data say how many outputs there are
     stragglers = config["client"]["stragglers"]
     if not is_number(stragglers["share"]) or not 0 <= stragglers["share"] <= 1:
         raise ValueError(f"client.stragglers.share must be in [0, 1], got {stragglers['share']!r}")

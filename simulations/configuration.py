@@ -30,7 +30,11 @@ from fedcurv.simulations.parts.feature_noise import check_feature_noise
 from fedcurv.simulations.parts.label_noise import check_noise
 from fedcurv.simulations.parts.losses import make_loss
 from fedcurv.simulations.parts.metrics import R2, check_metric, metric_function
-from fedcurv.simulations.parts.strategies import check_method, check_targets
+from fedcurv.simulations.parts.strategies import (
+    check_method,
+    check_targets,
+    estimates_fisher,
+)
 from fedcurv.simulations.parts.tasks import AUTO, metric_of, spread_of
 from fedcurv.simulations.rules import check_strategy, check_values
 from fedcurv.simulations.tried import (
@@ -41,6 +45,8 @@ from fedcurv.simulations.tried import (
     require_same_parts,
 )
 
+# passes of the exact Fisher information, above which signs take their place by themselves
+_MOST_PASSES = 16
 CONF = Path(__file__).parent / "conf"
 
 store_groups(CONF)
@@ -141,6 +147,7 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
     make_loss(settings["client"]["loss"], task)
     if settings["client"]["loss"] == AUTO:
         settings["client"]["loss"] = task.loss
+    _settle_fisher_kind(settings, data)
     human = data.human_labels if isinstance(data, DataSet) else ()
     check_noise(settings["data"]["noise"], settings["num_clients"], task, human)
     metric, targets = metric_of(settings), settings["target_accuracies"]
@@ -158,6 +165,27 @@ def _settle_task(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
         raise ValueError(
             f"task={task.name}: expected test targets that differ, got equal ones, for which R² is "
             "not defined; give others, or name a metric of your own by metric.function"
+        )
+
+
+def _settle_fisher_kind(settings: dict[str, Any], data: DataSet | DeviceData) -> None:
+    """Put the kind of Fisher information that ``auto`` stands for into a configuration.
+
+    The exact kind takes a backward pass for nearly every output of a sample; where these are many,
+    signs that make one of them are the same on average.
+    """
+    client = settings["client"]
+    if client.get("fisher_kind") != AUTO:
+        return
+    outputs = data.num_outputs
+    if isinstance(data, DataSet) and not data.task.like_outputs:
+        outputs *= data.train_targets[0].numel()
+    client["fisher_kind"] = "exact" if outputs <= _MOST_PASSES else "signed"
+    estimated = any(map(estimates_fisher, settings["strategy"].values()))
+    if estimated and client["fisher_kind"] == "signed":
+        tell_once(
+            f"client.fisher_kind=auto: signed, as a sample has {outputs} outputs, for nearly each "
+            "of which exact takes a backward pass"
         )
 
 

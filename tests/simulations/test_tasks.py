@@ -14,6 +14,7 @@ from fedcurv import fisher_diagonal
 from fedcurv.simulations.build import described_data, make_model
 from fedcurv.simulations.commands.simulate import main, simulate
 from fedcurv.simulations.configuration import resolve
+from fedcurv.simulations.console import telling
 from fedcurv.simulations.data.own import data_set_of
 from fedcurv.simulations.experiments.runs import Plan, Run
 from fedcurv.simulations.experiments.tuning import worth
@@ -232,6 +233,23 @@ def test_a_client_estimates_the_fisher_information_of_the_tasks_likelihood(task,
         local.model, [local.train_samples], kind=kind, likelihood=local.likelihood
     )
     assert all(float(value.sum()) > 0 for value in got.values())
+
+
+def test_fisher_information_is_exact_by_itself_and_signed_where_a_sample_has_many_outputs(
+    caplog, monkeypatch
+):
+    monkeypatch.setattr(telling, "_told", set())
+    kinds = {task: resolve(composed(*words)) for task, words in OF_TASK.items()}
+    settled = {task: config["client"]["fisher_kind"] for task, config in kinds.items()}
+    # the tagger has four classes at each of seven positions
+    assert settled == dict.fromkeys(OF_TASK, "exact") | {"per_position": "signed"}
+    assert "client.fisher_kind=auto: signed, as a sample has 28 outputs" in caplog.text
+    chosen = composed(*POSITIONS, "client.fisher_kind=exact")
+    assert resolve(chosen)["client"]["fisher_kind"] == "exact"
+    caplog.clear()
+    monkeypatch.setattr(telling, "_told", set())
+    resolve(composed(*POSITIONS, "strategy=[fedavg]"))
+    assert "fisher_kind" not in caplog.text
 
 
 def test_binary_samples_can_be_dealt_by_class(tmp_path):
