@@ -98,11 +98,15 @@ class Traffic:
             self._metrics[message_id] = _metrics_of(reply)
             yield reply
 
-    def client_records(self, refused: Mapping[str, str]) -> tuple[ClientRecord, ...]:
+    def client_records(
+        self, refused: Mapping[str, str], lost: object = None
+    ) -> tuple[ClientRecord, ...]:
         """Return every client's part, in the order of ids.
 
         Args:
             refused: reason by message id.
+            lost: reason by client, for those that were lost before they were sent the model, too;
+                anything else for none.
         """
         rows = [
             ClientRecord(self._grid.client_id(node), "refused", reason, {}, {}, {})
@@ -128,6 +132,12 @@ class Traffic:
                     local_term=_local_term(message),
                 )
             )
+        there = {row.client_id for row in rows}
+        rows += [
+            ClientRecord(client_id, "failed", reason, {}, {}, {})
+            for client_id, reason in (lost.items() if isinstance(lost, Mapping) else ())
+            if client_id not in there
+        ]
         return tuple(sorted(rows, key=lambda row: client_id_order(row.client_id)))
 
 

@@ -253,7 +253,7 @@ class _Run:
             self.result.arrays = arrays
         if metrics is not None:
             self.result.train_metrics_clientapp[server_round] = metrics
-        return traffic.client_records(refused), metrics or {}
+        return traffic.client_records(refused, getattr(self.strategy, "lost", None)), metrics or {}
 
     def _client_id(self, message: Message) -> str:
         return self.grid.client_id(message.metadata.src_node_id)

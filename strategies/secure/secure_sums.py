@@ -70,6 +70,7 @@ class SecureSums(Wrapping):
     Attributes:
         strategy: the wrapped strategy.
         refused: reason by message id for the replies that the last round did without.
+        lost: reason by client for those that left it at any stage.
         max_examples: None: nobody sees a single client's.
 
     Raises:
@@ -102,6 +103,7 @@ class SecureSums(Wrapping):
         if not stage_timeout > 0:
             raise ValueError(f"stage_timeout must be > 0, in seconds, got {stage_timeout!r}")
         self.refused: Mapping[str, str] = {}
+        self.lost: Mapping[str, str] = {}
         self.max_examples: float | None = None
         self._smallest_group, self._threshold = smallest_group, threshold
         self._neighbours, self._stage_timeout = neighbours, stage_timeout
@@ -139,7 +141,7 @@ class SecureSums(Wrapping):
         )
         message_type = messages[0].metadata.message_type
         asking = Asking(server_round, grid, message_type, self._stage_timeout)
-        self._round = RoundOnGrid(secure_round, asking)
+        self._round, self.lost = RoundOnGrid(secure_round, asking), asking.lost
         known = grid.known() if isinstance(grid, OrderedGrid) else {}
         try:
             self._round.agree_on_keys([m.metadata.dst_node_id for m in messages], known)

@@ -94,6 +94,15 @@ def test_who_was_lost_is_told_and_takes_part_again(caplog):
     assert secure.statuses(2)["5"] == "ok"
 
 
+def test_a_rounds_record_has_those_who_were_lost_before_the_model_was_sent():
+    lost = {(1, "keys"): {1}, (1, "shares"): {4}, (2, "unmask"): {0}}
+    federation = SecureFederation(num_nodes=9, lost=lost)
+    federation.run(SecureSums(FedAvg(**options())), num_rounds=2)
+    assert {c for c, status in federation.statuses(1).items() if status == "failed"} == {"1", "4"}
+    assert federation.reasons(1)["1"].startswith("ConnectionError: lost")
+    assert set(federation.statuses(2).values()) == {"ok"}
+
+
 @pytest.mark.parametrize("stage", ["keys", "shares", "masks", "unmask"])
 def test_below_the_threshold_the_round_fails_and_says_who_was_lost(stage):
     secure = SecureFederation(lost={(1, stage): {0, 1, 2, 3}})
