@@ -170,8 +170,8 @@ class FedCurv(Strategy):
 
         Args:
             server_round: the round.
-            replies: taken one by one, in the order of clients if they come one by one. A client's
-                statistics are added to the sums and let go before the next reply is asked for.
+            replies: taken one by one, in the order of clients if they come one by one. As a rule
+                statistics are added to the sums and let go before many more are asked for.
 
         Raises:
             RoundFailed: if no reply is fit for use, with the first client's traceback.
