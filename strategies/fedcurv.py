@@ -37,11 +37,12 @@ from fedcurv.strategies.sums import Agreed, RoundSums, saved_sums
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
 from fedcurv.strategies.wire import records
 from fedcurv.strategies.wire.codes import EXACT_BITS
+from fedcurv.strategies.wrapping import Wrapping
 
 logger = logging.getLogger(__name__)
 
 
-class FedCurv(Strategy):
+class FedCurv(Wrapping):
     """Sends P = Σ_j F_j and Q = Σ_j F_j θ̂_j of the previous round's repliers beside the model.
 
     Everything else, sampling and the averaging of the model above all, is the wrapped strategy's,
@@ -124,6 +125,7 @@ class FedCurv(Strategy):
         self.bits = checked_bits(bits, secure_sums=secure_sums)
         self._max_precision = max_precision
         self.max_examples = checked_bound(max_examples)
+        self._robust = robust
         self._rule = rule_for(robust, wrapped, secure_sums=secure_sums)
         self._cohort = Cohort(
             checked_times("max_distance", max_distance, MAX_DISTANCE, secure_sums=secure_sums),
@@ -132,7 +134,7 @@ class FedCurv(Strategy):
         )
         self._settling = Settling()
         self._gaps = MetricGaps("training")
-        self._evaluations = Screen(wrapped, max_examples=max_examples)
+        self._screen = Screen(wrapped, max_examples=max_examples)
         self.refused: Mapping[str, str] = {}
         self.left_out: Mapping[str, str] = {}
         self._at_first = strategy_state.plain_values(wrapped)
@@ -223,26 +225,11 @@ class FedCurv(Strategy):
                 sums=formed.sums,
             )
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Leave evaluation to the wrapped strategy."""
-        return StrategyCalls(self.strategy).configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> MetricRecord | None:
-        """Leave evaluation to the wrapped strategy, without replies that are not fit for use."""
-        fit, _ = self._evaluations.evaluate(
-            server_round, list(replies), lambda m: f"node-{m.metadata.src_node_id}"
-        )
-        return StrategyCalls(self.strategy).aggregate_evaluate(server_round, fit)
-
     def summary(self) -> None:
         """Log the settings, then the wrapped strategy's."""
         logger.info("\t├──> FedCurv around %s:", type(self.strategy).__name__)
         said = f"strength ({self.strength}) | secure sums ({self.secure_sums}) | bits ({self.bits})"
-        logger.info("\t│\t└── %s", said)
+        logger.info("\t│\t└── %s | robust (%s)", said, self.robust)
         self.strategy.summary()
 
     def will_be_saved(self) -> None:
@@ -289,6 +276,11 @@ class FedCurv(Strategy):
         )
 
     @property
+    def robust(self) -> str | float:
+        """Which replies the sums are formed of; settled as it is made."""
+        return self._robust
+
+    @property
     def strength(self) -> float | None:
         """λ of the next round; None while it is still to be found."""
         return self._strength.value
@@ -301,20 +293,3 @@ class FedCurv(Strategy):
     @property
     def _weighted_by_key(self) -> str:
         return weighted_by_key(self.strategy) or "num-examples"
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the wrapped strategy has and this one has not."""
-        # before construction, in copy and pickle, there is no wrapped strategy yet
-        wrapped = vars(self).get("strategy")
-        if wrapped is None or name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(wrapped, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute where it is: the wrapped strategy's options belong to that one."""
-        wrapped = vars(self).get("strategy")
-        is_own = name.startswith("_") or name in vars(self) or hasattr(type(self), name)
-        if wrapped is not None and not is_own and hasattr(wrapped, name):
-            setattr(wrapped, name, value)
-        else:
-            super().__setattr__(name, value)
