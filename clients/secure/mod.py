@@ -24,7 +24,7 @@ from fedcurv.strategies.wire.secure.stages import (
     AskForUnmasking,
     Masked,
     Stage,
-    digest_of_arrays,
+    digest_of_message,
     stage_in,
 )
 from fedcurv.strategies.wire.secure.statistics import unpack_exact_sums
@@ -133,7 +133,7 @@ class SecureSumsMod:
         if plan.clients < len(asked.present):
             raise RefusedByNode("expected scales for all that are present, got some for fewer")
         sent = _model_in(message.content)
-        arrays = digest_of_arrays(message.content)
+        told = digest_of_message(message)
         node.accept(asked)
         _remember(context, node.memory)  # before training: these masks are for one reply
         message.content.pop(SECURE)
@@ -147,7 +147,7 @@ class SecureSumsMod:
         except BaseException:
             _forget(context)
             raise
-        node.add_masks(words, asked.binding(node.memory.members, arrays))
+        node.add_masks(words, asked.binding(node.memory.members, told))
         packed = Array(np.frombuffer(words.to_bytes(), np.uint8))
         masked = Masked(*asked.round_name, form=form.to_text())
         words_record = ArrayRecord({"words": packed})

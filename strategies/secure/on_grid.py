@@ -109,11 +109,11 @@ class RoundOnGrid:
         for client_id, reason in self._round.odd().items():
             self._refuse(client_id, self._messages[client_id].metadata.message_id, reason)
 
-    def unmasked(self, arrays: bytes) -> tuple[Form, Words, list[Message]]:
+    def unmasked(self, sent: bytes) -> tuple[Form, Words, list[Message]]:
         """Play the last stage; return the sum and the messages whose replies are in it.
 
         Args:
-            arrays: digest of what was sent.
+            sent: digest of the message to train.
 
         Raises:
             RoundFailed: if too few are left.
@@ -126,7 +126,7 @@ class RoundOnGrid:
 
         questions = {nodes[client_id]: unmasking for client_id in alive}
         self._asking.ask(questions, Revealed, take, self._client_of)
-        form, words = self._round.total(arrays)
+        form, words = self._round.total(sent)
         return form, words, [self._messages[client_id] for client_id in alive]
 
     def told(self, error: RoundFailed) -> RoundFailed:

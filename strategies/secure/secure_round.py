@@ -199,14 +199,14 @@ class SecureRound:
             raise ValueError("expected a share of each neighbour that was present")
         self._revealed[index] = dict(zip(there, revealed.shares, strict=True))
 
-    def total(self, arrays: bytes) -> tuple[Form, Words]:
+    def total(self, sent: bytes) -> tuple[Form, Words]:
         """Return the sum without masks, and what it holds.
 
         Args:
-            arrays: digest of what was sent.
+            sent: digest of the message to train.
         """
         ((text, group),) = [(t, g) for t, g in self._groups.items() if g is self._chosen()]
-        bound = self._asked_for_masked.binding(self._list.digest(), arrays)
+        bound = self._asked_for_masked.binding(self._list.digest(), sent)
         total, alive = group.total, set(self._alive)
         for index in self._alive:
             secret = self._secret_of(index)

@@ -31,9 +31,7 @@ from fedcurv.strategies.wire.records import CONFIG, config_of_sums
 from fedcurv.strategies.wire.secure.form import summed_shapes
 from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, DEFAULT_THRESHOLD
 from fedcurv.strategies.wire.secure.plan import ARRAYS, STATISTICS_KINDS, Place, Plan, bounds_after
-from fedcurv.strategies.wire.secure.stages import (
-    digest_of_arrays,
-)
+from fedcurv.strategies.wire.secure.stages import digest_of_arrays, digest_of_message
 from fedcurv.strategies.wire.secure.statistics import pack_exact_sums
 from fedcurv.strategies.wire.secure.vector import Sums, sums_of
 from fedcurv.strategies.wrapping import Wrapping
@@ -123,7 +121,7 @@ class SecureSums(Wrapping):
 
         Raises:
             RoundFailed: if too few of them do.
-            ValueError: if they are not all sent the same arrays.
+            ValueError: if they are not all sent the same.
         """
         if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
             raise inside_differential_privacy(wrapper, "SecureSums")
@@ -285,13 +283,19 @@ def _send_whole_numbers(messages: Iterable[Message], plan: Plan) -> None:
 
 
 def _common_digest(messages: Sequence[Message]) -> bytes:
-    """Return the digest of the arrays that all messages carry."""
-    found = {tuple(map(id, m.content.array_records.values())): m for m in messages}
-    digests = {digest_of_arrays(message.content) for message in found.values()}
+    """Return the digest of what all messages say; arrays that several share are read once."""
+    arrays: dict[tuple[int, ...], bytes] = {}
+    digests = set()
+    for message in messages:
+        records = tuple(map(id, message.content.array_records.values()))
+        if records not in arrays:
+            arrays[records] = digest_of_arrays(message.content)
+        digests.add(digest_of_message(message, arrays[records]))
     if len(digests) > 1:
+        what = "arrays" if len(set(arrays.values())) > 1 else "records and type of message"
         raise ValueError(
-            "expected the same arrays for all clients, got different ones: a secure sum is of "
-            "replies to one model"
+            f"expected the same {what} for all clients, got different ones: a secure sum is of "
+            "replies to one message, and masks of clients that are told other things do not cancel"
         )
     return digests.pop()
 

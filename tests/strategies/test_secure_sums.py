@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp.strategy import (
@@ -26,10 +26,19 @@ from flwr.serverapp.strategy import (
 from fedcurv.clients import SecureSumsMod
 from fedcurv.clients.secure import mod as mod_module
 from fedcurv.simulations.runners.local import LocalGrid
-from fedcurv.strategies import AutoStrength, FedCurv, FedNova, RoundFailed, SecureSums, start
+from fedcurv.strategies import (
+    AutoStrength,
+    FedCurv,
+    FedNova,
+    RoundFailed,
+    SecureSums,
+    StrategyFailed,
+    start,
+)
+from fedcurv.strategies.secure import secure_sums
 from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS
-from fedcurv.strategies.wire.secure.stages import MASKED, SECURE
-from tests.federation import Federation, crash, new_model, options, served_on
+from fedcurv.strategies.wire.secure.stages import MASKED, SECURE, digest_of_message
+from tests.federation import Federation, crash, message_with, new_model, options, served_on
 from tests.secure_federation import SecureFederation
 from tests.strategies.test_secure_pieces import chi_square
 
@@ -363,6 +372,96 @@ def test_all_messages_must_carry_one_model():
 
     with pytest.raises(Exception, match="expected the same arrays for all clients"):
         SecureFederation().run(SecureSums(TwoModels(**options())))
+
+
+@pytest.mark.parametrize("what", ["config", "message_type", "group_id", "records"])
+def test_all_messages_must_say_the_same(what):
+    class AnotherForOne(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            messages = list(super().configure_train(server_round, arrays, config, grid))
+            one = messages[1]
+            if what == "config":
+                lower = ConfigRecord({**one.content["config"], "lr": 0.0})
+                one.content = RecordDict({**one.content, "config": lower})
+            elif what == "records":
+                one.content = RecordDict({**one.content, "more": ArrayRecord()})
+            else:
+                setattr(one.metadata, what, "train.another")
+            return messages
+
+    with pytest.raises(
+        StrategyFailed, match="expected the same records and type of message for all"
+    ):
+        SecureFederation().run(SecureSums(AnotherForOne(**options())))
+
+
+@pytest.mark.parametrize("what", ["config", "message_type"])
+def test_of_clients_that_are_told_different_things_a_server_gets_noise(what, monkeypatch):
+    """Else it would let all but one train with a step of zero, and read that one."""
+    plain = secure_sums._common_digest
+    monkeypatch.setattr(secure_sums, "_common_digest", lambda messages: plain(messages[:1]))
+    truth = {}
+
+    class Cheating(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            for number, message in enumerate(
+                super().configure_train(server_round, arrays, config, grid)
+            ):
+                if number != 3 and what == "config":
+                    lr = ConfigRecord({"lr": 0.0})
+                    message.content = RecordDict({**message.content, "config": lr})
+                elif number != 3:
+                    message.metadata.message_type = "train.another"
+                yield message
+
+    app = ClientApp(mods=SecureFederation().mods)
+
+    def reply(message, step, partition):
+        truth[partition] = message.content["arrays"]["w"].numpy() + np.float32(step)
+        arrays = ArrayRecord({"w": Array(truth[partition])})
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    @app.train()
+    def train(message, context):
+        step = message.content["config"].get("lr", 1.0)
+        return reply(message, step, context.node_config["partition-id"])
+
+    @app.train("another")
+    def another(message, context):
+        return reply(message, 0.0, context.node_config["partition-id"])
+
+    arrays = ArrayRecord({"w": Array(np.zeros(300, np.float32))})
+    strategy = SecureSums(Cheating(**options()))
+    try:
+        result = served_on(
+            LocalGrid(app, 6), lambda grid: start(strategy, grid, arrays, num_rounds=1)
+        )
+    except RoundFailed as error:  # as a weight it is rarely one that may be
+        assert "num-examples" in str(error) or "a mask was left on it" in str(error)
+    else:
+        assert np.abs(result.arrays["w"].numpy() * 6 - 1).max() > 1
+    assert sorted(value[0] for value in truth.values()) == [0, 0, 0, 0, 0, 1]
+
+
+def test_records_of_equal_text_and_other_types_have_other_digests():
+    values = [1, 1.0, True, "1", b"1", "31", [1], ["1"], [b"1"], "true", '{"bytes": "31"}']
+
+    def digest(records, **metadata):
+        question = message_with(None)
+        question.content = RecordDict(records)
+        for name, value in metadata.items():
+            setattr(question.metadata, name, value)
+        return digest_of_message(question)
+
+    digests = {digest({"config": ConfigRecord({"value": v})}) for v in values}
+    digests |= {digest({"config": MetricRecord({"value": v})}) for v in (1, 1.0, [1])}
+    digests |= {digest({"other": ConfigRecord({"value": 1})})}
+    digests |= {digest({"config": ConfigRecord({"value": 1})}, message_type="train.more")}
+    assert len(digests) == len(values) + 5
+    plain = {"config": ConfigRecord({"value": 1})}
+    secure = {**plain, SECURE: ConfigRecord({"own": 1})}
+    assert digest(secure) == digest(plain)
 
 
 def answering(make_content, federation=None):

@@ -11,7 +11,7 @@
 All travel in one ConfigRecord; the masked numbers are an ArrayRecord beside it.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
-2017. That the list of members, the plan and the model that was sent are part of every mask is ours.
+2017. That the list of members, the plan and all that was sent are part of every mask is ours.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_args, get_origin
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 SECURE, MASKED = "fedcurv.secure", "fedcurv.masked"
 PROTOCOL = 1
@@ -186,14 +186,14 @@ class AskForMasked(Stage):
     plan: str
     sums_plan: str
 
-    def binding(self, members: bytes, arrays: bytes) -> bytes:
+    def binding(self, members: bytes, sent: bytes) -> bytes:
         """Return a hash of all that nodes must have been told alike for their masks to cancel.
 
         Args:
             members: digest of the list of members.
-            arrays: digest of what was sent.
+            sent: digest of the message beside this record.
         """
-        told = [members.hex(), self.present, self.plan, self.sums_plan, arrays.hex()]
+        told = [members.hex(), self.present, self.plan, self.sums_plan, sent.hex()]
         return hashlib.sha256(json.dumps(told).encode()).digest()
 
 
@@ -264,6 +264,33 @@ def digest_of_arrays(content: RecordDict) -> bytes:
             hashed.update(json.dumps(head).encode())
             hashed.update(array.data)
     return hashed.digest()
+
+
+def digest_of_message(message: Message, arrays: bytes | None = None) -> bytes:
+    """Return a hash of what a message tells the app: its type, its group, all records but SECURE.
+
+    Args:
+        message: to train.
+        arrays: digest of its arrays, where it is known; they are long.
+    """
+    content, metadata = message.content, message.metadata
+    records = [
+        [
+            key,
+            type(record).__name__,
+            [] if isinstance(record, ArrayRecord) else list(record.items()),
+        ]
+        for key, record in content.items()
+        if key != SECURE
+    ]
+    arrays = digest_of_arrays(content) if arrays is None else arrays
+    told = [metadata.message_type, metadata.group_id or "", arrays.hex(), records]
+    return hashlib.sha256(json.dumps(told, default=_bytes_as_text).encode()).digest()
+
+
+def _bytes_as_text(value: bytes) -> dict[str, str]:
+    """Return bytes as what no other value of a record is in JSON."""
+    return {"bytes": value.hex()}
 
 
 def is_name(text: str) -> bool:
