@@ -127,6 +127,8 @@ class RoundOnGrid:
         questions = {nodes[client_id]: unmasking for client_id in alive}
         self._asking.ask(questions, Revealed, take, self._client_of)
         form, words = self._round.total(sent)
+        for client_id, reason in self._round.misfits.items():
+            self._asking.lose(client_id, Revealed.stage, reason)
         return form, words, [self._messages[client_id] for client_id in alive]
 
     def told(self, error: RoundFailed) -> RoundFailed:

@@ -4,21 +4,28 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 2017, with the neighbours of Bell et al., 2020.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fedcurv.parameters import listed
 from fedcurv.strategies.replies.check import RoundFailed
 from fedcurv.strategies.wire.identity import client_id_order
 from fedcurv.strategies.wire.secure.form import Form, Layout, Shape
-from fedcurv.strategies.wire.secure.keys import KEY_BYTES, KeyPair, agreed_key, derived_key
+from fedcurv.strategies.wire.secure.keys import (
+    KEY_BYTES,
+    SEAL_BYTES,
+    KeyPair,
+    agreed_key,
+    derived_key,
+    is_fit_key,
+)
 from fedcurv.strategies.wire.secure.neighbours import (
     neighbours,
     number_of_neighbours,
     shares_needed,
 )
 from fedcurv.strategies.wire.secure.plan import Plan
-from fedcurv.strategies.wire.secure.shamir import combine
+from fedcurv.strategies.wire.secure.shamir import SHARE_BYTES, is_share, recovered
 from fedcurv.strategies.wire.secure.stages import (
     AskForKeys,
     AskForMasked,
@@ -38,6 +45,10 @@ from fedcurv.strategies.wire.secure.statements import (
 )
 from fedcurv.strategies.wire.secure.words import Words
 
+_SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
+# ECDSA's on the largest curve have 139 bytes
+_LONGEST_SIGNATURE = 256
+
 
 @dataclass
 class _Group:
@@ -56,6 +67,9 @@ class SecureRound:
         threshold: the share of a member's neighbours that must answer, > 1/2.
         smallest_group: how many members a sum must have.
 
+    Attributes:
+        misfits: reason by client whose share of a secret did not fit to the others'.
+
     What a method of the kind ``add_...`` raises as a ValueError is wrong with one reply: the round
     goes on without it. RoundFailed says that too few are left.
     """
@@ -71,12 +85,14 @@ class SecureRound:
         self._name = round_name
         self._wanted, self._share, self._smallest = neighbours, threshold, smallest_group
         self._keys: dict[str, Keys] = {}
+        self._public_keys: set[bytes] = set()
         self._members: list[str] = []
         self._around: list[list[int]] = []
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._groups: dict[str, _Group] = {}
         self._revealed: dict[int, dict[int, bytes]] = {}
         self._alive: list[int] = []
+        self.misfits: dict[str, str] = {}
 
     def ask_for_keys(self) -> AskForKeys:
         """Return what every node is asked."""
@@ -92,6 +108,17 @@ class SecureRound:
         lengths = [len(key) for key in (keys.sealing_key, keys.masking_key, keys.commitment)]
         if lengths != 3 * [KEY_BYTES]:
             raise ValueError(f"expected keys of {KEY_BYTES} bytes, got {lengths}")
+        both = {keys.sealing_key, keys.masking_key}
+        if not all(map(is_fit_key, both)):
+            raise ValueError("expected public keys of X25519, got one that cannot be used")
+        if len(both) < 2 or not both.isdisjoint(self._public_keys):
+            raise ValueError("expected new keys, each of its own, got one that is there already")
+        if len(keys.signature) > _LONGEST_SIGNATURE:
+            raise ValueError(
+                f"expected a signature of at most {_LONGEST_SIGNATURE} bytes, got "
+                f"{len(keys.signature)}"
+            )
+        self._public_keys |= both
         self._keys[keys.client_id] = keys
 
     def ask_for_shares(self) -> AskForShares:
@@ -119,6 +146,8 @@ class SecureRound:
         index = self._members.index(client_id)
         if shares.holders != self._around[index] or len(shares.sealed) != len(shares.holders):
             raise ValueError("expected a sealed share for each neighbour")
+        if any(len(sealed) != _SEALED_BYTES for sealed in shares.sealed):
+            raise ValueError(f"expected two shares in each of {_SEALED_BYTES} bytes under a seal")
         self._sealed[index] = dict(zip(shares.holders, shares.sealed, strict=True))
 
     def ask_for_masked(
@@ -197,6 +226,8 @@ class SecureRound:
         there = [other for other in self._around[index] if other in self._sealed]
         if revealed.owners != there or len(revealed.shares) != len(there):
             raise ValueError("expected a share of each neighbour that was present")
+        if not all(map(is_share, revealed.shares)):
+            raise ValueError("expected shares, got what is none")
         self._revealed[index] = dict(zip(there, revealed.shares, strict=True))
 
     def total(self, sent: bytes) -> tuple[Form, Words]:
@@ -209,19 +240,15 @@ class SecureRound:
         bound = self._asked_for_masked.binding(self._list.digest(), sent)
         total, alive = group.total, set(self._alive)
         for index in self._alive:
-            secret = self._secret_of(index)
-            if commitment_of(secret) != self._keys[self._members[index]].commitment:
-                raise self._wrong_shares(index)
+            secret = self._own_secret_of(index)
             total.subtract_mask(derived_key(secret, single_purpose(bound)))
         for index in self._present:
             others = [other for other in self._around[index] if other in alive]
             if index in alive or not others:
                 continue
-            pair = KeyPair.of(self._secret_of(index))
-            if pair.public != self._list.masking_keys[index]:
-                raise self._wrong_shares(index)
+            private = self._masking_private_of(index)
             for other in others:
-                key = agreed_key(pair.private, self._list.masking_keys[other], pair_purpose(bound))
+                key = agreed_key(private, self._list.masking_keys[other], pair_purpose(bound))
                 # what the one that is left had added or taken off
                 (total.subtract_mask if other < index else total.add_mask)(key)
         return Form.from_text(text), total
@@ -230,22 +257,35 @@ class SecureRound:
         """Return the group of the form that most have, the first among equals."""
         return max(self._groups.values(), key=lambda group: len(group.members))
 
-    def _secret_of(self, index: int) -> bytes:
-        shares = {
-            holder + 1: self._revealed[holder][index]
-            for holder in self._around[index]
-            if holder in self._revealed
-        }
-        if len(shares) < self._needed:
+    def _own_secret_of(self, index: int) -> bytes:
+        commitment = self._keys[self._members[index]].commitment
+        return self._secret_of(index, lambda secret: commitment_of(secret) == commitment)
+
+    def _masking_private_of(self, index: int) -> bytes:
+        public = self._list.masking_keys[index]
+        return self._secret_of(index, lambda secret: KeyPair.of(secret).public == public)
+
+    def _secret_of(self, index: int, is_it: Callable[[bytes], bool]) -> bytes:
+        """Return the secret that a member's neighbours give; one of them may be wrong."""
+        holders = [holder for holder in self._around[index] if holder in self._revealed]
+        if len(holders) < self._needed:
             raise RoundFailed(
-                f"round {self._name[2]}: {len(shares)} neighbours of client {self._members[index]} "
-                f"answered at the last stage, and {self._needed} are needed to take masks off the "
-                "sum"
+                f"round {self._name[2]}: {len(holders)} neighbours of client "
+                f"{self._members[index]} answered at the last stage, and {self._needed} are needed "
+                "to take masks off the sum"
             )
+        holders.sort(key=lambda holder: self._members[holder] in self.misfits)
+        shares = {holder + 1: self._revealed[holder][index] for holder in holders}
         try:
-            return combine(dict(list(shares.items())[: self._needed]))
+            secret, misfit = recovered(shares, self._needed, is_it)
         except ValueError as error:
             raise self._wrong_shares(index) from error
+        if misfit is not None:
+            self.misfits[self._members[misfit - 1]] = (
+                f"its share of a secret of client {self._members[index]} does not fit to the "
+                "others'; one of the two has sent a wrong one"
+            )
+        return secret
 
     def _wrong_shares(self, index: int) -> RoundFailed:
         holders = [self._members[h] for h in self._around[index] if h in self._revealed]

@@ -3,7 +3,9 @@
 import hashlib
 import hmac
 import itertools
+import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcurv.strategies.wire.secure.fixed_point import Scale
+from fedcurv.strategies.wire.secure.form import Form
 from fedcurv.strategies.wire.secure.keys import KeyPair, agreed_key, derived_key, seal, unseal
 from fedcurv.strategies.wire.secure.neighbours import (
     neighbours,
@@ -19,7 +22,13 @@ from fedcurv.strategies.wire.secure.neighbours import (
     shares_needed,
 )
 from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS, Plan, bounds_after
-from fedcurv.strategies.wire.secure.shamir import PRIME, combine, split
+from fedcurv.strategies.wire.secure.shamir import (
+    PRIME,
+    combine,
+    combine_all_but_one,
+    recovered,
+    split,
+)
 from fedcurv.strategies.wire.secure.words import Words
 from tests.oracles import secure as oracle
 
@@ -99,6 +108,60 @@ def test_what_are_no_shares_is_refused():
         combine({1: shares[1], 2: shares[2][:-1]})
     with pytest.raises(ValueError, match="points >= 1"):
         combine({})
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 5])
+def test_one_left_out_at_a_time_is_what_the_others_give(threshold):
+    secret = os.urandom(32)
+    shares = split(secret, [2, 3, 7, 11, 12, 40][: threshold + 1], threshold)
+    assert combine_all_but_one(shares) == dict.fromkeys(shares, secret)
+    shares[3] = (int.from_bytes(shares[3], "big") ^ 1).to_bytes(66, "big")
+    found = combine_all_but_one(shares)
+    assert found[3] == secret
+    for point in shares:
+        others = {p: int.from_bytes(y, "big") for p, y in shares.items() if p != point}
+        expected = oracle.secret_at_zero(others, PRIME)
+        assert point not in found or int.from_bytes(found[point], "big") == expected
+        assert point in found or expected >= 2**256
+
+
+def test_a_wrong_share_is_found_if_another_is_to_spare():
+    secret = os.urandom(32)
+    shares = split(secret, range(1, 6), 3)
+    assert recovered(shares, 3, secret.__eq__) == (secret, None)
+    shares[2] = bytes(66)
+    assert recovered(shares, 3, secret.__eq__) == (secret, 2)
+    for few in ((1, 2, 3), (1, 2)):
+        with pytest.raises(ValueError, match="do not fit"):
+            recovered({p: shares[p] for p in few}, 3, secret.__eq__)
+    shares[1] = bytes(66)
+    with pytest.raises(ValueError, match="do not fit"):
+        recovered(shares, 3, secret.__eq__)
+    assert recovered({p: shares[p] for p in (3, 4, 5, 1, 2)}, 3, secret.__eq__) == (secret, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ([2**36] * 60_000, "at most 64 sizes"),
+        ([1] * 65, "at most 64 sizes"),
+        ([2**18, 2**19], "a number of numbers"),
+        ([2**36, 2, 0], "a number of numbers"),
+        ([-1], "a number of numbers"),
+        ("12", "a shape"),
+    ],
+)
+def test_forms_of_absurd_shapes_are_refused_at_once(shape, says):
+    text = json.dumps({"metrics": {}, "statistics": {"w": shape}}, sort_keys=True)
+    began = time.process_time()
+    with pytest.raises(ValueError, match=says):
+        Form.from_text(text)
+    assert time.process_time() - began < 1
+
+
+def test_a_form_is_read_back():
+    form = Form({"loss": 0, "by-class": 10}, {"w": (3, 0, 5), "b": (), "last": (2**36,)})
+    assert Form.from_text(form.to_text()) == form
 
 
 def test_two_nodes_agree_on_a_key_and_another_purpose_is_another_key():

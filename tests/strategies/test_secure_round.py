@@ -211,11 +211,11 @@ def test_a_late_answer_cannot_be_read_with_the_key_that_was_given_away():
     run.nodes[4].accept(late)
     words = Words.from_bytes(bytearray(run.masked(4, late)), 9, 300)
     memory = run.nodes[4].memory
-    pair = KeyPair.of(run.server._secret_of(4))
-    assert pair.private == memory.masking_private
+    private = run.server._masking_private_of(4)
+    assert private == memory.masking_private
     bound = late.binding(memory.members, SENT)
     for other, key in zip(memory.neighbours, memory.masking_keys, strict=True):
-        mask = agreed_key(pair.private, key, pair_purpose(bound))
+        mask = agreed_key(private, key, pair_purpose(bound))
         (words.subtract_mask if other > 4 else words.add_mask)(mask)
     assert plain(words) != numbers_of(4)
     assert chi_square(words.to_bytes()) < 400
@@ -354,17 +354,77 @@ def test_masks_of_nodes_that_were_told_of_different_plans_or_models_do_not_cance
     assert chi_square(words.to_bytes()) < 500
 
 
-def test_one_wrong_share_is_found():
-    run = masked_run()
+def unmasked_with(run: Run, liars: Collection[int], wrong: bytes, owners: slice = slice(1)):
+    """Play the last stage, in which some send wrong shares of their first neighbours' secrets."""
     alive, asked = run.server.ask_for_unmasking()
     for i in map(int, alive):
         reply = run.nodes[i].reveal(asked)
-        if i == 2:
-            shares = [os.urandom(1).rjust(66, b"\0"), *reply.shares[1:]]
+        if i in liars:
+            shares = list(reply.shares)
+            shares[owners] = [wrong for _ in shares[owners]]
             reply = dataclasses.replace(reply, shares=shares)
         run.server.add_revealed(str(i), reply)
-    with pytest.raises(RoundFailed, match="shares of the secret of client 0 do not fit"):
-        run.server.total(SENT)
+    return run.server.total(SENT)
+
+
+WRONG = os.urandom(1).rjust(66, b"\0")
+
+
+@pytest.mark.parametrize("owners", [slice(1), slice(None)])
+@pytest.mark.parametrize("lost", [{}, {"masks": [0]}])
+def test_one_who_sends_wrong_shares_is_found_and_the_sum_is_right(lost, owners):
+    run = masked_run(clients=9, lost=lost)
+    _, words = unmasked_with(run, {2}, WRONG, owners)
+    assert plain(words) == expected(range(1 if lost else 0, 9))
+    assert set(run.server.misfits) == {"2"}
+    assert "share of a secret of client" in run.server.misfits["2"]
+
+
+def test_wrong_shares_of_two_or_without_one_to_spare_fail_the_round():
+    says = "shares of the secret of client 0 do not fit; it, or one of 1, 2, 3"
+    with pytest.raises(RoundFailed, match=says):
+        unmasked_with(masked_run(clients=9), {2, 3}, WRONG)
+    with pytest.raises(RoundFailed, match=says):
+        unmasked_with(masked_run(clients=9, threshold=1.0), {2}, WRONG)
+
+
+@pytest.mark.parametrize("wrong", [b"", bytes(65), bytes(67), b"\xff" * 66])
+def test_what_can_be_no_share_is_refused_when_it_comes(wrong):
+    run = masked_run()
+    _, asked = run.server.ask_for_unmasking()
+    reply = run.nodes[2].reveal(asked)
+    with pytest.raises(ValueError, match="expected shares, got what is none"):
+        run.server.add_revealed("2", dataclasses.replace(reply, shares=[*reply.shares[:-1], wrong]))
+
+
+def test_sealed_texts_of_another_length_are_refused_when_they_come():
+    run = Run()
+    run.play_keys()
+    asked = run.server.ask_for_shares()
+    reply = run.nodes[2].shares(asked)
+    run.server.add_shares("2", reply)
+    for wrong in (b"", reply.sealed[0] + b"1", bytes(2**22)):
+        with pytest.raises(ValueError, match="two shares in each of 160 bytes"):
+            run.server.add_shares(
+                "2", dataclasses.replace(reply, sealed=[wrong, *reply.sealed[1:]])
+            )
+
+
+def test_keys_that_would_end_the_round_for_others_are_refused_when_they_come():
+    run = Run()
+    first, second = (node.keys(run.server.ask_for_keys()) for node in run.nodes[:2])
+    run.server.add_keys(first)
+    for change, says in (
+        ({"sealing_key": b"\1" + bytes(31)}, "public keys of X25519"),
+        ({"masking_key": bytes(32)}, "public keys of X25519"),
+        ({"masking_key": second.sealing_key}, "there already"),
+        ({"masking_key": first.masking_key}, "there already"),
+        ({"sealing_key": first.masking_key}, "there already"),
+        ({"signature": bytes(257)}, "signature of at most 256 bytes, got 257"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run.server.add_keys(dataclasses.replace(second, **change))
+    run.server.add_keys(dataclasses.replace(second, signature=bytes(256)))
 
 
 def test_numbers_of_another_form_than_most_are_left_out():

@@ -95,6 +95,22 @@ def test_who_is_lost_after_that_is_in_the_sum():
     assert farthest(clear.arrays, secure.run(SecureSums(fedcurv())).arrays) < TOLERANCE
 
 
+def test_a_client_that_sends_a_wrong_share_is_told_and_the_others_go_on(caplog):
+    class Lying(SecureFederation):
+        def watch(self, message, context, call_next):
+            reply = super().watch(message, context, call_next)
+            record = reply.content.config_records.get(SECURE, {})
+            if record.get("stage") == "unmask" and context.node_config["partition-id"] == 4:
+                record["shares"] = [bytes(66), *record["shares"][1:]]
+            return reply
+
+    clear = Federation(num_nodes=6).run(FedAvg(**options()), num_rounds=1)
+    secure = Lying().run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert farthest(clear.arrays, secure.arrays) < TOLERANCE
+    assert "client 4 is left out from the stage 'unmask'" in caplog.text
+    assert "its share of a secret of client 0 does not fit" in caplog.text
+
+
 def test_who_was_lost_is_told_and_takes_part_again(caplog):
     secure = SecureFederation(lost={(1, "masks"): {5}})
     secure.run(SecureSums(FedAvg(**options())), num_rounds=2)

@@ -15,6 +15,7 @@ from fedcurv.strategies.wire.secure.plan import ARRAYS, STATISTICS_KINDS, Place,
 Shape = tuple[int, ...]
 
 _MOST_NUMBERS = 2**36
+_MOST_SIZES = 64
 _LONGEST_LIST = 2**20
 
 
@@ -44,10 +45,7 @@ class Form:
         try:
             told = json.loads(text)
             metrics = {str(n): _whole(v, _LONGEST_LIST) for n, v in told["metrics"].items()}
-            statistics = {
-                str(name): tuple(_whole(size, _MOST_NUMBERS) for size in shape)
-                for name, shape in told["statistics"].items()
-            }
+            statistics = {str(name): _shape(shape) for name, shape in told["statistics"].items()}
         except Exception as error:  # whatever a stranger's JSON makes of it
             raise ValueError(f"expected the form of a reply, got what is none: {error}") from error
         form = cls(metrics, statistics)
@@ -121,6 +119,16 @@ def _whole(value: Any, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"expected a number of numbers, got {str(value)[:40]!r}")
     return value
+
+
+def _shape(sizes: Any) -> Shape:
+    """Return a shape; what is refused is found out before long numbers are multiplied."""
+    if type(sizes) is not list or len(sizes) > _MOST_SIZES:
+        raise ValueError(f"expected a shape of at most {_MOST_SIZES} sizes")
+    number = 1
+    for size in sizes:
+        number = _whole(number * _whole(size, _MOST_NUMBERS), _MOST_NUMBERS)
+    return tuple(sizes)
 
 
 def metric_lengths(metrics: MetricRecord, weighted_by_key: str) -> dict[str, int]:

@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 KEY_BYTES = 32
-_NONCE_BYTES = 12
+_NONCE_BYTES, _TAG_BYTES = 12, 16
+SEAL_BYTES = _NONCE_BYTES + _TAG_BYTES  # that a sealed text is longer than the text
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ def agreed_key(private: bytes, public: bytes, purpose: bytes) -> bytes:
     except ValueError as error:
         raise ValueError("expected a public key of X25519, got one that cannot be used") from error
     return derived_key(shared, purpose)
+
+
+def is_fit_key(public: bytes) -> bool:
+    """Return whether a public key is one with which a secret can be agreed on."""
+    try:
+        agreed_key(os.urandom(KEY_BYTES), public, b"")
+    except ValueError:
+        return False
+    return True
 
 
 def derived_key(secret: bytes, purpose: bytes) -> bytes:
