@@ -1,7 +1,6 @@
 """Secure sums around any strategy that averages."""
 
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -10,7 +9,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedcurv.parameters import listed
 from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.joint import JointReply
 from fedcurv.strategies.loop import strategy_state
@@ -24,13 +22,14 @@ from fedcurv.strategies.replies.check import (
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.secure.asking import Asking
 from fedcurv.strategies.secure.on_grid import RoundOnGrid
+from fedcurv.strategies.secure.scales import Scales
 from fedcurv.strategies.secure.secure_round import SecureRound
 from fedcurv.strategies.secure.unfit import refuse_single_replies
 from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy
 from fedcurv.strategies.wire.records import CONFIG, config_of_sums
 from fedcurv.strategies.wire.secure.form import summed_shapes
 from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, DEFAULT_THRESHOLD
-from fedcurv.strategies.wire.secure.plan import ARRAYS, STATISTICS_KINDS, Place, Plan, bounds_after
+from fedcurv.strategies.wire.secure.plan import Plan
 from fedcurv.strategies.wire.secure.stages import digest_of_arrays, digest_of_message
 from fedcurv.strategies.wire.secure.statistics import pack_exact_sums
 from fedcurv.strategies.wire.secure.vector import Sums, sums_of
@@ -108,8 +107,7 @@ class SecureSums(Wrapping):
         self._at_first = strategy_state.plain_values(strategy)
         self._screen = Screen(strategy, replies_are_models=True)
         self._federation, self._session = uuid4().hex, uuid4().hex
-        self._bounds: dict[Place, float] = {}
-        self._sizes: dict[Place, int] = {}
+        self._scales = Scales()
         self._sums_plan: Plan | None = None
         # at the end: from here on, what is not among the above belongs to the wrapped strategy
         self.strategy = strategy
@@ -150,9 +148,8 @@ class SecureSums(Wrapping):
             raise self._round.told(error) from error
 
     def _plan_for(self, clients: int) -> Plan:
-        own = {(ARRAYS, name): math.prod(array.shape) for name, array in self._sent.items()}
         key = weighted_by_key(self.strategy) or "num-examples"
-        return Plan.from_bounds(clients, key, self._bounds, self._sizes | own)
+        return self._scales.plan(clients, key, self._sent)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -176,25 +173,9 @@ class SecureSums(Wrapping):
             sums = sums_of(self._plan, self._sent, form, words, len(answered))
         except ValueError as error:
             raise RoundFailed(f"round {server_round}: {error}") from error
-        for name, shape in form.statistics.items():
-            self._sizes |= {(kind, name): math.prod(shape) for kind in STATISTICS_KINDS}
         self._sums_plan = self._plan
-        self._learn(server_round, sums, len(answered))
+        self._scales.learn(server_round, form, sums, len(answered))
         return self._aggregate(server_round, self._joint(sums, answered))
-
-    def _learn(self, server_round: int, sums: Sums, clients: int) -> None:
-        """Find the next round's scales, and tell what did not fit into this one's."""
-        self._bounds = bounds_after(sums.largest, clients)
-        if sums.clipped:
-            places = [f"{name} ({kind})" for kind, name in sums.clipped]
-            logger.warning(
-                "round %d: %d numbers were clipped, as they grew by more than 32 times since the "
-                "last round, or are larger than a first round bears, in %s; the next round's "
-                "scales are wider",
-                server_round,
-                sum(sums.clipped.values()),
-                listed(places),
-            )
 
     def _joint(self, sums: Sums, answered: Sequence[Message]) -> JointReply:
         metrics = {self._plan.weighted_by_key: sums.weight, **sums.metrics}
@@ -239,30 +220,20 @@ class SecureSums(Wrapping):
 
         No secret is among it.
         """
-        bounds: dict[str, dict[str, list[float]]] = {}
-        for (kind, name), bound in self._bounds.items():
-            size = self._sizes.get((kind, name), 0)
-            bounds.setdefault(kind, {})[name] = [bound, float(size)]
         return {
             "federation": self._federation,
-            "bounds": bounds,
+            "bounds": self._scales.state_dict(),
             "sums-plan": None if self._sums_plan is None else self._sums_plan.to_text(),
             "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned, in a session that is new."""
-        bounds = {
-            (str(kind), str(name)): (float(bound), int(size))
-            for kind, by_name in state["bounds"].items()
-            for name, (bound, size) in by_name.items()
-        }
         plan = state["sums-plan"]
         sums_plan = None if plan is None else Plan.from_text(plan)
         strategy_state.load_learned(self.strategy, state["strategy"])
         self._sums_plan = sums_plan
-        self._bounds = {place: bound for place, (bound, _) in bounds.items()}
-        self._sizes = {place: size for place, (_, size) in bounds.items() if size}
+        self._scales.load_state_dict(state["bounds"])
         self._federation = str(state["federation"])
 
     @property

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 import time
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcurv.strategies.wire.secure.fixed_point import Scale
+from fedcurv.strategies.wire.secure.fixed_point import LARGEST, Scale, from_parts, in_parts
 from fedcurv.strategies.wire.secure.form import Form
 from fedcurv.strategies.wire.secure.keys import KeyPair, agreed_key, derived_key, seal, unseal
 from fedcurv.strategies.wire.secure.neighbours import (
@@ -21,7 +22,13 @@ from fedcurv.strategies.wire.secure.neighbours import (
     require_majority,
     shares_needed,
 )
-from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS, Plan, bounds_after
+from fedcurv.strategies.wire.secure.plan import (
+    ARRAYS,
+    PRECISION_SUMS,
+    Plan,
+    bounds_after,
+    wide_after,
+)
 from fedcurv.strategies.wire.secure.shamir import (
     PRIME,
     combine,
@@ -313,6 +320,30 @@ def test_a_plan_is_read_back_and_one_whose_sums_would_not_fit_is_refused():
 def test_the_next_rounds_bound_holds_what_doubles():
     assert bounds_after({(ARRAYS, "w"): 6.0, (ARRAYS, "b"): 0.0}, 3) == {(ARRAYS, "w"): 12.0}
     assert bounds_after({(ARRAYS, "w"): 100.0}, 100) == {(ARRAYS, "w"): 32.0}
+
+
+def test_where_numbers_were_clipped_the_next_bound_holds_the_heaviest_and_among_many_it_stays_so():
+    place, other = (ARRAYS, "w"), (ARRAYS, "b")
+    assert wide_after([place], [], 3) == {place}
+    assert wide_after([], [place], 16) == set()
+    assert wide_after([other], [place], 17) == {place, other}
+    assert bounds_after({place: 100.0}, 100, [place]) == {place: 51200.0}
+    plan = Plan.from_bounds(100, "n", {place: 1.0}, {place: 1000}, [place])
+    assert plan.scale(place).bits == 64
+
+
+whatever = st.floats(-LARGEST, LARGEST) | st.floats(-1e-6, 1e-6) | st.just(LARGEST)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(whatever, min_size=1, max_size=9))
+def test_sums_of_numbers_in_parts_are_the_sums_of_the_numbers(numbers):
+    parts = in_parts(np.array(numbers))
+    assert np.abs(parts).max() <= 2**42, "2^20 clients' sums fit into words of 64 bits"
+    exact = float(sum(map(Fraction, numbers)))
+    largest = max(map(abs, numbers))
+    found = float(from_parts(parts.sum(axis=0)))
+    assert found == pytest.approx(exact, rel=1e-15, abs=len(numbers) * (2**-63 + largest * 2**-53))
 
 
 @pytest.mark.parametrize(("members", "number"), list(itertools.product((5, 20, 70), (4, 16, 64))))

@@ -38,7 +38,7 @@ NAME = ("federation", "session", 1)
 @lru_cache
 def numbers_of(client: int) -> tuple[list[int], list[int]]:
     generator = np.random.default_rng(client)
-    wide = generator.integers(-(2**40), 2**40, 1 + 4 + 4).tolist()
+    wide = generator.integers(-(2**40), 2**40, 3 + 2 * 4 + 4).tolist()
     return wide, generator.integers(-(2**20), 2**20, 300).tolist()
 
 
@@ -209,7 +209,7 @@ def test_a_late_answer_cannot_be_read_with_the_key_that_was_given_away():
     run.play_unmask()
     late = run.server.ask_for_masked(run.plan, SHAPES)["4"]
     run.nodes[4].accept(late)
-    words = Words.from_bytes(bytearray(run.masked(4, late)), 9, 300)
+    words = Words.from_bytes(bytearray(run.masked(4, late)), 15, 300)
     memory = run.nodes[4].memory
     private = run.server._masking_private_of(4)
     assert private == memory.masking_private
@@ -434,7 +434,7 @@ def test_numbers_of_another_form_than_most_are_left_out():
     other = Form({"loss": 0}, {}).to_text()
     late = Run(clients=7, lost={"masks": [3]})
     late.play_keys(), late.play_shares(), late.play_masks()
-    late.server.add_masked("3", Masked(*NAME, form=other), bytes(8 * 11 + 4 * 300))
+    late.server.add_masked("3", Masked(*NAME, form=other), bytes(8 * 18 + 4 * 300))
     assert list(late.server.odd()) == ["3"]
     _, words = late.play_unmask()
     assert plain(words) == expected({0, 1, 2, 4, 5, 6})
@@ -461,7 +461,7 @@ def test_the_server_takes_every_reply_once_and_for_its_round():
     with pytest.raises(ValueError, match="once, of a client"):
         run.server.add_masked("0", Masked(*NAME, form=FORM), run.seen[0])
     with pytest.raises(ValueError, match="bytes of masked numbers"):
-        Words.from_bytes(run.seen[0][:-1], 9, 300)
+        Words.from_bytes(run.seen[0][:-1], 15, 300)
 
 
 def test_secrets_end_with_the_round():

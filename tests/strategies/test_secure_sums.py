@@ -501,13 +501,15 @@ def results_of(make_content, arrays, num_rounds=1, strategy=None):
     )
 
 
-def test_metrics_are_means_and_one_that_is_nan_somewhere_is_the_others():
+def test_metrics_are_means_however_large_and_a_client_with_one_that_is_nan_is_left_out(caplog):
     def content(partition, received):
         metrics = {
             "num-examples": 1 + partition,
             "loss": float("nan") if partition == 2 else float(partition),
             "by-class": [1.0 * partition, 2.0],
             "count": partition,
+            "time": 1.7e12 * partition,
+            "small": 1e-12 * partition,
         }
         return RecordDict({"arrays": received["arrays"], "metrics": MetricRecord(metrics)})
 
@@ -515,9 +517,14 @@ def test_metrics_are_means_and_one_that_is_nan_somewhere_is_the_others():
     metrics = results_of(content, arrays).train_metrics_clientapp[1]
     weights = np.arange(1.0, 7.0)
     known = np.arange(6) != 2
-    assert metrics["loss"] == pytest.approx(np.average(np.arange(6)[known], weights=weights[known]))
-    assert metrics["count"] == pytest.approx(np.average(np.arange(6), weights=weights))
-    assert metrics["by-class"] == pytest.approx([metrics["count"], 2.0])
+    mean = np.average(np.arange(6)[known], weights=weights[known])
+    assert metrics["loss"] == pytest.approx(mean, rel=1e-14)
+    assert metrics["count"] == pytest.approx(mean, rel=1e-14)
+    assert metrics["by-class"] == pytest.approx([metrics["count"], 2.0], rel=1e-14)
+    assert metrics["time"] == pytest.approx(1.7e12 * mean, rel=1e-14)
+    assert metrics["small"] == pytest.approx(1e-12 * mean, rel=1e-5)
+    assert "client 2 is left out from the stage 'masks'" in caplog.text
+    assert "expected the metric 'loss' finite" in caplog.text
 
 
 def test_counters_come_back_whole_masks_as_they_were_and_types_stay():
@@ -554,6 +561,12 @@ def diverging(partition, received):
     return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
 
 
+def huge(partition, received):
+    arrays = {n: Array(a.numpy() * np.float32(-2e19)) for n, a in received["arrays"].items()}
+    metrics = MetricRecord({"num-examples": 1})
+    return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+
+
 def wrong_shape(partition, received):
     arrays = ArrayRecord({"w": Array(np.zeros(4, np.float32))})
     return RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1})})
@@ -578,7 +591,14 @@ def another_metric(partition, received):
     [
         (diverging, "got NaN or inf in 'w'"),
         (wrong_shape, r"'w': expected the shape \(3,\) that was sent, got \(4,\)"),
-        (no_weight, "expected 'num-examples' > 0 in the metrics, got 0"),
+        (
+            no_weight,
+            r"expected a number > 0 as 'num-examples' in the metrics, from 9e-13 to 1e\+12",
+        ),
+        (
+            huge,
+            r"expected numbers up to 2e\+19, times the weight in arrays, got larger ones in 'w'",
+        ),
         (no_arrays, "expected one ArrayRecord and one MetricRecord"),
         (another_metric, "metrics and statistics of the same names and shapes as the other"),
     ],
@@ -616,6 +636,7 @@ def test_numbers_that_outgrow_their_scale_are_clipped_told_and_fit_in_the_next_r
     told = [r.message for r in caplog.records if "clipped" in r.message]
     assert len(told) == 1
     assert "1800 numbers were clipped" in told[0]
+    assert "the next round's scales reach 512 times as far at least" in told[0]
     assert result.arrays["w"].numpy()[0] > 1001
 
 
@@ -653,9 +674,9 @@ def test_a_run_that_is_resumed_is_the_one_that_was_never_ended(name, tmp_path):
     assert farthest(whole.arrays, result.arrays) < TOLERANCE
     saved = strategy.state_dict()
     assert set(saved) == {"federation", "bounds", "sums-plan", "strategy"}
-    assert (ARRAYS, "weight") in strategy._bounds
+    assert "weight" in saved["bounds"][ARRAYS]
     if name != "FedAvg":
-        assert (PRECISION_SUMS, "weight") in strategy._bounds
+        assert "weight" in saved["bounds"][PRECISION_SUMS]
 
 
 def test_a_server_that_starts_anew_may_begin_again_at_nodes_that_are_still_there():

@@ -13,6 +13,10 @@ EXACT_BITS = 53
 _MOST_BITS = {32: 32, 64: 63}
 # above every limit, and a number of both kinds
 _NO_LIMIT = 2.0**62
+# of the parts of one number: the first reaches LARGEST in 42 bits, and 2^20 of those fit a word
+LARGEST = 2.0**64
+_PART_EXPONENTS = (-22, 20, 62)
+NUM_PARTS = len(_PART_EXPONENTS)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Scale:
         exponent = math.floor(math.log2(limit)) - math.frexp(largest)[1]
         return cls(bits, exponent, limit)
 
+    @property
+    def unit(self) -> float:
+        """The number that 1 stands for."""
+        return math.ldexp(1.0, -self.exponent)
+
     def whole(self, numbers: NDArray[np.floating]) -> tuple[NDArray[np.int64], int]:
         """Return numbers as whole ones, and how many were clipped.
 
@@ -64,3 +73,27 @@ class Scale:
     def numbers(self, whole: NDArray[np.int64]) -> Numbers:
         """Return the real numbers that whole ones stand for."""
         return np.ldexp(whole.astype(np.float64), -self.exponent)
+
+
+def in_parts(numbers: Numbers) -> NDArray[np.int64]:
+    """Return each number as ``NUM_PARTS`` whole ones, coarse to fine, whose sums are its sums.
+
+    Nothing need be known of where the numbers lie: they are right to 2^-63.
+
+    Args:
+        numbers: of magnitudes up to ``LARGEST``.
+    """
+    left, parts = numbers.astype(np.float64), []
+    for exponent in _PART_EXPONENTS:
+        parts.append(np.rint(np.ldexp(left, exponent)))
+        left = left - np.ldexp(parts[-1], -exponent)
+    return np.stack(parts, axis=-1).astype(np.int64)
+
+
+def from_parts(parts: NDArray[np.int64]) -> Numbers:
+    """Return the numbers that sums of ``in_parts`` stand for."""
+    numbers = [
+        np.ldexp(parts[..., k].astype(np.float64), -exponent)
+        for k, exponent in enumerate(_PART_EXPONENTS)
+    ]
+    return np.asarray(sum(reversed(numbers)))

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedcurv.parameters import listed
 from fedcurv.strategies.wire.arrays import read_array
+from fedcurv.strategies.wire.secure.fixed_point import NUM_PARTS
 from fedcurv.strategies.wire.secure.plan import ARRAYS, STATISTICS_KINDS, Place, Plan
 
 Shape = tuple[int, ...]
@@ -75,9 +76,9 @@ class Part:
 class Layout:
     """The order of a vector's words.
 
-    In words of 64 bits: the weight; of each metric its numbers times the weight, each beside the
-    weight where the number is finite; of each array the largest magnitude, and how many numbers
-    were clipped; arrays in 64 bits. Then, in words of 32 bits, arrays in 32 bits.
+    In words of 64 bits: the weight, and each metric's numbers times it, in parts; of each array the
+    largest magnitude in parts, and how many numbers were clipped; arrays in 64 bits. Then, in words
+    of 32 bits, arrays in 32 bits.
 
     Args:
         plan: of the round.
@@ -104,7 +105,7 @@ class Layout:
             ),
         ]
         self.num_metrics = sum(max(1, length) for length in form.metrics.values())
-        self.wide = 1 + 2 * self.num_metrics + 2 * len(self.parts)
+        self.wide = NUM_PARTS * (1 + self.num_metrics) + (NUM_PARTS + 1) * len(self.parts)
         self.narrow = 0
         for part in self.parts:
             if plan.scale(part.place).bits == 64:

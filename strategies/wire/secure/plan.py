@@ -2,11 +2,11 @@
 
 Every array of numbers has a place: the kind of its record and its name. Where the numbers are going
 to lie is known from the sums of the round before; where it is not, they have 64 bits and a wide
-range.
+range. The weight, the metrics and the largest magnitudes need no scale: they travel in parts.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +18,14 @@ STATISTICS_KINDS = (PRECISION_SUMS, WEIGHTED_SUMS)
 Place = tuple[str, str]
 
 # what a client's numbers may reach while nothing is known of them: differences of parameters times
-# numbers of examples; precision, and parameters times that; metrics times numbers of examples
+# numbers of examples; precision, and parameters times that
 _UNKNOWN = {ARRAYS: 2.0**30, PRECISION_SUMS: 2.0**12, WEIGHTED_SUMS: 2.0**12}
-_LARGEST_METRIC = 2.0**36
-_LARGEST_WEIGHT = 2.0**40
 # of fewer numbers the bits do not count
 _SMALL = 256
-# by how much a client's largest number may outgrow the mean of the clients' in the round before
+# by how much a client's largest number may outgrow, of the round before, the sum of the clients'
+# largest, the mean of these if they are many, and the sum where numbers were clipped
 _GROWTH, _OF_MANY = 2.0, 32.0
+GROWTH_OF_CLIPPED = 512.0
 
 _MOST_CLIENTS = 2**20
 _LARGEST_EXPONENT = 1000
@@ -47,21 +47,10 @@ class Plan:
 
     def scale(self, place: Place) -> Scale:
         """Return the scale of an array."""
-        return self.scales.get(place) or self.wide_scale(place[0])
-
-    def wide_scale(self, kind: str) -> Scale:
-        """Return the scale of arrays of which nothing is known, and of the largest numbers."""
-        return Scale.up_to(_UNKNOWN[kind], self.clients, 64, sum_bits_of(kind))
-
-    @property
-    def metric_scale(self) -> Scale:
-        """The scale of metrics times weights."""
-        return Scale.up_to(_LARGEST_METRIC, self.clients, 64)
-
-    @property
-    def weight_scale(self) -> Scale:
-        """The scale of weights."""
-        return Scale.up_to(_LARGEST_WEIGHT, self.clients, 64)
+        kind = place[0]
+        return self.scales.get(place) or Scale.up_to(
+            _UNKNOWN[kind], self.clients, 64, sum_bits_of(kind)
+        )
 
     @classmethod
     def from_bounds(
@@ -70,6 +59,7 @@ class Plan:
         weighted_by_key: str,
         bounds: Mapping[Place, float],
         sizes: Mapping[Place, int],
+        wide: Collection[Place] = (),
     ) -> "Plan":
         """Return a plan for places whose clients' largest numbers are known.
 
@@ -78,10 +68,11 @@ class Plan:
             weighted_by_key: likewise.
             bounds: by place, what a client's number may reach, > 0.
             sizes: by place, how many numbers there are.
+            wide: places that have 64 bits whatever their size.
         """
         scales = {}
         for place, bound in bounds.items():
-            bits = 32 if sizes.get(place, 0) >= _SMALL else 64
+            bits = 32 if sizes.get(place, 0) >= _SMALL and place not in wide else 64
             sum_bits = None if bits == 32 else sum_bits_of(place[0])
             scales[place] = Scale.up_to(bound, clients, bits, sum_bits)
         return cls(clients, weighted_by_key, scales)
@@ -126,18 +117,41 @@ def sum_bits_of(kind: str) -> int | None:
     return EXACT_BITS if kind in STATISTICS_KINDS else None
 
 
-def bounds_after(largest: Mapping[Place, float], clients: int) -> dict[Place, float]:
+def bounds_after(
+    largest: Mapping[Place, float], clients: int, wide: Collection[Place] = ()
+) -> dict[Place, float]:
     """Return what a client's numbers may reach in the next round.
 
     That is twice the sum of the clients' largest, which none can exceed by more than growth; of
-    many clients, 32 times their mean.
+    many clients, 32 times their mean, unless that was too little; and where it was, 512 times the
+    sum.
 
     Args:
         largest: by place, the sum over clients of each one's largest magnitude.
         clients: how many they are.
+        wide: where numbers were clipped; from ``wide_after``.
     """
-    factor = min(_GROWTH * clients, _OF_MANY)
-    return {place: factor * total / clients for place, total in largest.items() if total > 0}
+    factor = min(_GROWTH, _OF_MANY / clients)
+    return {
+        place: (GROWTH_OF_CLIPPED if place in wide else factor) * total
+        for place, total in largest.items()
+        if total > 0
+    }
+
+
+def wide_after(clipped: Collection[Place], wide: Collection[Place], clients: int) -> set[Place]:
+    """Return the places that have 64 bits in the next round.
+
+    Among many clients one may be heavier than 32 times the mean in every round: where numbers were
+    clipped once, the bits stay.
+
+    Args:
+        clipped: where numbers of this round were.
+        wide: those that had 64 bits in this round.
+        clients: how many there are.
+    """
+    stay = wide if clients * _GROWTH > _OF_MANY else ()
+    return {*clipped, *stay}
 
 
 def _scale(numbers: Any, clients: int) -> Scale:

@@ -67,8 +67,16 @@ def unpack_exact_sums(content: RecordDict, plan: Plan) -> None:
 
 
 def _on_scale(plan: Plan, kind: str, name: str, numbers: Tensor) -> Tensor:
+    """Return numbers as they travel; the largest stays at least 1, so that a finer scale is found.
+
+    Without that, all of a tensor below a first scale's unit would be 0 in every round.
+    """
     scale = plan.scale((kind, name))
-    whole, _ = scale.whole(numbers.detach().cpu().numpy())
+    exact = numbers.detach().cpu().numpy()
+    whole, _ = scale.whole(exact)
+    if not whole.any() and exact.any():
+        farthest = np.unravel_index(np.abs(exact).argmax(), exact.shape)
+        whole[farthest] = np.sign(exact[farthest])
     return torch.from_numpy(np.asarray(scale.numbers(whole)))
 
 

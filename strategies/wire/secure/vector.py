@@ -1,8 +1,6 @@
 """A reply as a vector of whole numbers, and the sum of such vectors as what it is the sum of."""
 
-import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +8,13 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fedcurv.strategies.wire.arrays import read_array
-from fedcurv.strategies.wire.secure.fixed_point import Numbers
+from fedcurv.strategies.wire.secure.fixed_point import (
+    LARGEST,
+    NUM_PARTS,
+    Numbers,
+    from_parts,
+    in_parts,
+)
 from fedcurv.strategies.wire.secure.form import (
     Form,
     Layout,
@@ -25,6 +29,8 @@ from fedcurv.strategies.wire.sums import PRECISION, STATISTICS, WEIGHTED
 
 _RECORDS = {PRECISION_SUMS: PRECISION, WEIGHTED_SUMS: WEIGHTED}
 
+_SMALLEST_WEIGHT, _LARGEST_WEIGHT = 2.0**-40, 2.0**40
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -32,11 +38,13 @@ class Sums:
 
     Attributes:
         weight: Σ n, > 0.
-        metrics: Σ n·m / Σ n, over the clients where m is finite.
+        metrics: Σ n·m / Σ n.
         arrays: Σ n·θ̂ / Σ n, of the types that were sent; means of whole numbers are in float64.
         statistics: by kind, Σ P and Σ Q by name, exact in float64.
         largest: by place, the sum of the clients' largest magnitudes.
         clipped: by place, how many numbers were clipped, where some were.
+        vanished: by place, the unit of its scale, where the clients' largest are below it in the
+            mean.
     """
 
     weight: float
@@ -45,6 +53,7 @@ class Sums:
     statistics: Mapping[str, ArrayRecord]
     largest: Mapping[Place, float]
     clipped: Mapping[Place, int]
+    vanished: Mapping[Place, float]
 
 
 def vector_of(plan: Plan, sent: ArrayRecord, content: RecordDict) -> tuple[Form, Words]:
@@ -56,7 +65,7 @@ def vector_of(plan: Plan, sent: ArrayRecord, content: RecordDict) -> tuple[Form,
         content: of the reply: one ArrayRecord beside FedCurv's, and one MetricRecord.
 
     Raises:
-        ValueError: for anything else, and for what is not finite.
+        ValueError: for anything else, and for what is not finite or larger than any scale.
     """
     arrays = [record for key, record in content.array_records.items() if key not in STATISTICS]
     if len(arrays) != 1 or len(content.metric_records) != 1:
@@ -80,8 +89,7 @@ def vector_of(plan: Plan, sent: ArrayRecord, content: RecordDict) -> tuple[Form,
     )
     layout = Layout(plan, summed_shapes(sent), form)
     _require_constants(sent, arrays[0], layout)
-    wide = [plan.weight_scale.whole(np.array([weight]))[0]]
-    wide.append(_metric_words(metrics, form, weight, plan))
+    wide = in_parts(np.array([weight, *_weighted_metrics(metrics, form, weight)])).ravel()
     summaries: list[NDArray[np.int64]] = []
     tensors: list[NDArray[np.int64]] = []
     narrow: list[NDArray[np.int64]] = []
@@ -96,9 +104,9 @@ def vector_of(plan: Plan, sent: ArrayRecord, content: RecordDict) -> tuple[Form,
         if kind != ARRAYS:  # the client has rounded and clipped them already
             clipped = int(np.count_nonzero(np.abs(whole) >= scale.limit))
         largest = np.abs(numbers).max(keepdims=True) if numbers.size else np.zeros(1)
-        summaries += [plan.wide_scale(kind).whole(largest)[0], np.array([clipped])]
+        summaries += [in_parts(largest)[0], np.array([clipped])]
         (tensors if scale.bits == 64 else narrow).append(whole)
-    all_wide = np.concatenate([*wide, *summaries, *tensors])
+    all_wide = np.concatenate([wide, *summaries, *tensors])
     all_narrow = np.concatenate(narrow) if narrow else np.zeros(0, np.int64)
     return form, Words(all_wide.view(np.uint64), all_narrow.view(np.uint64).astype(np.uint32))
 
@@ -111,24 +119,27 @@ def sums_of(plan: Plan, sent: ArrayRecord, form: Form, total: Words, clients: in
     """
     layout = Layout(plan, summed_shapes(sent), form)
     wide = total.wide.view(np.int64)
-    weight = float(plan.weight_scale.numbers(wide[:1])[0])
+    begin = NUM_PARTS * (1 + layout.num_metrics)
+    weight, *metric_sums = from_parts(wide[:begin].reshape(-1, NUM_PARTS)).tolist()
     if not weight > 0:
         raise ValueError(f"expected a sum of weights > 0, got {weight:g}: a mask was left on it")
-    begin = 1 + 2 * layout.num_metrics
-    metrics = _metric_means(wide[1:begin], form, plan)
-    summaries = wide[begin : begin + 2 * len(layout.parts)].reshape(-1, 2)
-    largest, clipped = {}, {}
-    at = {64: begin + 2 * len(layout.parts), 32: 0}
+    metrics = _metric_means(metric_sums, form, weight)
+    end = begin + (NUM_PARTS + 1) * len(layout.parts)
+    summaries = wide[begin:end].reshape(-1, NUM_PARTS + 1)
+    largest, clipped, vanished = {}, {}, {}
+    at = {64: end, 32: 0}
     arrays, statistics = dict(sent), {kind: dict[str, Array]() for kind in _RECORDS}
-    for part, (top, beyond) in zip(layout.parts, summaries, strict=True):
+    for part, summary in zip(layout.parts, summaries, strict=True):
         kind, name = part.place
         scale = plan.scale(part.place)
         words = (total.wide if scale.bits == 64 else total.narrow)[at[scale.bits] :][: part.size]
         at[scale.bits] += part.size
         numbers = scale.numbers(scale.signed(words)).reshape(part.shape)
-        largest[part.place] = float(plan.wide_scale(kind).numbers(np.array([top]))[0])
-        if beyond:
-            clipped[part.place] = int(beyond)
+        largest[part.place] = float(from_parts(summary[:NUM_PARTS]))
+        if summary[NUM_PARTS]:
+            clipped[part.place] = int(summary[NUM_PARTS])
+        if 0 < largest[part.place] <= clients * scale.unit:
+            vanished[part.place] = scale.unit
         if kind == ARRAYS:
             arrays[name] = _moved(name, sent[name], numbers / weight)
         else:
@@ -136,14 +147,17 @@ def sums_of(plan: Plan, sent: ArrayRecord, form: Form, total: Words, clients: in
     found = {
         _RECORDS[kind]: ArrayRecord(by_name) for kind, by_name in statistics.items() if by_name
     }
-    return Sums(weight, metrics, ArrayRecord(arrays), found, largest, clipped)
+    return Sums(weight, metrics, ArrayRecord(arrays), found, largest, clipped, vanished)
 
 
 def _weight(metrics: MetricRecord, key: str) -> float:
     weight = metrics.get(key)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not is_number or not 0 < weight <= sys.float_info.max:  # type: ignore[operator]
-        raise ValueError(f"expected {key!r} > 0 in the metrics, got {str(weight)[:60]}")
+    if not is_number or not _SMALLEST_WEIGHT <= weight <= _LARGEST_WEIGHT:  # type: ignore[operator]
+        raise ValueError(
+            f"expected a number > 0 as {key!r} in the metrics, from {_SMALLEST_WEIGHT:.0e} to "
+            f"{_LARGEST_WEIGHT:.0e}, got another, or none"
+        )
     return float(weight)  # type: ignore[arg-type]
 
 
@@ -178,31 +192,31 @@ def _finite(name: str, numbers: Numbers) -> Numbers:
             f"expected finite numbers, got NaN or inf in {name!r}; does this client's training "
             "diverge?"
         )
+    if bool((np.abs(numbers) > LARGEST).any()):
+        raise ValueError(
+            f"expected numbers up to {LARGEST:.0e}, times the weight in arrays, got larger ones in "
+            f"{name!r}; does this client's training diverge?"
+        )
     return numbers
 
 
-def _metric_words(
-    metrics: MetricRecord, form: Form, weight: float, plan: Plan
-) -> NDArray[np.int64]:
-    values: list[float] = []
+def _weighted_metrics(metrics: MetricRecord, form: Form, weight: float) -> list[float]:
+    found: list[float] = []
     for name in form.metrics:
         value = metrics[name]
-        values += value if isinstance(value, list) else [value]
-    numbers = np.array(values, np.float64)
-    known = np.isfinite(numbers)
-    times = np.where(known, numbers, 0.0) * weight
-    pairs = np.stack(
-        [plan.metric_scale.whole(times)[0], plan.weight_scale.whole(known * weight)[0]], axis=1
-    )
-    return pairs.ravel()
+        numbers = [v * weight for v in (value if isinstance(value, list) else [value])]
+        if not all(abs(number) <= LARGEST for number in numbers):
+            raise ValueError(
+                f"expected the metric {name!r} finite, and at most {LARGEST:.0e} times the weight: "
+                "a sum without this client would be of fewer than all others; give a number in "
+                "its place, or leave the metric out everywhere"
+            )
+        found += numbers
+    return found
 
 
-def _metric_means(pairs: NDArray[np.int64], form: Form, plan: Plan) -> MetricRecord:
-    totals, weights = pairs.reshape(-1, 2).T
-    above, below = plan.metric_scale.numbers(totals), plan.weight_scale.numbers(weights)
-    means = [
-        a / b if b > 0 else math.nan for a, b in zip(above.tolist(), below.tolist(), strict=True)
-    ]
+def _metric_means(totals: Sequence[float], form: Form, weight: float) -> MetricRecord:
+    means = [total / weight for total in totals]
     found, begin = MetricRecord(), 0
     for name, length in form.metrics.items():
         found[name] = means[begin] if length == 0 else means[begin : begin + length]
