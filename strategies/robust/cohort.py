@@ -17,7 +17,11 @@ from fedcurv.strategies.wire.arrays import unpack_tensors
 MAX_DISTANCE = 50.0
 MAX_TRACE = 100.0
 
-# likewise, of what robust sums are formed of
+# in units of the greatest middle of any round: what a round's middle, which falls as a federation
+# comes to rest, must not refuse, as a client with new data
+_OF_GREATEST = 4.0
+
+# in units of the round's middle, of what robust sums are formed of
 _NEAR_DISTANCE = 4.0
 _NEAR_TRACE = 3.0
 
@@ -68,6 +72,10 @@ class Cohort:
     of one or two have none: there the latest that were accepted stand beside them, and in a run's
     first rounds there is no bound. Nor is there one where the middle is 0.
 
+    As a federation comes to rest its middles fall, and who then brings something new would lie
+    beyond every bound for ever. So nothing is beyond it that is at most 4 times the greatest middle
+    that a round has had, where sums are not to be robust.
+
     Args:
         max_distance: > 1, in units of the middle distance; infinity for none.
         max_trace: likewise of the middle trace.
@@ -82,7 +90,9 @@ class Cohort:
             _DISTANCE: min(max_distance, _NEAR_DISTANCE if near else math.inf),
             _TRACE: min(max_trace, _NEAR_TRACE if near else math.inf),
         }
+        self._near = near
         self._accepted: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
+        self._greatest = {_DISTANCE: 0.0, _TRACE: 0.0}
         self._values: dict[str, dict[str, float]] = {_DISTANCE: {}, _TRACE: {}}
         self._ranked: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
         self._sent: dict[str, Tensor] = {}
@@ -131,43 +141,56 @@ class Cohort:
 
     def too_far(self) -> dict[str, str]:
         """Return by message id what to say of the replies that are to be refused."""
-        return self._beyond(_DISTANCE, self._max_distance)
+        return self._beyond(_DISTANCE, self._max_distance, self._greatest[_DISTANCE])
 
     def out_of_sums(self) -> dict[str, str]:
         """Return by message id what to say of the replies whose statistics are to be left out."""
         found: dict[str, str] = {}
         for kind, bound in self._bounds.items():
-            found = self._beyond(kind, bound) | found
+            greatest = 0.0 if self._near else self._greatest[kind]
+            found = self._beyond(kind, bound, greatest) | found
         return found
 
-    def _beyond(self, kind: str, bound: float) -> dict[str, str]:
+    def _beyond(self, kind: str, bound: float, greatest: float) -> dict[str, str]:
+        values, middle = self._values[kind], self._middle(kind)
+        if not middle > 0.0:
+            return {}
+        times, whose, of = bound, "the round's middle one", middle
+        if bound * middle < _OF_GREATEST * greatest:
+            times, whose, of = _OF_GREATEST, "the greatest middle one of earlier rounds", greatest
+        return {
+            message_id: f"expected {_WORDS[kind]} of at most {times:g} times {whose}, {of:.3g}, "
+            f"got {value:.3g}"
+            for message_id, value in values.items()
+            if not value <= times * of
+        }
+
+    def _middle(self, kind: str) -> float:
+        """Return the round's middle number; 0 where there are too few."""
         values = self._values[kind]
         beside = self._accepted[kind] if len(values) < _FEWEST else []
         everyone = sorted([*values.values(), *beside])
-        middle = _middle_of(everyone) if len(everyone) >= _FEWEST else 0.0
-        if not middle > 0.0:
-            return {}
-        return {
-            message_id: f"expected {_WORDS[kind]} of at most {bound:g} times the round's middle "
-            f"one, {middle:.3g}, got {value:.3g}"
-            for message_id, value in values.items()
-            if not value <= bound * middle
-        }
+        return _middle_of(everyone) if len(everyone) >= _FEWEST else 0.0
 
     def end(self, refused: Collection[str]) -> None:
         """End the round and remember those replies that were not refused, nor left out."""
         for kind, values in self._values.items():
+            self._greatest[kind] = max(self._greatest[kind], self._middle(kind))
             accepted = [value for message_id, value in values.items() if message_id not in refused]
             self._accepted[kind] = [*self._accepted[kind], *accepted][-_REMEMBERED:]
         self._forget()
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return what a checkpoint must hold."""
-        return {kind: list(values) for kind, values in self._accepted.items()}
+        accepted = {kind: list(values) for kind, values in self._accepted.items()}
+        return accepted | {f"greatest {kind}": [most] for kind, most in self._greatest.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned, checked by ``checked_state``."""
         self._accepted = {kind: list(state.get(kind, ())) for kind in self._accepted}
+        self._greatest = {
+            k: max(state.get(f"greatest {k}", ()), default=0.0) for k in self._greatest
+        }
 
 
 def checked_state(state: Any) -> Mapping[str, list[float]]:

@@ -370,6 +370,32 @@ def test_a_distance_is_over_what_is_finite_whatever_the_type(kind):
     assert "middle one, 600, got 3.02e+04" in cohort.too_far()["2"]
 
 
+def test_a_federation_at_rest_takes_what_its_first_rounds_would_have_taken():
+    cohort = Cohort(50.0, 100.0)
+    for scale in (1.0, 0.1, 0.01, 0.001):
+        assert cohort_of([scale, scale, 2 * scale], cohort) == []
+    # of the first round's middle, 1.0, four times are within, though 3,900 times the present one
+    assert cohort_of([0.001, 0.001, 3.9], cohort) == []
+    again = Cohort(50.0, 100.0)
+    again.load_state_dict(cohort.state_dict())
+    for one in (cohort, again):
+        assert cohort_of([0.001, 0.001, 4.1], one) == ["2"]
+    cohort.begin(ArrayRecord({"w": torch_array(0.0)}))
+    for i, distance in enumerate((0.001, 0.001, 4.1)):
+        cohort.note(str(i), {"w": torch.tensor([distance])}, {})
+    assert "4 times the greatest middle one of earlier rounds, 1, got 4.1" in cohort.too_far()["2"]
+
+
+def test_robust_sums_are_of_what_is_near_the_present_middle():
+    cohort = Cohort(50.0, 100.0, near=True)
+    for scale in (1.0, 0.001):
+        assert cohort_of([scale, scale, 2 * scale], cohort) == []
+    cohort.begin(ArrayRecord({"w": torch_array(0.0)}))
+    for i, distance in enumerate((0.001, 0.001, 0.5)):
+        cohort.note(str(i), {"w": torch.tensor([distance])}, {})
+    assert cohort.too_far() == {} and list(cohort.out_of_sums()) == ["2"]
+
+
 def test_rounds_of_one_or_two_replies_are_held_against_those_that_were_accepted():
     cohort = Cohort(50.0, 100.0)
     assert cohort_of([1.0], cohort) == []
