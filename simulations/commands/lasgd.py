@@ -21,6 +21,7 @@ from fedcurv.lasgd.virtual import Lengths, Link, Outcome, Plan, Problem, Site
 from fedcurv.simulations.commands.frame import explain, find_own_functions
 from fedcurv.simulations.own_calls import SAME, call_own
 from fedcurv.simulations.reports.timeline import Timeline, picture
+from fedcurv.simulations.rules import require_distinct
 
 PROGRAM = "fedcurv-lasgd"
 METHODS = ("lasgd", "blocking", "synchronous")
@@ -64,7 +65,7 @@ def argument_parser() -> argparse.ArgumentParser:
         default="straggler",
         metavar="KIND[:NAME=VALUE,...]",
         help=f"how long steps take: {', '.join(_LENGTHS)}, such as straggler:seconds=0.1,times=4; "
-        "or a JSON file with a list of seconds for each worker (straggler)",
+        "or a JSON file with a list of seconds for each worker, taken in turn for more (straggler)",
     )
     parser.add_argument("--link", type=float, default=0.0, help="seconds of an All-Reduce (0)")
     parser.add_argument(
@@ -110,8 +111,9 @@ def lengths_of(text: str, workers: int) -> Lengths:
         raise ValueError(f"--steps must be one of {', '.join(_LENGTHS)}, or a .json, got {kind!r}")
     make, known = _LENGTHS[kind], inspect.signature(_LENGTHS[kind]).parameters
     values: dict[str, Any] = {"workers": workers} if "workers" in known else {}
-    for option in filter(None, options.split(",")):
-        name, _, value = option.partition("=")
+    pairs = [option.partition("=")[::2] for option in options.split(",") if option]
+    require_distinct(f"--steps {kind}", [name for name, _ in pairs])
+    for name, value in pairs:
         if name not in known:
             raise ValueError(
                 f"--steps {kind} has no option {name!r}; its options are {', '.join(known)}"
@@ -129,15 +131,18 @@ def lost_of(words: Sequence[str]) -> dict[int, float]:
     Raises:
         ValueError: for words of another form.
     """
-    lost = {}
+    lost: dict[int, float] = {}
     for word in words:
         worker, _, seconds = word.partition("@")
         try:
-            lost[int(worker)] = float(seconds)
+            number, when = int(worker), float(seconds)
         except ValueError:
             raise ValueError(
                 f"--lose must be WORKER@SECONDS, such as 3@20.5, got {word!r}"
             ) from None
+        if number in lost:
+            raise ValueError(f"--lose: expected a worker once, got {number} twice")
+        lost[number] = when
     return lost
 
 
@@ -147,6 +152,8 @@ def run_all(options: argparse.Namespace) -> list[Row]:
     Raises:
         ValueError: for options that cannot be meant.
     """
+    for name in ("workers", "sync_every", "methods"):
+        require_distinct(f"--{name.replace('_', '-')}", getattr(options, name))
     problem = _problem(options.problem)
     link, lost = Link(options.link, options.bandwidth), lost_of(options.lose)
     if lost and "synchronous" in options.methods:
@@ -211,7 +218,7 @@ def table(rows: Sequence[Row], loss: float) -> Table:
             f"{outcome.share:.2f}",
             "-" if reached is None else f"{reached.seconds:.1f}",
             "-" if reached is None else str(reached.steps),
-            f"{lowest:.3f}",
+            "-" if math.isnan(lowest) else f"{lowest:.3f}",
             f"{outcome.steps_in_flight:.1f}",
             str(len(outcome.landings)),
         )

@@ -84,6 +84,18 @@ class Outcome:
         return next((landing for landing in self.landings if landing.loss <= loss), None)
 
 
+def require_end(seconds: float, loss: float) -> None:
+    """Refuse a run without an end.
+
+    Raises:
+        ValueError: as said.
+    """
+    if math.isnan(loss) or not seconds > 0:
+        raise ValueError(f"expected seconds > 0 and a loss, got {seconds!r} and {loss!r}")
+    if seconds == math.inf and loss == -math.inf:
+        raise ValueError("expected seconds > 0 or a loss to train to, got neither")
+
+
 def share_of_speeds(
     steps: list[int], spans: list[list[tuple[float, float]]], seconds: list[float]
 ) -> float:

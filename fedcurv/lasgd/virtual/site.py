@@ -12,7 +12,7 @@ from fedcurv.lasgd.header import LINES, Report
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.virtual.lengths import Lengths
 from fedcurv.lasgd.virtual.link import Link
-from fedcurv.lasgd.virtual.outcome import Landing, Outcome, Plan, share_of_speeds
+from fedcurv.lasgd.virtual.outcome import Landing, Outcome, Plan, require_end, share_of_speeds
 from fedcurv.lasgd.virtual.problem import Problem, Samples
 from fedcurv.lasgd.weights import common_factor, own_weight
 
@@ -50,6 +50,10 @@ class Site:
         self._lost = dict(lost or {})
         if wrong := [worker for worker in self._lost if not 0 <= worker < plan.workers]:
             raise ValueError(f"expected workers from 0 to {plan.workers - 1}, got {wrong[0]!r}")
+        if wrong_times := [when for when in self._lost.values() if not when >= 0]:
+            raise ValueError(
+                f"expected seconds >= 0 at which a worker ends, got {wrong_times[0]!r}"
+            )
         self._batches: Iterator[Samples] = problem.batches(seed)
         self._workers = [_Worker(problem, plan, w, seed) for w in range(plan.workers)]
         self._judged = problem.make_model()
@@ -67,8 +71,7 @@ class Site:
         Raises:
             ValueError: if there is neither, or all workers are lost before.
         """
-        if not (0 < seconds < math.inf or loss > -math.inf):
-            raise ValueError("expected seconds > 0 or a loss to train to, got neither")
+        require_end(seconds, loss)
         for worker in self._workers:
             self._begin_step(worker, 0.0)
         now = 0.0

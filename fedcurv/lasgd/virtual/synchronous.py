@@ -5,7 +5,7 @@ import random
 
 from fedcurv.lasgd.virtual.lengths import Lengths
 from fedcurv.lasgd.virtual.link import Link
-from fedcurv.lasgd.virtual.outcome import Landing, Outcome, share_of_speeds
+from fedcurv.lasgd.virtual.outcome import Landing, Outcome, require_end, share_of_speeds
 from fedcurv.lasgd.virtual.problem import Problem
 
 
@@ -35,8 +35,7 @@ def synchronous(
     Raises:
         ValueError: if there is neither an end nor a loss to train to, or no worker.
     """
-    if not (0 < seconds < math.inf or loss > -math.inf):
-        raise ValueError("expected seconds > 0 or a loss to train to, got neither")
+    require_end(seconds, loss)
     if not isinstance(workers, int) or workers < 1:
         raise ValueError(f"workers must be an integer >= 1, got {workers!r}")
     link, batches = link or Link(), problem.batches(seed)
