@@ -14,6 +14,7 @@ from fedcurv.clients.secure.node import SMALLEST_GROUP, Node, RefusedByNode
 from fedcurv.clients.secure.signatures import Signatures
 from fedcurv.strategies.wire.identity import CONFIG, client_id_of, pack_client_id
 from fedcurv.strategies.wire.records import SECURE_PLAN
+from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, SMALLEST_THRESHOLD
 from fedcurv.strategies.wire.secure.plan import Plan
 from fedcurv.strategies.wire.secure.stages import (
     MASKED,
@@ -35,9 +36,22 @@ CallNext = Callable[[Message, Context], Message]
 
 ONLY, ONLY_VARIABLE = "secure-sums", "FEDCURV_SECURE_SUMS"
 _GROUP, _KEY, _TRUSTED = "secure-group", "secure-key", "secure-trusted"
+_NEIGHBOURS, _THRESHOLD = "secure-neighbours", "secure-threshold"
 
 # in Context.state: small, and gone with the run
 _PLACE = "fedcurv.secure"
+
+
+def _whole(name: str, number: Any) -> int:
+    if type(number) is not int or number < 2:
+        raise ValueError(f"{name} must be a whole number >= 2, got {number!r}")
+    return number
+
+
+def _majority(share: Any) -> float:
+    if type(share) not in (int, float) or not 0.5 < share <= 1:
+        raise ValueError(f"smallest_threshold must be above 1/2 and at most 1, got {share!r}")
+    return float(share)
 
 
 class SecureSumsMod:
@@ -55,6 +69,10 @@ class SecureSumsMod:
             numbers. None: unless the owner says ``secure-sums=true``, or ``FEDCURV_SECURE_SUMS=1``
             in the environment.
         smallest_group: how many members a sum must have, >= 2; None for ``secure-group``, or 3.
+        fewest_neighbours: how many others it must share its secrets among, >= 2, where there are
+            so many; None for ``secure-neighbours``, or 64.
+        smallest_threshold: the share of them that must be needed to read it, in (1/2, 1]; None for
+            ``secure-threshold``, or 0.66.
         signing_key: file of the node's own private key, in OpenSSH's form or PEM, Ed25519 or ECDSA
             (such as the one for ``--auth-supernode-private-key``); None for ``secure-key``, or no
             key.
@@ -63,7 +81,7 @@ class SecureSumsMod:
             one of these; without it a server that plays members itself is not noticed.
 
     Raises:
-        ValueError: for a group below 2, and for keys of other kinds.
+        ValueError: for numbers out of range, and for keys of other kinds.
         OSError: if a file cannot be read.
     """
 
@@ -72,14 +90,16 @@ class SecureSumsMod:
         *,
         plain: bool | None = False,
         smallest_group: int | None = None,
+        fewest_neighbours: int | None = None,
+        smallest_threshold: float | None = None,
         signing_key: str | PathLike[str] | None = None,
         trusted_keys: Mapping[str, str] | str | PathLike[str] | None = None,
     ) -> None:
-        if smallest_group is not None:
-            _checked_group(smallest_group)
         self._plain, self._smallest_group = plain, smallest_group
+        self._fewest_neighbours, self._smallest_threshold = fewest_neighbours, smallest_threshold
         self._signing_key, self._trusted_keys = signing_key, trusted_keys
-        self._identity({})  # what is given must be right from the beginning
+        self._floors({})  # what is given must be right from the beginning
+        self._identity({})
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
         """Answer a stage of a secure sum, or let the app answer.
@@ -155,13 +175,30 @@ class SecureSumsMod:
 
     def _node(self, context: Context) -> Node:
         config = context.node_config
-        group = self._smallest_group or _checked_group(config.get(_GROUP, SMALLEST_GROUP))
         return Node(
             client_id_of(context),
             _memory_in(context),
             identity=self._identity(config),
-            smallest_group=group,
+            **self._floors(config),
         )
+
+    def _floors(self, node_config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return below which numbers the node takes no part."""
+
+        def of(given: float | None, key: str, default: float) -> Any:
+            return node_config.get(key, default) if given is None else given
+
+        return {
+            "smallest_group": _whole(
+                "smallest_group", of(self._smallest_group, _GROUP, SMALLEST_GROUP)
+            ),
+            "fewest_neighbours": _whole(
+                "fewest_neighbours", of(self._fewest_neighbours, _NEIGHBOURS, DEFAULT_NEIGHBOURS)
+            ),
+            "smallest_threshold": _majority(
+                of(self._smallest_threshold, _THRESHOLD, SMALLEST_THRESHOLD)
+            ),
+        }
 
     def _identity(self, node_config: Mapping[str, Any]) -> Identity:
         key = self._signing_key or node_config.get(_KEY)
@@ -181,12 +218,6 @@ def _reply(
     message: Message, context: Context, records: Mapping[str, ConfigRecord | ArrayRecord]
 ) -> Message:
     return Message(RecordDict({CONFIG: pack_client_id(context), **records}), reply_to=message)
-
-
-def _checked_group(number: Any) -> int:
-    if type(number) is not int or number < 2:
-        raise ValueError(f"smallest_group must be a whole number >= 2, got {number!r}")
-    return number
 
 
 def _model_in(content: RecordDict) -> ArrayRecord:

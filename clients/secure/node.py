@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from fedcurv.clients.secure.identity import Anybody, Identity
 from fedcurv.clients.secure.memory import Memory
+from fedcurv.strategies.wire.identity import client_id_order
 from fedcurv.strategies.wire.secure.keys import (
     KEY_BYTES,
     KeyPair,
@@ -19,9 +20,12 @@ from fedcurv.strategies.wire.secure.keys import (
     unseal,
 )
 from fedcurv.strategies.wire.secure.neighbours import (
+    DEFAULT_NEIGHBOURS,
+    SMALLEST_THRESHOLD,
     neighbours,
     number_of_neighbours,
     require_majority,
+    shares_needed,
 )
 from fedcurv.strategies.wire.secure.shamir import SHARE_BYTES, split
 from fedcurv.strategies.wire.secure.stages import (
@@ -63,6 +67,9 @@ class Node:
         memory: of the stage before.
         identity: its key and those it trusts.
         smallest_group: how many members a sum must have, >= 2.
+        fewest_neighbours: how many it must share its secrets among, or all others if there are no
+            more.
+        smallest_threshold: the share of them that must be needed, in (1/2, 1].
 
     Attributes:
         memory: to be kept until the next stage, at this node and nowhere else.
@@ -77,11 +84,14 @@ class Node:
         *,
         identity: Identity | None = None,
         smallest_group: int = SMALLEST_GROUP,
+        fewest_neighbours: int = DEFAULT_NEIGHBOURS,
+        smallest_threshold: float = SMALLEST_THRESHOLD,
     ) -> None:
         self.client_id = client_id
         self.memory = memory or Memory()
         self._identity = identity or Anybody()
         self._smallest_group = smallest_group
+        self._fewest, self._smallest_threshold = fewest_neighbours, smallest_threshold
 
     def keys(self, asked: AskForKeys) -> Keys:
         """Begin a round with new keys."""
@@ -126,12 +136,9 @@ class Node:
         index = self._own_index(asked)
         members = len(asked.client_ids)
         number = number_of_neighbours(members, asked.neighbours)
-        try:
-            require_majority(asked.threshold, number)
-        except ValueError as error:
-            raise RefusedByNode(str(error)) from error
         if number != asked.neighbours:
             raise RefusedByNode(f"expected {number} neighbours, got {asked.neighbours}")
+        self._require_enough(members, number, asked.threshold)
         self._verify(asked)
         digest = asked.digest()
         own = neighbours(members, number, digest)[index]
@@ -255,6 +262,8 @@ class Node:
             raise RefusedByNode("expected two keys and a signature of each member")
         if len(set(ids)) < number or len(set(keys)) < 2 * number:
             raise RefusedByNode("expected every member and every key once")
+        if ids != sorted(ids, key=client_id_order):
+            raise RefusedByNode("expected the members in order: who chooses it, chooses neighbours")
         if any(len(key) != KEY_BYTES for key in keys):
             raise RefusedByNode(f"expected keys of {KEY_BYTES} bytes")
         self._require_group(number, "are members")
@@ -272,6 +281,23 @@ class Node:
             raise RefusedByNode(
                 f"expected a group of {self._smallest_group} at least, got {number} that {what}: "
                 "in a smaller one a sum says too much of each (smallest_group)"
+            )
+
+    def _require_enough(self, members: int, number: int, threshold: int) -> None:
+        try:
+            require_majority(threshold, number)
+        except ValueError as error:
+            raise RefusedByNode(str(error)) from error
+        if number < (fewest := number_of_neighbours(members, self._fewest)):
+            raise RefusedByNode(
+                f"expected {fewest} neighbours of {members} members at least, got {number}: few "
+                "can all be in league with a server (fewest_neighbours)"
+            )
+        if threshold < (needed := shares_needed(number, self._smallest_threshold)):
+            raise RefusedByNode(
+                f"expected a threshold of {needed} of {number} neighbours at least, got "
+                f"{threshold}: so few that are in league with a server read a node "
+                "(smallest_threshold)"
             )
 
     def _verify(self, asked: AskForShares) -> None:

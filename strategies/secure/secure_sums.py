@@ -60,8 +60,9 @@ class SecureSums(Wrapping):
         smallest_group: how many clients a sum must have, >= 2. Nodes have a number of their own.
         threshold: the share of a client's neighbours that must answer at the last stage, in
             (1/2, 1]. The rest may be lost; a server that so many collude with reads a client.
+            Nodes refuse one below 0.66, unless their owners say otherwise.
         neighbours: of each client, with whom it shares secrets and masks; all others if there are
-            no more.
+            no more. Nodes refuse fewer than 64 likewise.
         stage_timeout: seconds that each of the three stages may take.
 
     Attributes:

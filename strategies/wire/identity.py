@@ -22,9 +22,9 @@ def client_id_of(context: Context) -> str:
 
 
 def client_id_order(client_id: str) -> tuple[int, int, str]:
-    """Return a sort key: numbers first and by value, then names."""
+    """Return a sort key, which no two ids share: numbers first and by value, then names."""
     is_number = client_id.isdecimal()
-    return (0, int(client_id), "") if is_number else (1, 0, client_id)
+    return (0, int(client_id), client_id) if is_number else (1, 0, client_id)
 
 
 def pack_client_id(context: Context) -> ConfigRecord:

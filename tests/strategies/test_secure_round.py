@@ -17,6 +17,12 @@ from fedcurv.strategies.replies.check import RoundFailed
 from fedcurv.strategies.secure.secure_round import SecureRound
 from fedcurv.strategies.wire.secure.form import Form
 from fedcurv.strategies.wire.secure.keys import KeyPair, agreed_key, derived_key, seal, unseal
+from fedcurv.strategies.wire.secure.neighbours import (
+    DEFAULT_NEIGHBOURS,
+    DEFAULT_THRESHOLD,
+    number_of_neighbours,
+    shares_needed,
+)
 from fedcurv.strategies.wire.secure.plan import ARRAYS, Plan
 from fedcurv.strategies.wire.secure.stages import (
     AskForKeys,
@@ -67,7 +73,8 @@ class Run:
     change: Callable[[str, int, object], object] = lambda stage, client, asked: asked
 
     def __post_init__(self):
-        self.nodes = self.nodes or [Node(str(i)) for i in range(self.clients)]
+        floors = {"fewest_neighbours": self.neighbours, "smallest_threshold": self.threshold}
+        self.nodes = self.nodes or [Node(str(i), **floors) for i in range(self.clients)]
         self.server = SecureRound(
             self.name,
             neighbours=self.neighbours,
@@ -323,7 +330,11 @@ def test_a_server_that_reads_shares_under_keys_of_its_own_is_noticed_by_their_ow
         ({"threshold": 6}, "more than half of 5 neighbours"),
         ({"neighbours": 3}, "expected 4 neighbours, got 3"),
         ({"client_ids": ["0", "1", "2", "3", "4", "4"]}, "every member and every key once"),
-        ({"client_ids": ["9", "1", "2", "3", "4", "5"]}, "this node in the list"),
+        ({"client_ids": ["1", "2", "3", "4", "5", "9"]}, "this node in the list"),
+        ({"client_ids": ["1", "0", "2", "3", "4", "5"]}, "the members in order"),
+        ({"client_ids": ["00", "0", "2", "3", "4", "5"]}, "the members in order"),
+        ({"client_ids": ["0", "00", "2", "3", "5", "4"]}, "the members in order"),
+        ({"threshold": 3}, "a threshold of 4 of 5 neighbours at least, got 3"),
         ({"signatures": []}, "two keys and a signature"),
     ],
 )
@@ -333,6 +344,29 @@ def test_lists_of_members_that_cannot_be_right_are_refused(change, says):
     asked = run.server.ask_for_shares()
     with refused(says):
         run.nodes[0].shares(dataclasses.replace(asked, **change))
+
+
+def test_a_node_has_as_many_neighbours_and_as_high_a_threshold_as_its_owner_says():
+    run = Run(clients=20, neighbours=6, nodes=[Node(str(i)) for i in range(20)])
+    run.play_keys()
+    asked = run.server.ask_for_shares()
+    with refused("19 neighbours of 20 members at least, got 6"):
+        run.nodes[0].shares(asked)
+    run = Run(clients=20, neighbours=6, nodes=[Node("0", fewest_neighbours=5)])
+    run.nodes += [Node(str(i)) for i in range(1, 20)]
+    run.play_keys()
+    asked = run.server.ask_for_shares()
+    assert len(run.nodes[0].shares(asked).holders) == 6
+    with refused("a threshold of 5 of 6 neighbours at least, got 4"):
+        node = Node("1", run.nodes[1].memory, fewest_neighbours=6, smallest_threshold=0.8)
+        node.shares(asked)
+
+
+@pytest.mark.parametrize("members", [*range(3, 80), 200])
+def test_servers_defaults_are_enough_for_nodes_and_so_is_a_threshold_of_066(members):
+    number = number_of_neighbours(members, DEFAULT_NEIGHBOURS)
+    for share in (DEFAULT_THRESHOLD, 0.66):
+        Node("0")._require_enough(members, number, shares_needed(number, share))
 
 
 def test_a_node_asks_for_a_group_as_large_as_its_owner_says():

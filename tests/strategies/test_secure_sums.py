@@ -377,6 +377,34 @@ def test_too_few_clients_and_too_small_a_group_fail_in_one_line():
         SecureSumsMod(smallest_group=1)
 
 
+@pytest.mark.parametrize(
+    ("said", "strategy", "says"),
+    [
+        ({"secure-neighbours": 5}, {"neighbours": 4}, "5 neighbours of 6 members at least, got 4"),
+        ({}, {"neighbours": 4}, "5 neighbours of 6 members at least, got 4"),
+        ({"secure-threshold": 0.9}, {}, "a threshold of 5 of 5 neighbours at least, got 4"),
+        ({}, {"threshold": 0.6}, "a threshold of 4 of 5 neighbours at least, got 3"),
+        ({"secure-threshold": 0.5}, {}, "smallest_threshold must be above 1/2"),
+        ({"secure-neighbours": "2"}, {}, "fewest_neighbours must be a whole number >= 2"),
+    ],
+)
+def test_a_nodes_owner_has_floors_for_neighbours_and_threshold(said, strategy, says):
+    with pytest.raises(RoundFailed, match=says):
+        SecureFederation(node_config=said).run(SecureSums(FedAvg(**options()), **strategy))
+
+
+def test_a_nodes_owner_may_allow_fewer_neighbours_and_a_lower_threshold():
+    few = SecureSums(FedAvg(**options()), neighbours=4, threshold=0.6)
+    for federation in (
+        SecureFederation(node_config={"secure-neighbours": 4, "secure-threshold": 0.51}),
+        SecureFederation(mod=SecureSumsMod(fewest_neighbours=4, smallest_threshold=0.51)),
+    ):
+        federation.run(few, num_rounds=1)
+    for option in ({"fewest_neighbours": 1}, {"smallest_threshold": float("nan")}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            SecureSumsMod(**option)
+
+
 def test_all_messages_must_carry_one_model():
     class TwoModels(FedAvg):
         def configure_train(self, server_round, arrays, config, grid):

@@ -13,6 +13,8 @@ import math
 
 DEFAULT_NEIGHBOURS = 64
 DEFAULT_THRESHOLD = 2 / 3
+# below which a node takes no part, unless its owner says so; 2/3 is often written so
+SMALLEST_THRESHOLD = 0.66
 
 
 def neighbours(members: int, number: int, seed: bytes) -> list[list[int]]:
