@@ -3,7 +3,9 @@
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
+
+from fedcurv.likelihoods import FisherKind
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -99,6 +101,10 @@ _RULES: dict[str, Rule] = {
     "data.noise.validation": _FLAG,
     "data.feature_noise": _NOT_NEGATIVE,
     "client.stragglers.share": _SHARE,
+    "client.fisher_kind": (
+        lambda v: v in ("auto", *get_args(FisherKind)),
+        "auto, exact, signed, sampled or empirical",
+    ),
     "client.stragglers.epochs": (is_integer, "an integer >= 1"),
     "model.hidden": (
         lambda v: is_list_of(v, is_integer),

@@ -246,6 +246,8 @@ def test_fisher_information_is_exact_by_itself_and_signed_where_a_sample_has_man
     assert "client.fisher_kind=auto: signed, as a sample has 28 outputs" in caplog.text
     chosen = composed(*POSITIONS, "client.fisher_kind=exact")
     assert resolve(chosen)["client"]["fisher_kind"] == "exact"
+    with pytest.raises(ValueError, match="fisher_kind must be auto, exact, signed, sampled"):
+        resolve(composed(*POSITIONS, "client.fisher_kind=aut"))
     caplog.clear()
     monkeypatch.setattr(telling, "_told", set())
     resolve(composed(*POSITIONS, "strategy=[fedavg]"))
