@@ -7,7 +7,7 @@ from fedcurv.strategies.wire.secure.stages import Packed
 
 @dataclass(frozen=True)
 class Memory(Packed):
-    """What a node remembers between the stages of a round.
+    """What a node remembers between the stages of a round; printed without its secrets.
 
     Attributes:
         federation: of the round.
@@ -34,10 +34,10 @@ class Memory(Packed):
     number: int = 0
     stage: str = "over"
     over: list[str] = field(default_factory=list)
-    sealing_private: bytes = b""
-    masking_private: bytes = b""
-    own_secret: bytes = b""
-    shares: list[bytes] = field(default_factory=list)
+    sealing_private: bytes = field(default=b"", repr=False)
+    masking_private: bytes = field(default=b"", repr=False)
+    own_secret: bytes = field(default=b"", repr=False)
+    shares: list[bytes] = field(default_factory=list, repr=False)
     members: bytes = b""
     index: int = 0
     threshold: int = 0

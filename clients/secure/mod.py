@@ -1,6 +1,6 @@
 """The mod that gives a server sums and nothing else, in any ClientApp."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from typing import Any
 
@@ -58,8 +58,9 @@ class SecureSumsMod:
     """A Flower mod: what the app answers to training messages leaves the node under masks.
 
     ``ClientApp(mods=[SecureSumsMod()])`` is all that an app needs, for a server with
-    ``fedcurv.strategies.SecureSums``. The mod answers the stages around training itself; the app
-    sees the training message as ever. Evaluation goes through as it is.
+    ``fedcurv.strategies.SecureSums``; ``private_errors_mod`` before it withholds what errors say.
+    The mod answers the stages around training itself; the app sees the training message as ever.
+    Evaluation goes through as it is.
 
     A node's owner decides what it takes part in, in this call or in the SuperNode's
     ``--node-config``; no message can.
@@ -73,6 +74,8 @@ class SecureSumsMod:
             so many; None for ``secure-neighbours``, or 64.
         smallest_threshold: the share of them that must be needed to read it, in (1/2, 1]; None for
             ``secure-threshold``, or 0.66.
+        weight_keys: metrics that a server may weight by, which must be > 0: it learns for each
+            client whether they are.
         signing_key: file of the node's own private key, in OpenSSH's form or PEM, Ed25519 or ECDSA
             (such as the one for ``--auth-supernode-private-key``); None for ``secure-key``, or no
             key.
@@ -81,7 +84,7 @@ class SecureSumsMod:
             one of these; without it a server that plays members itself is not noticed.
 
     Raises:
-        ValueError: for numbers out of range, and for keys of other kinds.
+        ValueError: for numbers out of range, for no weight's name, and for keys of other kinds.
         OSError: if a file cannot be read.
     """
 
@@ -92,10 +95,14 @@ class SecureSumsMod:
         smallest_group: int | None = None,
         fewest_neighbours: int | None = None,
         smallest_threshold: float | None = None,
+        weight_keys: Collection[str] = ("num-examples",),
         signing_key: str | PathLike[str] | None = None,
         trusted_keys: Mapping[str, str] | str | PathLike[str] | None = None,
     ) -> None:
+        if isinstance(weight_keys, str) or not weight_keys:
+            raise ValueError(f"weight_keys must be names of metrics, got {weight_keys!r}")
         self._plain, self._smallest_group = plain, smallest_group
+        self._weight_keys = tuple(weight_keys)
         self._fewest_neighbours, self._smallest_threshold = fewest_neighbours, smallest_threshold
         self._signing_key, self._trusted_keys = signing_key, trusted_keys
         self._floors({})  # what is given must be right from the beginning
@@ -152,6 +159,11 @@ class SecureSumsMod:
         plan = Plan.from_text(asked.plan)
         if plan.clients < len(asked.present):
             raise RefusedByNode("expected scales for all that are present, got some for fewer")
+        if plan.weighted_by_key not in self._weight_keys:
+            raise RefusedByNode(
+                f"expected sums weighted by {' or '.join(self._weight_keys)}, got "
+                f"{plan.weighted_by_key[:60]!r}; the node's owner may allow it (weight_keys)"
+            )
         sent = _model_in(message.content)
         told = digest_of_message(message)
         node.accept(asked)

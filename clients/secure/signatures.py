@@ -13,6 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
     load_pem_private_key,
     load_ssh_private_key,
     load_ssh_public_key,
@@ -34,7 +36,7 @@ class Signatures:
             trusts whoever the server names.
 
     Raises:
-        ValueError: for keys of other kinds.
+        ValueError: for keys of other kinds, and for one key under two names.
         OSError: if a file cannot be read.
     """
 
@@ -51,6 +53,7 @@ class Signatures:
                 folder = Path(lines)
                 lines = {p.name.removesuffix(_SUFFIX): p.read_text() for p in _keys_in(folder)}
             self._trusted = {name: _public_key(name, line) for name, line in lines.items()}
+            _require_own_keys(self._trusted)
 
     def sign(self, statement: bytes) -> bytes:
         """Return a signature; nothing without a key."""
@@ -79,6 +82,17 @@ class Signatures:
                 f"expected keys of this round signed by client {client_id[:100]}, got others: "
                 "somebody plays it, or it signs by another key than the trusted one"
             ) from error
+
+
+def _require_own_keys(trusted: Mapping[str, PublicKey]) -> None:
+    owner_of: dict[bytes, str] = {}
+    for name, key in trusted.items():
+        text = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        if (other := owner_of.setdefault(text, name)) != name:
+            raise ValueError(
+                f"trusted keys: expected one of its own for each client, got the same for {other} "
+                f"and {name}: whoever has it would count as two"
+            )
 
 
 def _keys_in(folder: Path) -> list[Path]:

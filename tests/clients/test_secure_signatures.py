@@ -81,6 +81,13 @@ def test_keys_of_other_kinds_are_refused(tmp_path):
         SecureSumsMod(signing_key=tmp_path / "nowhere")
 
 
+def test_one_key_under_two_names_is_refused(tmp_path):
+    write_keys(tmp_path, 3)
+    (tmp_path / "2.pub").write_text((tmp_path / "0.pub").read_text() + " another comment")
+    with pytest.raises(ValueError, match="got the same for 0 and 2"):
+        SecureSumsMod(trusted_keys=tmp_path)
+
+
 class OwnKeys(SecureFederation):
     """Every node signs by its own key and trusts those of a folder."""
 

@@ -506,6 +506,21 @@ def test_secrets_end_with_the_round():
         assert memory == Memory("federation", "session", 1, "over", [])
 
 
+def test_secrets_are_not_printed():
+    run = masked_run()
+    memory = run.nodes[0].memory
+    pair = KeyPair.of(memory.masking_private)
+    secrets = [memory.sealing_private, memory.masking_private, memory.own_secret, *memory.shares]
+    for text in (repr(memory), str(memory), repr(pair)):
+        assert not any(repr(secret)[2:-1] in text for secret in secrets)
+    broken = memory.to_config()
+    broken["own_secret"] = "a secret"
+    with pytest.raises(
+        ValueError, match="expected 'own_secret' in a message of secure sums, got str"
+    ):
+        Memory.from_config(broken)
+
+
 def test_a_memory_is_read_back_from_its_record():
     run = masked_run()
     memory = run.nodes[0].memory

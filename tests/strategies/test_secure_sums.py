@@ -645,6 +645,44 @@ def test_a_reply_that_is_not_fit_is_left_out_and_told(bad, says, caplog):
     assert re.search(says, caplog.text)
 
 
+@pytest.mark.parametrize("secret", [-7316254.25, [7316254.25, 3.0]])
+def test_errors_that_leave_a_node_have_none_of_its_numbers(secret, caplog):
+    def content(partition, received):
+        weight = secret if partition == 1 else 1.0
+        metrics = MetricRecord({"num-examples": weight})
+        return RecordDict({"arrays": received["arrays"], "metrics": metrics})
+
+    results_of(content, ArrayRecord({"w": Array(np.ones(3, np.float32))}))
+    assert "client 1 is left out from the stage 'masks'" in caplog.text
+    assert "7316254" not in caplog.text
+
+
+def test_a_server_weights_by_what_the_nodes_owners_allow():
+    arrays = ArrayRecord({"w": Array(np.ones(3, np.float32))})
+    trained = []
+
+    def content(partition, received):
+        trained.append(partition)
+        metrics = MetricRecord({"num-examples": 2, "has-rare": 1 + partition})
+        return RecordDict({"arrays": received["arrays"], "metrics": metrics})
+
+    def run(mod):
+        app = answering(content, SecureFederation(mod=mod))
+        strategy = SecureSums(FedAvg(weighted_by_key="has-rare", **options()))
+        return served_on(
+            LocalGrid(app, 6), lambda grid: start(strategy, grid, arrays, num_rounds=1)
+        )
+
+    with pytest.raises(RoundFailed, match="weighted by num-examples, got 'has-rare'"):
+        run(SecureSumsMod())
+    assert not trained
+    run(SecureSumsMod(weight_keys=["num-examples", "has-rare"]))
+    assert len(trained) == 6
+    for keys in ("num-examples", ()):
+        with pytest.raises(ValueError, match="weight_keys must be names of metrics"):
+            SecureSumsMod(weight_keys=keys)
+
+
 def test_numbers_that_outgrow_their_scale_are_clipped_told_and_fit_in_the_next_round(caplog):
     steps = iter([1.0] * 6 + [1000.0] * 6 + [1000.0] * 6)
 

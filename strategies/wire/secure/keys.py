@@ -1,7 +1,7 @@
 """Keys of secure sums: agreed between two nodes by X25519, derived by HKDF, sealed by AES-GCM."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -24,7 +24,7 @@ class KeyPair:
         public: 32 bytes.
     """
 
-    private: bytes
+    private: bytes = field(repr=False)
     public: bytes
 
     @classmethod

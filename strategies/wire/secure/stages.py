@@ -51,8 +51,9 @@ class Packed:
             value = config.get(field.name, [] if kind is list else None)
             if type(value) is not kind or not _holds(field.type, value):
                 raise ValueError(
-                    f"expected {field.name!r} in a message of secure sums, got {str(value)[:60]!r};"
-                    " do server and clients have the same version of fedcurv?"
+                    f"expected {field.name!r} in a message of secure sums, got "
+                    f"{type(value).__name__}; do server and clients have the same version of "
+                    "fedcurv?"
                 )
             values[field.name] = value
         return cls(**values)
@@ -106,7 +107,8 @@ class Keys(Stage):
         client_id: its stable id.
         sealing_key: for shares.
         masking_key: for masks.
-        signature: of all that by the node's own key; empty if it has none.
+        signature: of the round, the id and both keys by the node's own key, and not of the
+            commitment; empty if it has none.
         commitment: a hash of the secret of its own mask.
     """
 
