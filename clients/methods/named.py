@@ -32,8 +32,8 @@ class ClientTerm:
             ``fedcurv.clients.state``.
 
     Raises:
-        ValueError: for a method that this version does not know, or a message that is not fit for
-            use.
+        ValueError: for a method that this version does not know, a message that is not fit for
+            use, or a model that has not its weights.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class ClientTerm:
                 "and clients have the same version of fedcurv"
             )
         self._term = METHODS[name](message, context, model, state_dir=state_dir)
+        self._term.require_weights_of(message)
         self._term.attach_to()
 
     @property

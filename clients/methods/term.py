@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -22,6 +22,7 @@ from fedcurv.steps import (
     require_hooks,
     require_no_closure,
 )
+from fedcurv.strategies.wire.arrays import unpack_tensors
 from fedcurv.strategies.wire.methods import METHOD, Answer, pack_answer, unpack_told
 from fedcurv.strategies.wire.records import CONFIG, client_id_of, pack_client_id
 
@@ -58,7 +59,7 @@ class MethodTerm(LocalTerm):
         self._context = context
         self._handles: list[RemovableHandle] = []
         self._attachments = Attachments()
-        arrays = _names_of_arrays(message.content)
+        arrays = _arrays_in(message.content)
         trainable = trainable_parameters(model)
         self._steppable = Steppable({n: p for n, p in trainable.items() if n in arrays})
         if not self._steppable.names:
@@ -74,6 +75,18 @@ class MethodTerm(LocalTerm):
             for name, p in model.named_parameters(remove_duplicate=False)
             if id(p) in travel and name in arrays
         )
+
+    def require_weights_of(self, message: Message) -> None:
+        """Raise a ValueError unless the parameters are the message's arrays, in their own type."""
+        arrays = _arrays_in(message.content)
+        for name, own in zip(self.names, self._steppable.parameters, strict=True):
+            sent = unpack_tensors(ArrayRecord({name: arrays[name]}))[name]
+            if not _are_same(own.detach(), sent.to(own.dtype).to(own.device)):
+                raise ValueError(
+                    f"{self.method}: expected a model with the message's weights, got another "
+                    f"{name!r}; make the ClientTerm after model.load_state_dict(...), and before "
+                    "the first step"
+                )
 
     @property
     def names(self) -> Sequence[str]:
@@ -166,10 +179,17 @@ class MethodTerm(LocalTerm):
         return f"client {client_id_of(self._context)}"
 
 
-def _names_of_arrays(content: RecordDict) -> frozenset[str]:
-    """Return the names of the arrays in a message, less those of this project."""
+def _arrays_in(content: RecordDict) -> dict[str, Array]:
+    """Return the arrays in a message by name, less those of this project."""
     records = (r for key, r in content.array_records.items() if not key.startswith("fedcurv."))
-    return frozenset(name for record in records for name in record)
+    return {name: array for record in records for name, array in record.items()}
+
+
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors hold the same numbers, or NaN in the same places."""
+    return torch.equal(one, other) or (
+        one.shape == other.shape and torch.allclose(one, other, 0.0, 0.0, equal_nan=True)
+    )
 
 
 def require_sgd(method: str, optimizer: torch.optim.Optimizer, held: Sequence[str]) -> float:

@@ -6,11 +6,22 @@ from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg, FedProx
 from torch import nn
 
-from fedcurv.clients import LocalTask, LocalTerm, TrainingSettings, client_app
+from fedcurv.clients import ClientTerm, LocalTask, LocalTerm, TrainingSettings, client_app
+from fedcurv.clients.methods.term import MethodTerm
 from fedcurv.global_state import seeded
 from fedcurv.simulations.runners.local import LocalGrid
 from fedcurv.strategies import FedDyn, FedNova, RoundFailed, Scaffold
-from tests.federation import CLASSES, FEATURES, options, same_bits, samples
+from fedcurv.strategies.wire.methods import METHOD, Told, pack_told
+from tests.federation import (
+    CLASSES,
+    FEATURES,
+    context_of,
+    message_with,
+    new_model,
+    options,
+    same_bits,
+    samples,
+)
 from tests.two_sided import UNEQUAL, Methods
 
 MAKE = {
@@ -163,6 +174,58 @@ def test_arrays_of_other_names_than_parameters_are_refused(name):
     arrays = ArrayRecord({"a": torch.zeros(3), "b": torch.zeros(2)})
     with pytest.raises(RoundFailed, match=r"expected arrays named like the model's parameters"):
         federation.run(MAKE[name](), num_rounds=1, arrays=arrays)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_term_that_is_made_before_the_model_has_its_weights_is_refused(name):
+    class Loads(nn.Linear):
+        def load_state_dict(self, *args, **kwargs):
+            return None
+
+    federation = Methods(UNEQUAL)
+    federation.make_model = lambda: Loads(FEATURES, CLASSES)
+    arrays = ArrayRecord(new_model(seed=5).state_dict())
+    with pytest.raises(RoundFailed, match=r"make the ClientTerm after model.load_state_dict"):
+        federation.run(MAKE[name](), num_rounds=1, arrays=arrays)
+
+
+def term_of(model, sent):
+    """Return the term of a client with this model, to which these arrays were sent."""
+    message = message_with(None)
+    message.content["arrays"] = ArrayRecord(sent)
+    message.content[METHOD] = pack_told(Told("feddyn", 1, number=0.1))
+    return ClientTerm(message, context_of(0), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_are_compared_in_the_models_own_type(dtype):
+    sent = {"weight": torch.randn(CLASSES, FEATURES), "bias": torch.tensor([torch.nan, 0.1, 1e9])}
+    model = new_model().to(dtype)
+    model.load_state_dict(sent)
+    assert term_of(model, sent).method == "feddyn"
+    with torch.no_grad():
+        model.bias[1] = torch.nextafter(sent["bias"][1].to(dtype), torch.ones((), dtype=dtype))
+    with pytest.raises(ValueError, match="expected a model with the message's weights, got anoth"):
+        term_of(model, sent)
+
+
+def test_weights_of_another_shape_are_not_the_models():
+    sent = {"weight": torch.zeros(1, FEATURES), "bias": torch.zeros(CLASSES)}
+    model = new_model()
+    nn.init.zeros_(model.weight)
+    with pytest.raises(ValueError, match="got another 'weight'"):
+        term_of(model, sent)
+
+
+def test_parameters_that_are_not_sent_are_the_clients_own():
+    assert term_of(new_model(), {"bias": new_model().bias.detach()}).method == "feddyn"
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_the_ready_made_client_does_not_compare_what_it_has_just_loaded(name, monkeypatch):
+    monkeypatch.delattr(MethodTerm, "require_weights_of")
+    federation, _ = ready_made(MAKE[name](), num_rounds=1)
+    assert {c.status for c in federation.rounds[1].clients} == {"ok"}
 
 
 @pytest.mark.parametrize("name", MAKE)
