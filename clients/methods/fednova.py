@@ -1,6 +1,7 @@
 """FedNova's part of a client: how far its optimizer goes (arXiv 2007.07481)."""
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from fedcurv.clients.methods.term import MethodTerm, require_sgd
 from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.terms import LocalTerm, ProximalTerm
+from fedcurv.parameters import listed
 
 _ONE_PROCESS = "the steps of a site's workers are not one optimizer's; use client.trainer=local"
+_ZEROS = "call zero_grad(set_to_none=False)"
 
 
 class FedNovaTerm(MethodTerm):
@@ -22,6 +25,9 @@ class FedNovaTerm(MethodTerm):
 
     With FedProx's μ a way back is part of every step, 1 − μ·(how far) in the place of 1: the sum is
     (1 − (1 − lr·μ)^K)/μ for K steps.
+
+    A parameter without a gradient counts as one whose gradient is 0, which is what its step does as
+    long as neither momentum nor FedProx's term would move it on; a step without any is none.
     """
 
     method = "fednova"
@@ -29,8 +35,13 @@ class FedNovaTerm(MethodTerm):
     def __init__(self, message: Message, context: Context, model: nn.Module, **more: Any) -> None:
         super().__init__(message, context, model, **more)
         self._mu = _mu_in(message)
-        self._way = self._speed = 0.0
+        self._way = 0.0
         self._steps = 0
+        self._moved: set[int] = set()
+        # with the state that holds the momentum, which may be replaced
+        self._speeds: weakref.WeakKeyDictionary[torch.optim.Optimizer, tuple[object, float]] = (
+            weakref.WeakKeyDictionary()
+        )
 
     @classmethod
     def require_settings(cls, settings: TrainingSettings) -> None:
@@ -74,26 +85,66 @@ class FedNovaTerm(MethodTerm):
                 f"fednova: expected lr·μ <= 1, got {rate * self._mu:g}, with which FedProx's term "
                 "overshoots; lower either"
             )
-        if momentum and not self._steps:
-            states = [optimizer.state.get(p, {}) for p in self._steppable.parameters]
-            if any(state.get("momentum_buffer") is not None for state in states):
+        if momentum and not self._knows_momentum_of(optimizer):
+            indices = range(len(self._steppable.parameters))
+            if any(self._has_momentum(optimizer, i) for i in indices):
                 raise ValueError(
-                    "fednova: expected an optimizer without momentum from before the round, got "
-                    "one that has stepped; make a new one in every round"
+                    "fednova: expected an optimizer whose momentum begins within the round, got "
+                    "one that stepped before it, or that was given a state; make a new one in "
+                    "every round"
                 )
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        moved = {i for i, p in enumerate(self._steppable.parameters) if p.grad is not None}
+        if not moved:
+            return
         group = optimizer.param_groups[0]
         momentum, rate = float(group["momentum"]), float(group["lr"])
+        if momentum or self._mu:
+            self._require_gradients(moved, "momentum" if momentum else "FedProx's term")
         gradient = 1.0 - self._mu * self._way
         step = gradient
         if momentum:
-            # as torch does, whose first step is not dampened
-            fresh = 1.0 - float(group["dampening"]) if self._steps else 1.0
-            self._speed = momentum * self._speed + fresh * gradient
-            step = gradient + momentum * self._speed if group["nesterov"] else self._speed
+            speed = gradient  # as torch does, whose first step is not dampened
+            if self._goes_on(optimizer, moved):
+                fresh = 1.0 - float(group["dampening"])
+                speed = momentum * self._speeds[optimizer][1] + fresh * gradient
+            self._speeds[optimizer] = (optimizer.state, speed)
+            step = gradient + momentum * speed if group["nesterov"] else speed
         self._way += rate * step
         self._steps += 1
+        self._moved |= moved
+
+    def _require_gradients(self, moved: Set[int], why: str) -> None:
+        """Raise a ValueError if a parameter that has moved in this round does not move now."""
+        if still := sorted(self._moved - moved):
+            raise ValueError(
+                f"fednova: with {why} expected gradients of the same parameters in all steps, got "
+                f"none now for {listed([self.names[i] for i in still])}, which the step leaves "
+                f"where they are; {_ZEROS}"
+            )
+
+    def _goes_on(self, optimizer: torch.optim.Optimizer, moved: Set[int]) -> bool:
+        """Return whether the optimizer has momentum already; of all that move, or of none."""
+        begin = {i for i in moved if not self._has_momentum(optimizer, i)}
+        if begin == moved:
+            return False
+        # who had gradients of 0 until now has no momentum either, unless the first is not dampened
+        if odd := sorted(begin if optimizer.param_groups[0]["dampening"] else begin & self._moved):
+            raise ValueError(
+                "fednova: expected momentum of all parameters that begins in the same step, got "
+                f"none yet for {listed([self.names[i] for i in odd])}; {_ZEROS}, and clear the "
+                "optimizer's state as a whole or not at all"
+            )
+        return True
+
+    def _knows_momentum_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        known = self._speeds.get(optimizer)
+        return known is not None and known[0] is optimizer.state
+
+    def _has_momentum(self, optimizer: torch.optim.Optimizer, index: int) -> bool:
+        state = optimizer.state.get(self._steppable.parameters[index], {})
+        return state.get("momentum_buffer") is not None
 
     def _finish(self, trained: Mapping[str, Tensor]) -> tuple[float, str]:
         if not self._way > 0.0:

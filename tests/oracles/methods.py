@@ -1,7 +1,8 @@
 """FedNova, SCAFFOLD and FedDyn on softmax regression, written out in float64, nothing on a wire.
 
 A model is its weight (C, D) and bias (C,) in one vector. A client is a table: inputs, targets,
-steps, lr, momentum, nesterov, decay, mu.
+steps, lr, momentum, nesterov, decay, mu; and for FedNova, where a round has several momenta, under
+"momenta" which of them takes each step.
 """
 
 import torch
@@ -24,7 +25,9 @@ def weights_of_gradients(client):
     steps, momentum = client["steps"], client["momentum"]
     if client["mu"]:
         return [(1 - client["lr"] * client["mu"]) ** (steps - 1 - k) for k in range(steps)]
-    later = [sum(momentum**j for j in range(steps - k)) for k in range(steps)]
+    which = _momenta(client)
+    own = [which[k:].count(which[k]) for k in range(steps)]
+    later = [sum(momentum**j for j in range(number)) for number in own]
     return [1 + momentum * one for one in later] if client["nesterov"] else later
 
 
@@ -46,14 +49,19 @@ def fednova(start, clients, participants):
     return history
 
 
+def _momenta(client):
+    return client.get("momenta", [0] * client["steps"])
+
+
 def _gradients_on_the_way(start, client):
-    theta, speed, found = start.clone(), torch.zeros_like(start), []
-    for _ in range(client["steps"]):
+    theta, found = start.clone(), []
+    speeds = {which: torch.zeros_like(start) for which in _momenta(client)}
+    for which in _momenta(client):
         g = gradient(theta, client)
         found.append(g)
         g = g + client["mu"] * (theta - start)
-        speed = client["momentum"] * speed + g
-        step = g + client["momentum"] * speed if client["nesterov"] else speed
+        speeds[which] = client["momentum"] * speeds[which] + g
+        step = g + client["momentum"] * speeds[which] if client["nesterov"] else speeds[which]
         theta = theta - client["lr"] * step
     return found
 

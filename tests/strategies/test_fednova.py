@@ -56,6 +56,170 @@ def test_steps_with_momentum_and_decay_count_as_the_paper_says(more):
     assert_as_published(federation, federation.run(FedNova(**options())))
 
 
+class Momenta:
+    """Steps that are taken by several optimizers, each with momentum of its own."""
+
+    def __init__(self, model, how):
+        self.optimizers = {which: Methods.sgd(model, how) for which in how["momenta"]}
+        self.order = iter(how["momenta"])
+
+    def zero_grad(self):
+        self.now = self.optimizers[next(self.order)]
+        self.now.zero_grad()
+
+    def step(self):
+        self.now.step()
+
+
+class Cleared(Momenta):
+    """One optimizer whose state is cleared where another momentum follows."""
+
+    def __init__(self, model, how):
+        self.optimizer, self.which = Methods.sgd(model, how), 0
+        self.order = iter(how["momenta"])
+
+    def zero_grad(self):
+        before, self.which = self.which, next(self.order)
+        if before != self.which:
+            self.optimizer.state.clear()
+        self.optimizer.zero_grad()
+
+    def step(self):
+        self.optimizer.step()
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize(
+    ("optimizer", "which"),
+    [(Momenta, lambda k: k // 3), (Momenta, lambda k: k % 2), (Cleared, lambda k: k // 3)],
+    ids=["an optimizer made anew", "two in turn", "a state that is cleared"],
+)
+def test_momentum_that_begins_anew_within_the_round_counts_so(optimizer, which, nesterov):
+    clients = [
+        {**one, "momenta": [which(k) for k in range(one["steps"])], "optimizer": optimizer}
+        for one in UNEQUAL
+    ]
+    federation = Methods([{**one, "momentum": 0.9, "nesterov": nesterov} for one in clients])
+    assert_as_published(federation, federation.run(FedNova(**options())))
+
+
+class Without:
+    """Takes the gradients of some parameters away before some steps, or makes them 0."""
+
+    def __init__(self, model, how):
+        self.model, self.how, self.steps = model, how, 0
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), lr=0.1, momentum=how["momentum"], dampening=how["dampening"]
+        )
+
+    def zero_grad(self):
+        self.optimizer.zero_grad()
+
+    def step(self):
+        if self.steps in self.how["without"]:
+            for name in self.how["names"]:
+                self.model.get_parameter(name).grad.zero_()
+                if not self.how["zeros"]:
+                    self.model.get_parameter(name).grad = None
+        self.optimizer.step()
+        self.steps += 1
+
+
+def some_without(momentum, without, zeros=False, dampening=0.0, names=("bias",), mu=0.0):
+    """Return a federation one of whose clients has no gradients in some of its steps."""
+    how = {"without": without, "zeros": zeros, "dampening": dampening, "names": names, "mu": mu}
+    return Methods(
+        [client(0, 12), client(1, 5, steps=6, momentum=momentum, optimizer=Without, **how)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("momentum", "without"),
+    [(0.0, {1, 3, 5}), (0.0, {0}), (0.9, {0, 1}), (0.9, set(range(6)))],
+    ids=["in turn", "the first", "the first, with momentum", "all, with momentum"],
+)
+def test_no_gradient_is_a_gradient_of_zero(momentum, without):
+    none, zero = (
+        some_without(momentum, without, zeros).run(FedNova(**options())) for zeros in (False, True)
+    )
+    assert same_bits(none.arrays, zero.arrays)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_without_any_gradient_are_none(momentum):
+    federation = some_without(momentum, {0, 3}, names=("weight", "bias"))
+    result = federation.run(FedNova(**options()))
+    federation.clients[1]["steps"] = 4
+    assert_as_published(federation, result)
+
+
+@pytest.mark.parametrize(
+    ("how", "mu", "reason"),
+    [
+        ({"momentum": 0.9, "without": {3}}, 0.0, "with momentum expected gradients of the same"),
+        ({"momentum": 0.0, "without": {3}, "mu": 1.0}, 1.0, "with FedProx's term expected grad"),
+        (
+            {"momentum": 0.9, "without": {0}, "dampening": 0.5},
+            0.0,
+            "begins in the same step, got none yet for bias; call zero_grad.set_to_none=False",
+        ),
+    ],
+)
+def test_parameters_that_rest_while_others_are_pulled_on_are_refused(how, mu, reason):
+    strategy = FedNova(FedProx(proximal_mu=mu, **options()))
+    federation = some_without(**how)
+    federation.run(strategy, num_rounds=1)
+    assert re.search(reason, federation.reasons(1)["1"])
+    federation = some_without(**how, zeros=True)
+    federation.run(FedNova(FedProx(proximal_mu=mu, **options())), num_rounds=1)
+    assert not federation.reasons(1)
+
+
+def given_a_state(model, how):
+    """Return an optimizer that goes on with another's momentum."""
+    other = torch.nn.Linear(4, 3)
+    other.weight.grad, other.bias.grad = torch.ones(3, 4), torch.ones(3)
+    before, optimizer = Methods.sgd(other, how), Methods.sgd(model, how)
+    before.step()
+    optimizer.load_state_dict(before.state_dict())
+    return optimizer
+
+
+def partly_cleared(model, how):
+    class Partly(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            super().zero_grad(set_to_none)
+            self.state.pop(model.bias, None)
+
+    return Partly(model.parameters(), lr=0.1, momentum=how["momentum"])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "reason"),
+    [
+        (given_a_state, "expected an optimizer whose momentum begins within the round"),
+        (partly_cleared, "momentum of all parameters that begins in the same step, got none yet"),
+    ],
+)
+def test_momentum_that_nobody_has_counted_is_refused(optimizer, reason):
+    federation = Methods([client(0, momentum=0.9, optimizer=optimizer)])
+    with pytest.raises(RoundFailed, match=reason):
+        federation.run(FedNova(**options()), num_rounds=1)
+
+
+def test_a_state_that_is_loaded_within_the_round_is_refused():
+    class Loads(torch.optim.SGD):
+        def zero_grad(self, set_to_none=True):
+            super().zero_grad(set_to_none)
+            self.load_state_dict(self.state_dict())
+
+    def loads(model, how):
+        return Loads(model.parameters(), lr=0.1, momentum=0.9)
+
+    with pytest.raises(RoundFailed, match="or that was given a state"):
+        Methods([client(0, optimizer=loads)]).run(FedNova(**options()), num_rounds=1)
+
+
 def test_fedproxs_term_counts_in_what_is_normalised():
     federation = unequal(mu=1.5)
     strategy = FedNova(FedProx(proximal_mu=1.5, **options()))
