@@ -115,7 +115,7 @@ def test_a_metric_that_cannot_be_summed_up_is_refused_and_its_value_not_told(val
     sent = ArrayRecord({"w": Array(np.zeros(SIZE))})
     content = content_of(np.ones(SIZE), 10)
     content["metrics"]["auc"] = [0.5, value]
-    with pytest.raises(ValueError, match="expected the metric 'auc' finite, and at mos") as error:
+    with pytest.raises(ValueError, match="expected the metric 'auc' finite, and times") as error:
         vector_of(Plan(3, "n"), sent, content)
     assert str(value) not in str(error.value)
 

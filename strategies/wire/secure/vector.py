@@ -207,7 +207,7 @@ def _weighted_metrics(metrics: MetricRecord, form: Form, weight: float) -> list[
         numbers = [v * weight for v in (value if isinstance(value, list) else [value])]
         if not all(abs(number) <= LARGEST for number in numbers):
             raise ValueError(
-                f"expected the metric {name!r} finite, and at most {LARGEST:.0e} times the weight: "
+                f"expected the metric {name!r} finite, and times the weight at most {LARGEST:.0e}: "
                 "a sum without this client would be of fewer than all others; give a number in "
                 "its place, or leave the metric out everywhere"
             )
