@@ -24,6 +24,7 @@ INTRODUCTION, CONCLUSIONS = "introduction.md", "conclusions.md"
 # a method, and the same with FedCurv around it
 _PAIRS = (
     ("fedavg", "fedcurv-auto"),
+    ("fedavg", "fedcurv"),
     ("fedadam", "fedcurv-fedadam"),
     ("fedadam", "fedcurv-fedadam-exact"),
     ("fedavg", "32-bits"),
