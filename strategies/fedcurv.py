@@ -189,7 +189,7 @@ class FedCurv(Wrapping):
             cohort=self._cohort,
             holds=holds,
         )
-        self._cohort.begin(self._sent.arrays)
+        self._cohort.begin(self._sent.arrays, self.strength)
         received.take(replies, sums)
         agreed = received.agreed(sums, self._parameter_names)
         self.refused, self.left_out = received.refused, agreed.left_out

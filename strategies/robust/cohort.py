@@ -91,15 +91,23 @@ class Cohort:
             _TRACE: min(max_trace, _NEAR_TRACE if near else math.inf),
         }
         self._near = near
+        self._harmless = 0.0
         self._accepted: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
         self._greatest = {_DISTANCE: 0.0, _TRACE: 0.0}
         self._values: dict[str, dict[str, float]] = {_DISTANCE: {}, _TRACE: {}}
         self._ranked: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
         self._sent: dict[str, Tensor] = {}
 
-    def begin(self, sent: ArrayRecord) -> None:
-        """Begin a round with the model that was sent."""
+    def begin(self, sent: ArrayRecord, strength: float | None = None) -> None:
+        """Begin a round.
+
+        Args:
+            sent: the model that was sent.
+            strength: λ, if it is known: a trace of at most 1/λ holds nobody, however little the
+                others' are, whose Fisher information vanishes as they fit their data.
+        """
         self._forget()
+        self._harmless = 1.0 / strength if strength else 0.0
         buffers = buffer_names(sent)
         self._sent = unpack_tensors(
             ArrayRecord({n: a for n, a in sent.items() if n not in buffers})
@@ -158,11 +166,12 @@ class Cohort:
         times, whose, of = bound, "the round's middle one", middle
         if bound * middle < _OF_GREATEST * greatest:
             times, whose, of = _OF_GREATEST, "the greatest middle one of earlier rounds", greatest
+        most = times * of if kind == _DISTANCE or self._near else max(times * of, self._harmless)
         return {
             message_id: f"expected {_WORDS[kind]} of at most {times:g} times {whose}, {of:.3g}, "
             f"got {value:.3g}"
             for message_id, value in values.items()
-            if not value <= times * of
+            if not value <= most
         }
 
     def _middle(self, kind: str) -> float:

@@ -69,6 +69,7 @@ def test_a_site_of_one_worker_trains_every_task_as_one_process_does(task, tmp_pa
     monkeypatch.setattr(jobs, "pool_for", lambda settings: pool)
     overrides = [*OF_TASK[task], *OPTIMIZERS[task], SCHEDULE, "strategy=fedcurv", "num_rounds=2"]
     overrides += ["num_clients=2", "client.batch_size=1000", "client.workers=1"]
+    overrides += ["client.fisher_kind=exact"]  # signs would be drawn for each worker
     for trainer in ("local", "lasgd"):
         folder = tmp_path / trainer
         simulate(composed(*overrides, f"client.trainer={trainer}"), folder, command="command")
