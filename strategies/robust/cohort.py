@@ -149,28 +149,30 @@ class Cohort:
 
     def too_far(self) -> dict[str, str]:
         """Return by message id what to say of the replies that are to be refused."""
-        return self._beyond(_DISTANCE, self._max_distance, self._greatest[_DISTANCE])
+        return self._beyond(_DISTANCE, self._max_distance, strict=False)
 
     def out_of_sums(self) -> dict[str, str]:
         """Return by message id what to say of the replies whose statistics are to be left out."""
         found: dict[str, str] = {}
         for kind, bound in self._bounds.items():
-            greatest = 0.0 if self._near else self._greatest[kind]
-            found = self._beyond(kind, bound, greatest) | found
+            found = self._beyond(kind, bound, strict=self._near) | found
         return found
 
-    def _beyond(self, kind: str, bound: float, greatest: float) -> dict[str, str]:
-        values, middle = self._values[kind], self._middle(kind)
+    def _beyond(self, kind: str, times: float, *, strict: bool) -> dict[str, str]:
+        """Return what to say of replies beyond the bound; strictly, that of this round alone."""
+        middle, greatest = self._middle(kind), self._greatest[kind]
         if not middle > 0.0:
             return {}
-        times, whose, of = bound, "the round's middle one", middle
-        if bound * middle < _OF_GREATEST * greatest:
-            times, whose, of = _OF_GREATEST, "the greatest middle one of earlier rounds", greatest
-        most = times * of if kind == _DISTANCE or self._near else max(times * of, self._harmless)
+        bounds = [(times * middle, f"{times:g} times the round's middle one, {middle:.3g}")]
+        if not strict:
+            earlier = f"{_OF_GREATEST:g} times the greatest middle one of earlier rounds"
+            bounds.append((_OF_GREATEST * greatest, f"{earlier}, {greatest:.3g}"))
+        if not strict and kind == _TRACE:
+            bounds.append((self._harmless, f"1/λ, {self._harmless:.3g}"))
+        most, in_words = max(bounds)
         return {
-            message_id: f"expected {_WORDS[kind]} of at most {times:g} times {whose}, {of:.3g}, "
-            f"got {value:.3g}"
-            for message_id, value in values.items()
+            message_id: f"expected {_WORDS[kind]} of at most {in_words}, got {value:.3g}"
+            for message_id, value in self._values[kind].items()
             if not value <= most
         }
 

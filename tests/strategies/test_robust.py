@@ -386,20 +386,21 @@ def test_a_federation_at_rest_takes_what_its_first_rounds_would_have_taken():
     assert "4 times the greatest middle one of earlier rounds, 1, got 4.1" in cohort.too_far()["2"]
 
 
-def left_out(traces: list[float], cohort: Cohort, strength: float | None) -> list[str]:
-    """Return whose statistics are left out in a round of these traces."""
+def left_out(traces: list[float], cohort: Cohort, strength: float | None) -> dict[str, str]:
+    """Return what is said of the statistics that are left out in a round of these traces."""
     cohort.begin(ArrayRecord({"w": torch_array(0.0)}), strength)
     for i, trace in enumerate(traces):
         cohort.note(str(i), {"w": torch.tensor([1.0])}, {"w": torch.tensor([trace])})
-    return list(cohort.out_of_sums())
+    return cohort.out_of_sums()
 
 
 def test_a_trace_that_holds_nobody_counts_however_little_the_others_are():
     """As of who still learns among clients that have fitted their data to the end."""
-    assert left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0), 30.0) == []
-    assert left_out([1e-20, 1e-20, 0.034], Cohort(50.0, 100.0), 30.0) == ["2"]
-    assert left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0), None) == ["2"]
-    assert left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0, near=True), 30.0) == ["2"]
+    assert left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0), 30.0) == {}
+    said = left_out([1e-20, 1e-20, 0.034], Cohort(50.0, 100.0), 30.0)
+    assert list(said) == ["2"] and "of at most 1/λ, 0.0333, got 0.034" in said["2"]
+    assert list(left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0), None)) == ["2"]
+    assert list(left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0, near=True), 30.0)) == ["2"]
 
 
 def test_robust_sums_are_of_what_is_near_the_present_middle():
