@@ -28,7 +28,6 @@ from fedcurv.simulations.own_calls import (
 )
 from fedcurv.simulations.parts.label_noise import (
     Labelled,
-    check_noise,
     drawn,
     noisy_validation,
 )
@@ -118,8 +117,7 @@ def _validation_samples(held_out: DataSet, config: Mapping[str, Any]) -> tuple[T
     noise, inputs, targets = config["data"]["noise"], held_out.train_inputs, held_out.train_targets
     if not noise.get("validation"):
         return inputs, targets
-    check_noise(noise, config["num_clients"], held_out.task, held_out.human_labels)
-    samples = Labelled(inputs, targets, held_out.num_classes, held_out.human_labels)
+    samples = Labelled(inputs, targets, held_out.num_classes, held_out.human_labels, held_out.task)
     return inputs, noisy_validation(samples, noise, config["num_clients"]).labels
 
 

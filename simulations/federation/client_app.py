@@ -40,7 +40,7 @@ from fedcurv.simulations.data.samples import DataSet
 from fedcurv.simulations.federation.task_description import TaskDescription, read_task, task_text
 from fedcurv.simulations.own import with_own_names
 from fedcurv.simulations.parts.feature_noise import noisy_inputs
-from fedcurv.simulations.parts.label_noise import Labelled, check_noise, noisy_labels
+from fedcurv.simulations.parts.label_noise import Labelled, noisy_labels
 from fedcurv.simulations.parts.losses import make_loss
 
 DATA_ROOT_VARIABLE = "FEDCURV_DATA_ROOT"
@@ -147,9 +147,8 @@ def _task_on_partition(config: TaskDescription, message: Message, context: Conte
     inputs, targets = data.train_samples(parts[client])
     with _section("data.noise"):
         human = data.human_labels_of(parts[client])
-        check_noise(config["data"]["noise"], config["num_clients"], data.task, human)
         noisy = noisy_labels(
-            Labelled(inputs, targets, data.num_classes, human),
+            Labelled(inputs, targets, data.num_classes, human, data.task),
             config["data"]["noise"],
             client=client,
             num_clients=config["num_clients"],

@@ -30,12 +30,14 @@ class Labelled:
         labels: shape (N,).
         num_classes: of the data set.
         human: other labels of the same samples by name, each of shape (N,).
+        task: that the labels are of.
     """
 
     inputs: Tensor
     labels: Tensor
     num_classes: int
     human: Mapping[str, Tensor] = field(default_factory=dict)
+    task: Task = CLASSIFICATION
 
 
 def _symmetric(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
@@ -85,7 +87,7 @@ def noisy_labels(
     Raises:
         ValueError: for a description that cannot be meant.
     """
-    check_noise(noise, num_clients, human=samples.human)
+    check_noise(noise, num_clients, samples.task, samples.human)
     if noise["kind"] == "none" or client not in _noisy_clients(noise["clients"], num_clients, seed):
         return NoisyLabels(samples.labels, 0.0)
     return _made_wrong(samples, noise, 1_000_003 * seed + client)
@@ -102,7 +104,7 @@ def noisy_validation(samples: Labelled, noise: Mapping[str, Any], num_clients: i
     Raises:
         ValueError: for a description that cannot be meant.
     """
-    check_noise(noise, num_clients, human=samples.human)
+    check_noise(noise, num_clients, samples.task, samples.human)
     if noise["kind"] == "none":
         return NoisyLabels(samples.labels, 0.0)
     return _made_wrong(samples, noise, _SEED_OF_VALIDATION)
