@@ -12,13 +12,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 
-from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
-from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
 from fedcurv.strategies.received import Received
-from fedcurv.strategies.replies.check import Sent, in_order_of_clients, require_some_messages
+from fedcurv.strategies.replies.check import Sent, in_order_of_clients
 from fedcurv.strategies.replies.metrics import MetricGaps
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.replies.settling import Settling
@@ -34,7 +32,7 @@ from fedcurv.strategies.robust.rules import (
 from fedcurv.strategies.sending import Sending, checked_bits
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import Agreed, RoundSums, saved_sums
-from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
+from fedcurv.strategies.unfit import refuse_to_wrap
 from fedcurv.strategies.wire import records
 from fedcurv.strategies.wire.codes import EXACT_BITS
 from fedcurv.strategies.wrapping import Wrapping
@@ -141,7 +139,7 @@ class FedCurv(Wrapping):
         self._sending = Sending()
         self._instruction = records.Instruction(self._strength.to_ask_with)
         self._sent = Sent.of(ArrayRecord())
-        self._known: Mapping[int, str] = {}
+        self._known = {}
         self._parameter_names: frozenset[str] = frozenset()
         # at the end: from here on, what is not among the above belongs to the wrapped strategy
         self.strategy = wrapped
@@ -150,12 +148,8 @@ class FedCurv(Wrapping):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Add the sums to the wrapped strategy's messages."""
-        if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
-            raise inside_differential_privacy(wrapper)
+        messages = self._wrapped_messages(server_round, arrays, config, grid, called="FedCurv")
         self._sent = Sent.of(arrays)
-        messages = StrategyCalls(self.strategy).configure_train(server_round, arrays, config, grid)
-        self._known = grid.known() if isinstance(grid, OrderedGrid) else {}
-        require_some_messages(server_round, messages)
         instruction = dataclasses.replace(
             self._instruction,
             server_round=server_round,

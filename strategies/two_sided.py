@@ -12,10 +12,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, FedXgbBagging, FedXgbCyclic, QFedAvg, Strategy
 
 from fedcurv.strategies.fedcurv import FedCurv
-from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
-from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
 from fedcurv.strategies.replies.answered import Reply
 from fedcurv.strategies.replies.buffers import buffer_names
@@ -24,14 +22,13 @@ from fedcurv.strategies.replies.check import (
     in_order_of_clients,
     most_common,
     require_one_node,
-    require_some_messages,
     require_some_success,
     wrong_names,
 )
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.replies.weights import checked_bound, far_from_the_middle
 from fedcurv.strategies.sending import Sending
-from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy, refuse_to_wrap
+from fedcurv.strategies.unfit import refuse_to_wrap
 from fedcurv.strategies.wire import records
 from fedcurv.strategies.wire.arrays import reason_of
 from fedcurv.strategies.wire.methods import METHOD, Answer, Told, pack_told, take_answer
@@ -101,7 +98,7 @@ class TwoSided(Wrapping):
         self._at_first = strategy_state.plain_values(wrapped)
         self._sending = Sending()
         self._sent = ArrayRecord()
-        self._known: Mapping[int, str] = {}
+        self._known = {}
         self._names: frozenset[str] = frozenset()
         # at the end: from here on, what is not among the above belongs to the wrapped strategy
         self.strategy = wrapped
@@ -110,13 +107,10 @@ class TwoSided(Wrapping):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Name the method's term in the wrapped strategy's messages, and tell what it needs."""
-        if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
-            raise inside_differential_privacy(wrapper, type(self).__name__)
-        self._sent = arrays
         config = ConfigRecord({**config, records.LOCAL_TERM: self.method})
-        messages = StrategyCalls(self.strategy).configure_train(server_round, arrays, config, grid)
-        self._known = grid.known() if isinstance(grid, OrderedGrid) else {}
-        require_some_messages(server_round, messages)
+        own = type(self).__name__
+        messages = self._wrapped_messages(server_round, arrays, config, grid, called=own)
+        self._sent = arrays
         self._begin_round(grid)
         told = Told(
             self.method,

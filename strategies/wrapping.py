@@ -1,14 +1,18 @@
 """A strategy around another one: what is not its own is the wrapped one's."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedcurv.strategies.flower_private import who_called
+from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
+from fedcurv.strategies.replies.check import require_some_messages
 from fedcurv.strategies.replies.screen import Screen
+from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy
 
 
 class Wrapping(Strategy):
@@ -23,6 +27,33 @@ class Wrapping(Strategy):
 
     strategy: Strategy
     _screen: Screen
+    # ids of the clients that are connected, by node
+    _known: Mapping[int, str]
+
+    def _wrapped_messages(
+        self,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+        *,
+        called: str,
+    ) -> list[Message]:
+        """Return the wrapped strategy's training messages, of which there must be some.
+
+        Args:
+            server_round: as ``configure_train`` got it.
+            arrays: likewise.
+            config: likewise.
+            grid: likewise.
+            called: the method's name, for what it says inside differential privacy.
+        """
+        if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
+            raise inside_differential_privacy(wrapper, called)
+        messages = StrategyCalls(self.strategy).configure_train(server_round, arrays, config, grid)
+        self._known = grid.known() if isinstance(grid, OrderedGrid) else {}
+        require_some_messages(server_round, messages)
+        return messages
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

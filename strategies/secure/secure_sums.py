@@ -9,15 +9,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedcurv.strategies.flower_private import who_called
 from fedcurv.strategies.joint import JointReply
 from fedcurv.strategies.loop import strategy_state
-from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.loop.statistics import SendsStatistics
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
 from fedcurv.strategies.replies.check import (
     RoundFailed,
-    require_some_messages,
 )
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.secure.asking import Asking
@@ -25,7 +22,6 @@ from fedcurv.strategies.secure.on_grid import RoundOnGrid
 from fedcurv.strategies.secure.scales import Scales
 from fedcurv.strategies.secure.secure_round import SecureRound
 from fedcurv.strategies.secure.unfit import refuse_single_replies
-from fedcurv.strategies.unfit import DP_WRAPPERS, inside_differential_privacy
 from fedcurv.strategies.wire.records import CONFIG, config_of_sums
 from fedcurv.strategies.wire.secure.form import summed_shapes
 from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, DEFAULT_THRESHOLD
@@ -122,10 +118,7 @@ class SecureSums(Wrapping):
             RoundFailed: if too few of them do.
             ValueError: if they are not all sent the same.
         """
-        if (wrapper := who_called("configure_train", DP_WRAPPERS)) is not None:
-            raise inside_differential_privacy(wrapper, "SecureSums")
-        messages = StrategyCalls(self.strategy).configure_train(server_round, arrays, config, grid)
-        require_some_messages(server_round, messages)
+        messages = self._wrapped_messages(server_round, arrays, config, grid, called="SecureSums")
         self._sent = arrays
         if self._sums_plan is not None:
             _send_whole_numbers(messages, self._sums_plan)
@@ -139,9 +132,8 @@ class SecureSums(Wrapping):
         message_type = messages[0].metadata.message_type
         asking = Asking(server_round, grid, message_type, self._stage_timeout)
         self._round, self.lost = RoundOnGrid(secure_round, asking), asking.lost
-        known = grid.known() if isinstance(grid, OrderedGrid) else {}
         try:
-            self._round.agree_on_keys([m.metadata.dst_node_id for m in messages], known)
+            self._round.agree_on_keys([m.metadata.dst_node_id for m in messages], self._known)
             self._plan = self._plan_for(self._round.num_members)
             sums_plan = "" if self._sums_plan is None else self._sums_plan.to_text()
             return self._round.to_send(messages, self._plan, summed_shapes(arrays), sums_plan)
