@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -16,7 +17,8 @@ from fedcurv.simulations.deployment.superlink import free_port
 from tests.simulations.test_run import configuration
 from tests.test_readme import first_of_each_sweep
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -72,11 +74,19 @@ def unwrapped(command: str) -> str:
     return " ".join(command.split())
 
 
+def without_comment(line: str) -> str:
+    return line.partition(" #")[0].strip()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_are_valid_configurations(page):
     inline = re.findall(r"`(fedcurv-[^`\s]+\s[^`]+)`", page.read_text(encoding="utf-8"))
-    for line in [*"".join(blocks(page, "console")).splitlines(), *map(unwrapped, inline)]:
+    printed = map(without_comment, "".join(blocks(page, "console")).splitlines())
+    for line in [*printed, *map(unwrapped, inline)]:
         program, *_ = line.split()
+        if program == "make":
+            assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(), line
+            continue
         if (
             program == "torchrun" or "--config-dir" in line
         ):  # of a reader's own folder: run elsewhere
@@ -93,9 +103,43 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_exists(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_page_on_the_layout_names_every_folder():
+    page = (ROOT / "docs" / "layout.md").read_text(encoding="utf-8")
+    for folder in ("fedcurv", "strategies", "clients", "simulations", "examples", "tests"):
+        assert f"\n| `{folder}/` |" in page
+    for name in re.findall(r"`(\w+)/`", page):
+        assert any(ROOT.glob(f"{name}/")) or any(ROOT.glob(f"[!.]*/{name}/")), name
+
+
+def formula_rows() -> list[str]:
+    page = (ROOT / "docs" / "formulas.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    return [name for row in rows for name in re.findall(r"`([\w.]+)(?:\(.*?\))?`", row[-2])]
+
+
+@pytest.mark.parametrize("name", sorted(set(formula_rows())))
+def test_the_function_of_a_formula_exists(name):
+    homes = ("fedcurv", "fedcurv.clients", "fedcurv.CurvaturePenalty")
+    assert any(resolves(f"{home}.{name}") for home in homes)
+
+
+def resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 @pytest.mark.slow
 def test_the_lasgd_page_runs_under_torchrun(tmp_path):
-    page = Path(__file__).parents[1] / "docs" / "lasgd.md"
+    page = ROOT / "docs" / "lasgd.md"
     (tmp_path / "train.py").write_text(blocks(page, "python")[0])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "train.py"]
