@@ -16,15 +16,16 @@ from fedcurv.clients.privacy import Accountant, estimated
 from fedcurv.clients.reported import reported
 from fedcurv.clients.state import Contribution, own_terms, store_for
 from fedcurv.clients.telling import once_a_run, tell_of_pull, tell_once
-from fedcurv.clients.travelling import (
-    require_known,
-    spoken_of,
-    tell_what_stays,
-    withheld,
-)
+from fedcurv.clients.travelling import require_known, spoken_of, tell_what_stays, withheld
 from fedcurv.curvature import Curvature, require_same_shapes, shapes_of
 from fedcurv.likelihoods import FisherKind, Likelihood
-from fedcurv.parameters import Chosen, listed, only_these_require_gradients, trainable_parameters
+from fedcurv.parameters import (
+    Chosen,
+    listed,
+    named_like,
+    only_these_require_gradients,
+    trainable_parameters,
+)
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
 from fedcurv.strategies.wire.records import (
     Instruction,
@@ -96,6 +97,7 @@ class ClientCurvature:
         if not (parameters is None or callable(parameters) or isinstance(parameters, str)):
             parameters = list(parameters)
         self._chosen = parameters
+        model = named_like(model, names_of_arrays(message.content))
         self._shapes = shapes_of(dict(model.named_parameters()))
         self._withheld = withheld(model, names_of_arrays(message.content))
         self._about = spoken_of(model, self._chosen, self._withheld)
@@ -186,6 +188,7 @@ class ClientCurvature:
         if not self.active:
             return content
         self._end_penalty()
+        model = named_like(model, self._shapes)
         names = self._to_report(model, content)
         if not names:
             return content
@@ -225,6 +228,7 @@ class ClientCurvature:
         if not self.active:
             return content
         self._end_penalty()
+        model = named_like(model, self._shapes)
         require_known(self._shapes, fisher, "the model that ClientCurvature got", "the report")
         names = self._to_report(model, content)
         if not names:

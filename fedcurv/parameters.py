@@ -7,6 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# under which torch.compile's wrapper holds a model
+_COMPILED = "_orig_mod"
+
 Chosen = Iterable[str] | Callable[[str], bool]
 
 
@@ -41,6 +44,22 @@ def named_once(model: nn.Module) -> dict[str, str]:
         name: first.setdefault(id(p), name)
         for name, p in model.named_parameters(remove_duplicate=False)
     }
+
+
+def named_like(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """Return the model whose parameters have such names: the one inside torch.compile's wrapper.
+
+    The wrapper puts ``_orig_mod.`` before every name of the model that it holds; the parameters are
+    the same ones.
+
+    Args:
+        model: as it is, unless it is such a wrapper and no name is one of the wrapper's.
+        names: of what travels, or of what was given before.
+    """
+    inner = getattr(model, _COMPILED, None)
+    if not isinstance(inner, nn.Module) or any(n.startswith(f"{_COMPILED}.") for n in names):
+        return model
+    return inner
 
 
 def chosen_parameters(model: nn.Module, parameters: Chosen | None) -> dict[str, nn.Parameter]:

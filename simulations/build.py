@@ -106,6 +106,10 @@ def load_data(config: Mapping[str, Any]) -> DataSet:
             "data.evaluate_on=validation needs data.validation_samples > 0, which are held out of "
             "the training samples"
         )
+    elif settings["noise"].get("validation"):
+        raise ValueError(
+            "data.noise.validation=true needs data.validation_samples > 0, whose labels it is about"
+        )
     test_samples = settings.get("test_samples")
     if test_samples is not None and settings["evaluate_on"] == "test":
         data = data.with_some_tests(test_samples)

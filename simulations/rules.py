@@ -96,7 +96,7 @@ _RULES: dict[str, Rule] = {
     "data.train_samples": (lambda v: v is None or is_integer(v, 0), "an integer >= 1, or null"),
     "data.test_samples": (lambda v: v is None or is_integer(v), "an integer >= 1, or null"),
     "data.validation_samples": (lambda v: is_integer(v, -1), "an integer >= 0"),
-    "data.noise.rate": _SHARE,
+    "data.noise.rate": (lambda v: v is None or _share(v), "in [0, 1], or null for 0.4"),
     "data.noise.labels": _TEXT_OR_NONE,
     "data.noise.validation": _FLAG,
     "data.feature_noise": _NOT_NEGATIVE,

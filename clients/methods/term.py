@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from fedcurv.clients.settings import TrainingSettings
 from fedcurv.clients.terms import LocalTerm
 from fedcurv.curvature import require_same_shapes, shapes_of
-from fedcurv.parameters import listed, trainable_parameters
+from fedcurv.parameters import listed, named_like, trainable_parameters
 from fedcurv.steps import (
     Attachments,
     Steppable,
@@ -60,6 +60,7 @@ class MethodTerm(LocalTerm):
         self._handles: list[RemovableHandle] = []
         self._attachments = Attachments()
         arrays = _arrays_in(message.content)
+        model = named_like(model, arrays)
         trainable = trainable_parameters(model)
         self._steppable = Steppable({n: p for n, p in trainable.items() if n in arrays})
         if not self._steppable.names:
@@ -159,7 +160,8 @@ class MethodTerm(LocalTerm):
         while self._handles:
             self._handles.pop().remove()
         shapes = shapes_of(dict(zip(self.names, self._steppable.parameters, strict=True)))
-        there = {n: p for n, p in model.named_parameters() if n in shapes}
+        parameters = named_like(model, shapes).named_parameters()
+        there = {n: p for n, p in parameters if n in shapes}
         require_same_shapes(shapes, shapes_of(there), "the model at first", "the report's model")
         progress, began_from = self._finish(there)
         answer = Answer(self._message_id, self._names, progress, began_from)

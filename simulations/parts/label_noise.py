@@ -17,6 +17,8 @@ from fedcurv.label_noise import (
 from fedcurv.simulations.parts.tasks import CLASSIFICATION, Task
 from fedcurv.simulations.rules import is_integer, is_list_of, is_number
 
+_USUAL_RATE = 0.4
+
 # no client has it: seeds of experiments are small
 _SEED_OF_VALIDATION = 20_240_301_000_003
 
@@ -41,19 +43,23 @@ class Labelled:
 
 
 def _symmetric(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
-    return symmetric_noise(samples.labels, noise["rate"], samples.num_classes, generator=g)
+    return symmetric_noise(samples.labels, _rate(noise), samples.num_classes, generator=g)
 
 
 def _asymmetric(
     confusions: str, samples: Labelled, noise: Mapping[str, Any], g: torch.Generator
 ) -> NoisyLabels:
-    return asymmetric_noise(samples.labels, noise["rate"], confusions, generator=g)
+    return asymmetric_noise(samples.labels, _rate(noise), confusions, generator=g)
 
 
 def _instance(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
     return instance_dependent_noise(
-        samples.inputs, samples.labels, noise["rate"], samples.num_classes, generator=g
+        samples.inputs, samples.labels, _rate(noise), samples.num_classes, generator=g
     )
+
+
+def _rate(noise: Mapping[str, Any]) -> float:
+    return _USUAL_RATE if noise["rate"] is None else noise["rate"]
 
 
 def _human(samples: Labelled, noise: Mapping[str, Any], g: torch.Generator) -> NoisyLabels:
@@ -78,8 +84,9 @@ def noisy_labels(
 
     Args:
         samples: the client's.
-        noise: ``kind``, ``rate`` and ``clients``: the share of clients that are noisy, or a list of
-            their numbers; for human labels their name, ``labels``, in the place of ``rate``.
+        noise: ``kind``, ``rate`` (None for 0.4) and ``clients``: the share of clients that are
+            noisy, or a list of their numbers; for human labels their name, ``labels``, in the place
+            of ``rate``.
         client: its number.
         num_clients: how many there are.
         seed: decides who is noisy, and which labels are wrong.
@@ -139,6 +146,17 @@ def check_noise(
             f"data.noise.kind={noise['kind']}: there are wrong labels for task=classification "
             f"only, got task={task.name}; use none"
         )
+    rate = noise["rate"]
+    if rate is not None and (not is_number(rate) or not 0 <= rate <= 1):
+        raise ValueError(
+            f"data.noise.rate must be in [0, 1], or null for {_USUAL_RATE}, got {rate!r}"
+        )
+    if rate and noise["kind"] in ("none", "human"):
+        raise ValueError(
+            f"data.noise.rate={rate} has no meaning for data.noise.kind={noise['kind']}; use null"
+        )
+    if noise["kind"] == "none" and noise.get("validation"):
+        raise ValueError("data.noise.validation=true needs a data.noise.kind other than none")
     if noise["kind"] != "human" and noise.get("labels") is not None:
         raise ValueError(
             f"data.noise.labels={noise['labels']} is for data.noise.kind=human, got "
@@ -150,8 +168,6 @@ def check_noise(
             f"{', '.join(human) or 'of which these data have none (arrays human_NAME)'}, got "
             f"{noise.get('labels')!r}"
         )
-    if not is_number(noise["rate"]) or not 0 <= noise["rate"] <= 1:
-        raise ValueError(f"data.noise.rate must be in [0, 1], got {noise['rate']!r}")
     clients = noise["clients"]
     is_share = is_number(clients) and 0 <= clients <= 1
     is_list = is_list_of(clients, lambda c: is_integer(c, 0) and c < num_clients)

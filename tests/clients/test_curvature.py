@@ -503,6 +503,35 @@ def test_arrays_under_other_names_leave_every_trainable_parameter_in_the_report(
     assert not caplog.records
 
 
+@pytest.mark.parametrize("compiled_at", ["both", "first", "report"])
+@pytest.mark.parametrize("wrappers_names", [False, True])
+def test_a_compiled_model_is_reported_under_the_names_that_travel(compiled_at, wrappers_names):
+    model = with_head()
+    compiled = torch.compile(model, backend="eager")
+    arrays = (compiled if wrappers_names else model).state_dict()
+    first, last = (
+        (compiled if wrappers_names or compiled_at in (place, "both") else model)
+        for place in ("first", "report")
+    )
+    curvature = ClientCurvature(message_of(arrays), context_of(0), first)
+    content = RecordDict({"arrays": ArrayRecord(arrays)})
+    curvature.report(content, last, [samples(0)])
+    assert list(content[PRECISION]) == list(arrays)
+    assert "fedcurv.weighted-parameters" not in content
+
+
+def test_a_compiled_model_feels_sums_under_its_own_names():
+    model = with_head()
+    ones = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    message = message_with(Instruction(0.1, 2, sums=Curvature(ones, ones)))
+    message.content["arrays"] = ArrayRecord(model.state_dict())
+    curvature = ClientCurvature(message, context_of(0), torch.compile(model, backend="eager"))
+    assert curvature.penalty is not None
+    curvature.penalty.value().backward()
+    for parameter in model.parameters():  # 2λ(Pθ − Q)
+        assert torch.allclose(parameter.grad, 0.2 * (parameter - 1))
+
+
 def test_arrays_that_the_app_took_out_first_are_known_from_the_reply():
     model = with_head()
     curvature = ClientCurvature(message_with(Instruction(0.1, 1)), context_of(0), model)

@@ -155,7 +155,7 @@ BAD = {
     "verbose=loud": "verbose must be true or false, got 'loud'",
     "data.download=maybe": "data.download must be true or false",
     "checkpoint_every=0": "checkpoint_every must be an integer >= 1, got 0",
-    "data.noise.rate=nan": r"data.noise.rate must be in \[0, 1\], got nan",
+    "data.noise.rate=nan": r"data.noise.rate must be in \[0, 1\], or null for 0.4, got nan",
     "resume=nowhere": "resume=nowhere: expected the folder of a simulation, with config.yaml",
     "resume=nowhere seed=2": "takes the configuration in that folder; leave out seed",
     "runner.name=ray": "runner.client_resources must be given; use runner=ray for its defaults",

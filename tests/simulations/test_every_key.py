@@ -56,7 +56,7 @@ GOOD: dict[str, list[Any]] = {
     "data.test_samples": [None],
     "data.noise.clients": [[]],  # nobody's
     "data.noise.labels": [None],
-    "data.noise.validation": [True],
+    "data.noise.rate": [None],
     "data.feature_noise": [1.5],
     "data.mean": [-5, 1.5],
     "data.deviation": [1.5],

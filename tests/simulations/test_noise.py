@@ -27,8 +27,10 @@ def noisy(client: int = 0, seed: int = 1, **noise):
 
 
 def described(**noise):
-    labels = "worse" if noise.get("kind") == "human" else None
-    return {"kind": "symmetric", "rate": 0.4, "labels": labels, "clients": 1.0, **noise}
+    kind = noise.get("kind", "symmetric")
+    labels = "worse" if kind == "human" else None
+    rate = None if kind in ("none", "human") else 0.4
+    return {"kind": kind, "rate": rate, "labels": labels, "clients": 1.0, **noise}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,17 +65,27 @@ def test_a_share_of_the_clients_is_noisy(share):
     ("noise", "message"),
     [
         ({"kind": "uniform"}, "data.noise.kind must be one of none, symmetric"),
-        ({"rate": 1.5}, r"data.noise.rate must be in \[0, 1\], got 1.5"),
+        ({"rate": 1.5}, r"data.noise.rate must be in \[0, 1\], or null for 0.4, got 1.5"),
         ({"rate": "much"}, "data.noise.rate must be"),
         ({"clients": 2.0}, "data.noise.clients must be a share"),
         ({"clients": [10]}, r"a list of numbers below 10, got \[10\]"),
         ({"labels": "worse"}, "labels=worse is for data.noise.kind=human, got symmetric; use null"),
+        (
+            {"kind": "none", "rate": 0.2},
+            "rate=0.2 has no meaning for data.noise.kind=none",
+        ),
+        ({"kind": "human", "rate": 0.2}, "rate=0.2 has no meaning for data.noise.kind=human"),
+        ({"kind": "none", "validation": True}, "validation=true needs a data.noise.kind other"),
         ({"kind": "human"}, r"have none \(arrays human_NAME\), got 'worse'"),
     ],
 )
 def test_bad_descriptions_of_noise(noise, message):
     with pytest.raises(ValueError, match=message):
         check_noise(described(**noise), CLIENTS)
+
+
+def test_without_a_rate_two_of_five_labels_are_wrong():
+    assert torch.equal(noisy(rate=None).labels, noisy(rate=0.4).labels)
 
 
 def test_human_labels_are_those_that_people_gave():
@@ -153,6 +165,12 @@ def test_labels_that_the_file_has_not_are_refused_with_those_that_it_has(tmp_pat
     path, *_ = with_human_labels(tmp_path)
     with pytest.raises(ValueError, match="training samples, worse, got 'aggre'"):
         resolved(path, "data.noise.kind=human", "data.noise.labels=aggre")
+
+
+def test_wrong_validation_labels_need_validation_samples(tmp_path):
+    path, *_ = with_human_labels(tmp_path)
+    with pytest.raises(ValueError, match=r"validation=true needs data.validation_samples > 0"):
+        resolved(path, "data.noise.kind=symmetric", "data.noise.validation=true")
 
 
 @pytest.mark.parametrize("name", LOSSES)

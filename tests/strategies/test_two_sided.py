@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg, FedProx
 from torch import nn
 
@@ -207,6 +207,17 @@ def test_weights_are_compared_in_the_models_own_type(dtype):
         model.bias[1] = torch.nextafter(sent["bias"][1].to(dtype), torch.ones((), dtype=dtype))
     with pytest.raises(ValueError, match="expected a model with the message's weights, got anoth"):
         term_of(model, sent)
+
+
+def test_a_compiled_model_has_its_term_under_the_names_that_travel():
+    model = new_model()
+    compiled = torch.compile(model, backend="eager")
+    term = term_of(compiled, model.state_dict())
+    optimizer = torch.optim.SGD(compiled.parameters(), lr=0.1)
+    torch.nn.functional.cross_entropy(compiled(samples(0)[0]), samples(0)[1]).backward()
+    optimizer.step()
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict())})
+    assert METHOD in term.report(content, compiled)
 
 
 def test_weights_of_another_shape_are_not_the_models():
