@@ -35,6 +35,13 @@ def alone_under_torchrun() -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_fences_stand_alone(page):
+    fences = re.findall(r"^.*```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert all(re.fullmatch(r" *```\w*", fence) for fence in fences)
+    assert [fence.strip() == "```" for fence in fences] == [False, True] * (len(fences) // 2)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_code_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
