@@ -129,8 +129,17 @@ class LocalRound:
             settings = self.task.settings
             by_lr = settings.penalty_mode == "proximal" or settings.is_sgd
             if by_lr and not penalty.found_optimizer:  # others took the steps
-                num_batches = math.ceil(len(self.samples[0]) / settings.batch_size)
-                penalty.felt(settings.lr, settings.epochs * num_batches)
+                penalty.felt(settings.lr, self._num_steps)
+
+    def note_steps(self) -> None:
+        """Tell the terms of the steps that were taken without an optimizer."""
+        for term in self.terms:
+            term.note_steps(self._num_steps, self.task.settings.lr)
+
+    @property
+    def _num_steps(self) -> int:
+        settings = self.task.settings
+        return settings.epochs * math.ceil(len(self.samples[0]) / settings.batch_size)
 
     def report(self, content: RecordDict) -> None:
         """Add FedCurv's part to a reply."""

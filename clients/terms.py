@@ -5,8 +5,8 @@ config, and the client has the term under that name.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,19 @@ from fedcurv.steps import (
 _TERM_IN_LOSS = "add (mu/2)·‖w − w_t‖² to the loss inside its closure instead"
 
 
+@dataclass(frozen=True)
+class AffineGradient:
+    """A term's gradient slope·(θ − θ_t) + shift, with θ_t the weights that the round begins with.
+
+    Attributes:
+        slope: >= 0, the same for all parameters.
+        shift: by parameter name; nothing for zero.
+    """
+
+    slope: float = 0.0
+    shift: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class LocalTerm:
     """What is added to a client's objective in one round; a method's own derives from this.
 
@@ -54,6 +67,21 @@ class LocalTerm:
     def for_workers(self) -> "LocalTerm":
         """Return what the workers of a site attach in its place; by default itself."""
         return self
+
+    def affine(self, model: nn.Module, settings: TrainingSettings) -> AffineGradient | None:
+        """Return the gradient for whoever takes plain SGD's steps without an optimizer.
+
+        Args:
+            model: with the weights that the round begins with.
+            settings: of the round, plain SGD.
+
+        Returns:
+            the gradient; None if it has no such form for all of the model's parameters.
+        """
+        return None
+
+    def note_steps(self, number: int, lr: float) -> None:
+        """Note steps of plain SGD that were taken with the gradient that ``affine`` returned."""
 
     def report(self, content: RecordDict, model: nn.Module) -> None:
         """Add to the reply what the server's side of the method wants to know; by default nothing.
@@ -83,6 +111,10 @@ class ProximalTerm(LocalTerm):
     ) -> object:
         """Add the term's gradient before every step; see :func:`attach_proximal_term`."""
         return attach_proximal_term(optimizer, model, self.mu)
+
+    def affine(self, model: nn.Module, settings: TrainingSettings) -> AffineGradient:
+        """Return μ(w − w_t)."""
+        return AffineGradient(self.mu)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedcurv.clients.methods.remembering import RememberingTerm
 from fedcurv.clients.settings import TrainingSettings
-from fedcurv.clients.terms import LocalTerm
+from fedcurv.clients.terms import AffineGradient, LocalTerm
 from fedcurv.parameters import gradients_of
 from fedcurv.steps import (
     Steppable,
@@ -65,6 +65,9 @@ class FedDynTerm(RememberingTerm):
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._pull.add_to_gradients(optimizer)
         self._steps += 1
+
+    def _affine(self, lr: float) -> AffineGradient:
+        return AffineGradient(self._alpha, {name: -own for name, own in self._own.items()})
 
     def _finish(self, trained: Mapping[str, Tensor]) -> tuple[float, str]:
         if self._is_attached and not self._steps:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedcurv.clients.methods.term import MethodTerm, require_sgd
 from fedcurv.clients.settings import TrainingSettings
-from fedcurv.clients.terms import LocalTerm, ProximalTerm
+from fedcurv.clients.terms import AffineGradient, LocalTerm, ProximalTerm
 from fedcurv.parameters import listed
 
 _ONE_PROCESS = "the steps of a site's workers are not one optimizer's; use client.trainer=local"
@@ -80,11 +80,7 @@ class FedNovaTerm(MethodTerm):
                 "fednova does not hold for FedProx's term and momentum together, under which a "
                 "gradient acts in turn downhill and uphill; use one of the two"
             )
-        if rate * self._mu > 1.0:
-            raise ValueError(
-                f"fednova: expected lr·μ <= 1, got {rate * self._mu:g}, with which FedProx's term "
-                "overshoots; lower either"
-            )
+        self._require_no_overshoot(rate)
         if momentum and not self._knows_momentum_of(optimizer):
             indices = range(len(self._steppable.parameters))
             if any(self._has_momentum(optimizer, i) for i in indices):
@@ -93,6 +89,23 @@ class FedNovaTerm(MethodTerm):
                     "one that stepped before it, or that was given a state; make a new one in "
                     "every round"
                 )
+
+    def _require_no_overshoot(self, lr: float) -> None:
+        if lr * self._mu > 1.0:
+            raise ValueError(
+                f"fednova: expected lr·μ <= 1, got {lr * self._mu:g}, with which FedProx's term "
+                "overshoots; lower either"
+            )
+
+    def _affine(self, lr: float) -> AffineGradient:
+        self._require_no_overshoot(lr)
+        return AffineGradient()
+
+    def note_steps(self, number: int, lr: float) -> None:
+        """Count the steps, each with the way back that FedProx's term takes."""
+        for _ in range(number):
+            self._way += lr * (1.0 - self._mu * self._way)
+        self._steps += number
 
     def _before_step(self, optimizer: torch.optim.Optimizer) -> None:
         moved = {i for i, p in enumerate(self._steppable.parameters) if p.grad is not None}

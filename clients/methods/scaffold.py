@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fedcurv.clients.methods.remembering import RememberingTerm
 from fedcurv.clients.methods.term import require_sgd
 from fedcurv.clients.settings import TrainingSettings
-from fedcurv.clients.terms import LocalTerm
+from fedcurv.clients.terms import AffineGradient, LocalTerm
 from fedcurv.curvature import shapes_of
 from fedcurv.parameters import gradients_of
 from fedcurv.steps import scale_of
@@ -106,6 +106,14 @@ class ScaffoldTerm(RememberingTerm):
                 "optimizer"
             )
         self._rates += float(optimizer.param_groups[0]["lr"])
+
+    def _affine(self, lr: float) -> AffineGradient:
+        pulls = zip(self.names, self._pulls, strict=True) if self._pulls else ()
+        return AffineGradient(shift=dict(pulls))
+
+    def note_steps(self, number: int, lr: float) -> None:
+        """Count the learning rates."""
+        self._rates += number * lr
 
     def _finish(self, trained: Mapping[str, Tensor]) -> tuple[float, str]:
         if not self._rates > 0.0:

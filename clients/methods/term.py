@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.clients.settings import TrainingSettings
-from fedcurv.clients.terms import LocalTerm
+from fedcurv.clients.terms import AffineGradient, LocalTerm
 from fedcurv.curvature import require_same_shapes, shapes_of
 from fedcurv.parameters import listed, named_like, trainable_parameters
 from fedcurv.steps import (
@@ -136,6 +136,17 @@ class MethodTerm(LocalTerm):
             handle = optimizer.register_step_pre_hook(once_a_step(self._felt))
         self._handles.append(handle)
         return self._attachments.note(handle, optimizer)
+
+    def affine(self, model: nn.Module, settings: TrainingSettings) -> AffineGradient | None:
+        """Return the gradient, where the term is about all of the model's parameters."""
+        self.require_settings(settings)
+        if set(self.names) != {name for name, _ in model.named_parameters()}:
+            return None
+        return self._affine(settings.lr)
+
+    def _affine(self, lr: float) -> AffineGradient | None:
+        """Return the term's gradient for steps of plain SGD with this learning rate."""
+        return None
 
     def _felt(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._steppable.held_by(optimizer):

@@ -24,8 +24,11 @@ from fedcurv.simulations.runners.batched.stacked import (
     stacked_parameters,
     train_stacked,
     why_not_stacked,
+    why_terms_not_stacked,
 )
-from fedcurv.strategies.wire.records import Instruction, pack_instruction
+from fedcurv.strategies.wire.arrays import pack_tensors
+from fedcurv.strategies.wire.methods import CONTROL, METHOD, Told, pack_told, take_answer
+from fedcurv.strategies.wire.records import LOCAL_TERM, Instruction, pack_instruction
 from tests.federation import context_of, message_with
 from tests.simulations.test_run import configuration, rows_of
 
@@ -57,11 +60,18 @@ def sums(client: int) -> Curvature:
     return Curvature(precision, {n: precision[n] * at[n] for n in shapes})
 
 
-def message_for(client: int, mu: float, pulled: bool) -> Message:
+def message_for(client: int, mu: float, pulled: bool, method: str | None = None) -> Message:
     message = message_with(None)
     content = {"arrays": ArrayRecord(start_model().state_dict())}
     message.content = RecordDict(content)
     message.content["config"] = ConfigRecord({"server-round": 2, "proximal-mu": mu})
+    if method is not None:
+        message.content["config"][LOCAL_TERM] = method
+        message.content[METHOD] = pack_told(Told(method, 2, number=0.4))
+        if method == "scaffold":
+            control = {n: torch.ones_like(p) for n, p in start_model().named_parameters()}
+            message.content[CONTROL] = pack_tensors(control)
+        return message
     instruction = Instruction(0.7, 1)
     if pulled:
         instruction = Instruction(0.7, 2, 1, ["another"], federation="f", sums=sums(client))
@@ -123,6 +133,41 @@ def test_a_stack_trains_each_client_as_it_would_alone(mode, mu, pulled, batch_si
             )
             moved += float((parameter - start_model().get_parameter(name)).detach().abs().sum())
     assert moved > 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "mu"), [("scaffold", 0.0), ("feddyn", 0.0), ("fednova", 0.0), ("fednova", 0.3)]
+)
+def test_a_stack_has_a_methods_term_and_its_answer(method, mu):
+    settings = TrainingSettings(epochs=3, batch_size=3, lr=LR)
+
+    def begun():
+        for client in range(len(SIZES)):
+            message = message_for(client, mu, pulled=False, method=method)
+            task = task_of(client, settings)
+            yield begin_round(task, message, context_of(client), torch.device("cpu"))
+
+    alone, together = list(begun()), list(begun())
+    assert not any(why_terms_not_stacked(local) for local in together)
+    expected = [trained_one_by_one(local) for local in alone]
+    losses = train_stacked(*stacked(together, [local.samples for local in together]))
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for one, other, loss in zip(alone, together, losses, strict=True):
+        for local in (one, other):
+            local.trained(loss)
+        answers = [take_answer(local.reply().content, method) for local in (one, other)]
+        assert answers[1].progress == pytest.approx(answers[0].progress)
+        for name, parameter in one.model.named_parameters():
+            stacked_one = other.model.get_parameter(name)
+            torch.testing.assert_close(stacked_one, parameter, rtol=1e-4, atol=1e-5)
+
+
+def test_a_term_that_is_not_about_all_parameters_is_left_to_the_client():
+    message = message_for(0, 0.0, pulled=False, method="feddyn")
+    local = begin_round(task_of(0, TrainingSettings()), message, context_of(0))
+    local.model[1].bias = nn.Parameter(torch.zeros(6))
+    local.model.register_parameter("more", nn.Parameter(torch.zeros(2)))
+    assert why_terms_not_stacked(local) == "the strategy's local term is a FedDynTerm"
 
 
 OTHERS = {
@@ -281,6 +326,18 @@ def test_the_batched_runner_gives_the_results_of_the_local_one(mode, tmp_path):
         numbers(clients[1], "penalty"), numbers(clients[0], "penalty"), rtol=5e-3, atol=1e-6
     )
     assert numbers(clients[0], "penalty").any()
+
+
+@pytest.mark.usefixtures("quick_pictures")
+def test_methods_with_terms_are_stacked_and_give_the_results_of_the_local_runner(tmp_path, caplog):
+    overrides = ["strategy=[scaffold,feddyn,fednova]", "fraction_train=0.6", "num_rounds=5"]
+    local = run(tmp_path / "local", *overrides)
+    together = run(tmp_path / "batched", "runner=batched", *overrides)
+    assert "one by one" not in caplog.text
+    for name in ("loss", "train_loss"):
+        np.testing.assert_allclose(numbers(together, name), numbers(local, name), rtol=2e-3)
+    losses = {row["strategy"]: row["loss"] for row in together}
+    assert len(set(losses.values())) == 3
 
 
 @pytest.mark.usefixtures("quick_pictures")

@@ -1,10 +1,11 @@
 """Several multilayer perceptrons of one shape, trained side by side by closed-form gradients.
 
 Each step is the one that ``fedcurv.clients.train`` takes with plain SGD and cross-entropy, for
-every client on its own batch, to rounding: the same batches in the same order, FedProx's term,
-FedCurv's penalty as a gradient or a proximal step. One matrix product for all clients does the work
-of many small ones; the product that forms a weight's gradient takes the step at once. Convolutions
-are no small operations: stacked, they were slower on a CPU (tests/benchmarks).
+every client on its own batch, to rounding: the same batches in the same order, FedCurv's penalty as
+a gradient or a proximal step, and the terms of FedProx, SCAFFOLD, FedDyn, FedNova and all others
+that have an affine gradient. One matrix product for all clients does the work of many small ones;
+the product that forms a weight's gradient takes the step at once. Convolutions are no small
+operations: stacked, they were slower on a CPU (tests/benchmarks).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedcurv.clients.local_round import LocalRound, LocalTask
-from fedcurv.clients.terms import CurvatureTerm, ProximalTerm
+from fedcurv.clients.terms import AffineGradient, CurvatureTerm, LocalTerm
 from fedcurv.losses import CrossEntropy
 from fedcurv.quadratic import Quadratic
 from fedcurv.simulations.runners.batched.batches import StackedBatches, StackedSamples, Step
@@ -30,12 +31,14 @@ class _Parameter:
 
     Attributes:
         values: shape (clients, ...).
-        start: as the round began, for FedProx; None without it.
+        start: as the round began, where the terms' gradient has a slope; None without.
+        shift: of the terms' gradient; None without.
         pull: the others' statistics, for proximal steps in that form; None without a penalty.
     """
 
     values: Tensor
     start: Tensor | None
+    shift: Tensor | None
     pull: Quadratic | None
 
 
@@ -83,20 +86,27 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
     return (
         settings,
         tuple(p.shape for p in local.model.parameters()),
-        _proximal_mu(local),
+        sum(gradient.slope for gradient in _affine(local)),
         None if penalty is None else (penalty.strength, *penalty.names),
         local.curvature.active,
     )
 
 
 def why_terms_not_stacked(local: LocalRound) -> str:
-    """Return what says that a round has terms other than FedProx's and FedCurv's; or nothing."""
-    others = [type(t).__name__ for t in local.terms if type(t) not in (ProximalTerm, CurvatureTerm)]
-    return f"the strategy's local term is a {others[0]}" if others else ""
+    """Return what says that a round has a term of another form than stacks take; or nothing."""
+    others = [
+        t for t in local.terms if type(t) is not CurvatureTerm and _gradient(t, local) is None
+    ]
+    return f"the strategy's local term is a {type(others[0]).__name__}" if others else ""
 
 
-def _proximal_mu(local: LocalRound) -> float:
-    return sum(term.mu for term in local.terms if isinstance(term, ProximalTerm))
+def _gradient(term: LocalTerm, local: LocalRound) -> AffineGradient | None:
+    return term.affine(local.model, local.task.settings)
+
+
+def _affine(local: LocalRound) -> list[AffineGradient]:
+    gradients = [_gradient(term, local) for term in local.terms]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def stacked_parameters(rounds: Sequence[LocalRound], device: torch.device) -> dict[str, Tensor]:
@@ -142,6 +152,8 @@ def train_stacked(
         nll = -stack.take(step).log_softmax(2).gather(2, step.labels)
         losses += (nll * (step.shares > 0)).sum((1, 2))
     stack.hand_back(rounds)
+    for local in rounds:
+        local.note_steps()
     return [loss / size for loss, size in zip(losses.tolist(), samples.sizes, strict=True)]
 
 
@@ -165,7 +177,9 @@ class _Replayed:
 class _Stack:
     def __init__(self, rounds: Sequence[LocalRound], parameters: Mapping[str, Tensor]) -> None:
         settings = rounds[0].task.settings
-        self.lr, self.mu, self.mode = settings.lr, _proximal_mu(rounds[0]), settings.penalty_mode
+        self.lr, self.mode = settings.lr, settings.penalty_mode
+        gradients = [_affine(local) for local in rounds]
+        self.slope = sum(gradient.slope for gradient in gradients[0])  # of one kind
         # of one kind, either all have a penalty or none
         penalties = [p for local in rounds if (p := local.curvature.penalty) is not None]
         self.strength = penalties[0].strength if penalties else 0.0
@@ -180,8 +194,9 @@ class _Stack:
                 )
                 if self.mode == "proximal":
                     pull.become_proximal(2.0 * settings.lr * self.strength)
-            start = values.clone() if self.mu else None
-            self.parameters.append(_Parameter(values, start, pull))
+            start = values.clone() if self.slope else None
+            shift = _shift([[g.shift.get(name) for g in of_one] for of_one in gradients], values)
+            self.parameters.append(_Parameter(values, start, shift, pull))
         self.weights = [parameter.values for parameter in self.parameters[::2]]
         self.biases = [parameter.values for parameter in self.parameters[1::2]]
 
@@ -218,8 +233,11 @@ class _Stack:
             pull = parameter.pull.first * parameter.values
             pull.sub_(parameter.pull.second).mul_(2.0 * self.lr * self.strength)
         if parameter.start is not None:
-            away = (parameter.values - parameter.start).mul_(self.lr * self.mu)
+            away = (parameter.values - parameter.start).mul_(self.lr * self.slope)
             pull = away if pull is None else pull.add_(away)
+        if parameter.shift is not None:
+            shift = self.lr * parameter.shift
+            pull = shift if pull is None else pull.add_(shift)
         if pull is not None:
             parameter.values.sub_(_where(active, pull))
 
@@ -235,6 +253,18 @@ class _Stack:
             # in one piece from a GPU
             for own, values in zip(owns, parameter.values.to(owns[0].device), strict=True):
                 own.copy_(values)
+
+
+def _shift(of_clients: Sequence[Sequence[Tensor | None]], values: Tensor) -> Tensor | None:
+    """Return the sums of every client's shifts of a parameter; None if there are none at all."""
+    if all(one is None for shifts in of_clients for one in shifts):
+        return None
+    total = torch.zeros_like(values)
+    for row, shifts in zip(total, of_clients, strict=True):
+        for one in shifts:
+            if one is not None:
+                row.add_(one.to(values.device))
+    return total
 
 
 def _where(active: Tensor | None, values: Tensor) -> Tensor:
