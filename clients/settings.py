@@ -22,6 +22,8 @@ from fedcurv.penalty import PenaltyMode
 from fedcurv.subset import Number, check_number
 
 Trainer = Literal["local", "lasgd"]
+# as LASGD has them, which only sites load
+OuterKind = Literal["nesterov", "momentum"]
 
 # small batches only make an estimate slow; larger ones than in training would take more memory
 _SMALLEST_FISHER_BATCH = 64
@@ -50,6 +52,9 @@ class TrainingSettings:
             on a GPU where there are any; then the bits depend on their speeds.
         workers: of ``lasgd``, >= 1.
         sync_every: of ``lasgd``, see there.
+        outer: of ``lasgd``: ``nesterov`` or ``momentum``, which begins anew in every round.
+        outer_lr: of it.
+        outer_momentum: of it.
 
     Raises:
         ValueError: naming every setting out of range.
@@ -71,6 +76,9 @@ class TrainingSettings:
     trainer: Trainer = "local"
     workers: int = 2
     sync_every: int = 8
+    outer: OuterKind | None = None
+    outer_lr: float = 0.7
+    outer_momentum: float = 0.9
 
     @property
     def fisher_batch_size(self) -> int:
@@ -84,7 +92,8 @@ class TrainingSettings:
             for name, (holds, wanted) in _RULES.items()
             if not _holds_without_error(holds, getattr(self, name))
         ]
-        for check in () if faults else (self._check_optimizer, self._check_schedule):
+        checks = (self._check_optimizer, self._check_schedule, self._check_outer)
+        for check in () if faults else checks:
             try:
                 check()
             except ValueError as error:
@@ -97,6 +106,19 @@ class TrainingSettings:
             check_optimizer(self.optimizer, self._shared())
         except ValueError as error:
             raise ValueError(f"client.optimizer: {error}") from error
+
+    def _check_outer(self) -> None:
+        if self.outer is not None and self.trainer != "lasgd":
+            raise ValueError(
+                f"client.outer must be null where client.trainer is {self.trainer}, got "
+                f"{self.outer!r}; it is of client.trainer=lasgd"
+            )
+        is_default = (self.outer_lr, self.outer_momentum) == (0.7, 0.9)
+        if self.outer is None and not is_default:
+            raise ValueError(
+                "client.outer_lr and client.outer_momentum must be left out without client.outer, "
+                f"got {self.outer_lr!r} and {self.outer_momentum!r}"
+            )
 
     def _check_schedule(self) -> None:
         LearningRates(self.lr, self.schedule)
@@ -186,6 +208,9 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "trainer": (lambda v: v in get_args(Trainer), "local or lasgd"),
     "workers": (_positive_integer, "an integer >= 1"),
     "sync_every": (_positive_integer, "an integer >= 1"),
+    "outer": (lambda v: v is None or v in get_args(OuterKind), "nesterov, momentum or null"),
+    "outer_lr": (lambda v: 0 < v < math.inf, "> 0 and finite"),
+    "outer_momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Errors as one line of a message."""
+"""Errors, and values that are wrong, as one line of a message."""
 
 # characters of an error that are told
 _LONGEST = 500
@@ -29,3 +29,9 @@ def error_in(text: str) -> str:
         lines = rest[begin:]
     told = " ".join(" ".join(lines).split())
     return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
+
+
+def told(value: object) -> str:
+    """Return a value in one line; of an object its class."""
+    plain = value is None or isinstance(value, bool | int | float | str | bytes)
+    return repr(value)[:80] if plain else f"one of class {type(value).__name__}"

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fedcurv.lasgd.checksum import checksum
 from fedcurv.lasgd.control import Control
 from fedcurv.lasgd.meeting import differing
 from fedcurv.lasgd.shared import Shared, end_if
@@ -37,8 +38,12 @@ def require_same_beginning(
         WorkersDiffer: at every worker, if one's is another.
     """
     end_if(shared.watch.of_tensors(), shared, control)
+    common = shared.replica.common
     description = {
-        "checksums": shared.watch.checksums(),
+        "checksums": {
+            **shared.watch.checksums(),
+            **{f"outer {n}": checksum(v) for n, v in common.velocity_by_name().items()},
+        },
         "data": describe_data(data),
         "loaded": has_loaded,
     }

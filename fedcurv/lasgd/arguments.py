@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from fedcurv.errors import told
+from fedcurv.lasgd.outer import faults_of
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.weights import Weights
 from fedcurv.parameters import listed
@@ -25,13 +27,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         arguments: all of them, by name.
     """
     faults = [
-        f"{name} must be {wanted}, got {_told(arguments[name])}"
+        f"{name} must be {wanted}, got {told(arguments[name])}"
         for name, (holds, wanted) in _RULES.items()
         if not holds(arguments[name])
     ]
     for name, wanted in _superfluous(arguments).items():
         if arguments[name] is not None:
-            faults.append(f"{name} must be left out {wanted}, got {_told(arguments[name])}")
+            faults.append(f"{name} must be left out {wanted}, got {told(arguments[name])}")
+    faults += faults_of(arguments["outer"], arguments["outer_lr"], arguments["outer_momentum"])
     if faults:
         raise ValueError("; ".join(faults))
 
@@ -93,12 +96,6 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "join": (_is_a(bool), "True or False"),
     "backend": (_is_one_of(Backend), "gloo or nccl"),
 }
-
-
-def _told(value: object) -> str:
-    """Return a value in one line; of an object its class."""
-    plain = value is None or isinstance(value, bool | int | float | str | bytes)
-    return repr(value)[:80] if plain else f"one of class {type(value).__name__}"
 
 
 def require_all(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:

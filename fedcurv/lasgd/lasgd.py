@@ -14,12 +14,14 @@ from fedcurv.lasgd import agreement, meeting
 from fedcurv.lasgd.arguments import Averaging, check_arguments, require_device
 from fedcurv.lasgd.counting import Counting
 from fedcurv.lasgd.counts import Counts
-from fedcurv.lasgd.data import Claim, Deck, SharedLoader, check_loader
+from fedcurv.lasgd.data import SharedLoader
+from fedcurv.lasgd.dealing import Dealing
+from fedcurv.lasgd.outer import Kind, Outer
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.rounds import Plan, Rounds
 from fedcurv.lasgd.shared import Shared, end_if
-from fedcurv.lasgd.state import require_state
+from fedcurv.lasgd.state import load_state, require_state, state_of
 from fedcurv.lasgd.stats import Stats, stats_of
 from fedcurv.lasgd.stepping import Stepping
 from fedcurv.lasgd.watch import Watch, WorkersDiffer
@@ -52,6 +54,11 @@ class LASGD:
         buffers: floating-point buffers such as BatchNorm's: ``average`` them, to be handed out by
             :meth:`synchronize` and at the end, when single integers, which are counts or flags,
             become the largest of the workers'; or keep all ``local``.
+        outer: the optimizer that a round's progress Δ goes through before it lands: ``nesterov`` or
+            ``momentum``; None lands Δ as it is.
+        outer_lr: of it, > 0.
+        outer_momentum: of it, in [0, 1). Every progress then counts outer_lr / (1 − outer_momentum)
+            times in the long run: take as much less of the optimizer's own learning rate.
         max_in_flight: steps that a worker makes between its snapshot and the landing before it
             waits, >= 1.
         timeout_s: within it the others go on without a worker that is killed or hangs, in
@@ -87,6 +94,9 @@ class LASGD:
         weights: Weights = "gradient",
         momentum: Averaging = "average",
         buffers: Averaging = "average",
+        outer: Kind | None = None,
+        outer_lr: float = Outer.lr,
+        outer_momentum: float = Outer.momentum,
         max_in_flight: int = 16,
         timeout_s: float = 60.0,
         store: Any = None,
@@ -102,6 +112,9 @@ class LASGD:
             "weights": weights,
             "momentum": momentum,
             "buffers": buffers,
+            "outer": outer,
+            "outer_lr": outer_lr,
+            "outer_momentum": outer_momentum,
             "backend": backend,
         }
         place = meeting.Place(store, rank, world_size, process_group, join)
@@ -113,6 +126,7 @@ class LASGD:
             optimizer,
             average_momentum=momentum == "average",
             average_buffers=buffers == "average",
+            outer=Outer(outer, outer_lr, outer_momentum),
         )
         require_device(replica.device, backend)
         watch = Watch(model, optimizer, with_buffers=buffers == "average")
@@ -133,8 +147,7 @@ class LASGD:
         self._counting = Counting(self._shared, self._control)
         self._counts = Counts(model, self._control) if buffers == "average" else None
         self._stepping = Stepping(optimizer, self._shared, self._control, max_in_flight)
-        self._deck: Deck | None = None
-        self._deck_state: dict[str, Any] | None = None
+        self._dealing = Dealing(self._shared, self._control, self._rounds.trained)
         self._joins, self._has_loaded = join, False
         self._stage: Literal["before", "within", "after"] = "before"
 
@@ -158,7 +171,7 @@ class LASGD:
         else:
             try:
                 agreement.require_same_beginning(
-                    self._shared, self._control, self._deck_state, has_loaded=self._has_loaded
+                    self._shared, self._control, self._dealing.saved, has_loaded=self._has_loaded
                 )
             except WorkersDiffer:
                 self._control.part(self._rounds.generation.members)
@@ -218,20 +231,8 @@ class LASGD:
             ValueError: for a data set without a length, or options that leave samples out.
             WorkersDiffer: at every worker, if data sets or settings differ.
         """
-        check_loader(dataset, batch_size, shuffle, seed, options)
-        if self._deck is not None:
-            raise RuntimeError("expected one loader, which may be iterated again; got a second")
-        self._deck = Deck(
-            len(dataset),  # type: ignore[arg-type]  # torch leaves it to the data set
-            self._rounds.trained,
-            shuffle=shuffle,
-            seed=seed,
-            state=self._deck_state,
-        )
-        difference = agreement.difference_of_loaders(self._control, self._deck.description)
-        end_if(difference, self._shared, self._control)
-        told = (self._require_within, self._note_batch)
-        return SharedLoader(dataset, self._deck, batch_size, self._control, *told, options)
+        order = (batch_size, shuffle, seed)
+        return self._dealing.loader(dataset, *order, options, self._require_within)
 
     def synchronize(self) -> None:
         """Wait for a round with all steps so far, and give the model its values, buffers too."""
@@ -283,11 +284,10 @@ class LASGD:
     def state_dict(self) -> dict[str, Any]:
         """Return the common model as of the last landing, and what of each epoch is not in it.
 
-        Any worker's will do. The optimizer's state is the optimizer's own.
+        Any worker's will do; an outer optimizer's velocity is in it, the optimizer's state is not.
         """
         with self._shared.changed:
-            data = self._deck_state if self._deck is None else self._deck.state_dict()
-            return {"model": self._shared.replica.anchor_by_name(), "data": data}
+            return state_of(self._shared.replica, self._dealing.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, the same at all workers, before the ``with`` block begins.
@@ -298,12 +298,12 @@ class LASGD:
             RuntimeError: if the training has begun.
             ValueError: if it is no such state, or of another model.
         """
-        if self._stage != "before" or self._deck is not None:
+        if self._stage != "before" or self._dealing.has_begun:
             raise RuntimeError("expected a state before loader() and the with block, got it later")
         require_state(state)
         if not self._joins:
-            self._shared.replica.load_anchor(state["model"])
-        self._deck_state, self._has_loaded = state["data"], True
+            load_state(self._shared.replica, state)
+        self._dealing.saved, self._has_loaded = state["data"], True
 
     def _require_within(self) -> None:
         if self._stage != "within":
@@ -311,8 +311,3 @@ class LASGD:
                 f"expected it inside of the with block of LASGD, got it {self._stage} that; write "
                 "the training loop into `with LASGD(...) as lasgd:`"
             )
-
-    def _note_batch(self, claim: Claim) -> None:
-        with self._shared.changed:
-            self._shared.untrained.append(claim)
-            self._shared.counters.samples += claim.end - claim.begin

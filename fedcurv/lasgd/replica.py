@@ -7,11 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fedcurv.lasgd.anchor import Anchor
 from fedcurv.lasgd.arguments import require_all
 from fedcurv.lasgd.flat import Sizes, views_of
 from fedcurv.lasgd.momentum import Momentum
+from fedcurv.lasgd.outer import NONE, Outer
 from fedcurv.lasgd.streams import streams_of
-from fedcurv.parameters import accumulation_dtype, listed, trainable_parameters
+from fedcurv.parameters import accumulation_dtype, trainable_parameters
 
 
 class Replica:
@@ -26,6 +28,7 @@ class Replica:
         optimizer: over all its trainable parameters.
         average_momentum: average the optimizer's momentum too.
         average_buffers: average floating-point buffers, such as BatchNorm's, into the anchor.
+        outer: what the progress of a round goes through.
 
     Raises:
         ValueError: if the optimizer does not hold the model's parameters, or devices differ.
@@ -38,6 +41,7 @@ class Replica:
         *,
         average_momentum: bool = True,
         average_buffers: bool = True,
+        outer: Outer = NONE,
     ) -> None:
         named = trainable_parameters(model)
         require_all(named, optimizer)
@@ -59,15 +63,18 @@ class Replica:
         tensors = [*self._parameters, *self._buffers]
         self.dtype = max(map(accumulation_dtype, tensors), key=lambda d: d.itemsize)
         sizes, make = self.sizes, partial(torch.zeros, dtype=self.dtype, device=self.device)
-        self.anchor = make(sizes.parameters + sizes.buffers)
         self._own = make(sizes.total)
+        self.common = Anchor(
+            {name: p.shape for name, p in named.items()},
+            dict(zip(self.buffer_names, (b.shape for b in self._buffers), strict=True)),
+            self._own,
+            outer,
+        )
+        self.anchor = self.common.flat
         self._correction = make(sizes.parameters + sizes.momentum)
 
         parts = torch.split(self._own, list(astuple(sizes)))
         self._own_parameters, self._own_buffers, self._own_momentum, self._own_presence = parts
-        self._anchor_parameters, self._anchor_buffers = torch.split(
-            self.anchor, list(astuple(sizes)[:2])
-        )
         self._correction_of_parameters, self._correction_of_momentum = torch.split(
             self._correction, [sizes.parameters, sizes.momentum]
         )
@@ -76,7 +83,6 @@ class Replica:
         self._own_views = views_of(self._own_parameters, of_parameters)
         self._views_of_own_buffers = views_of(self._own_buffers, of_buffers)
         self._views_of_own_momentum = views_of(self._own_momentum, shapes)
-        self._anchor_views = views_of(self.anchor, [*of_parameters, *of_buffers])
         self._correction_views = views_of(self._correction, [*of_parameters, *shapes])
         self._pending = self._reset = False
         self._since_snapshot = self._since_correction = 0
@@ -94,35 +100,28 @@ class Replica:
     def anchor_by_name(self) -> dict[str, Tensor]:
         """Return a copy of the anchor, by parameters' and buffers' names."""
         self.streams.before_training_writes()
-        return {n: view.clone() for n, view in zip(self.names, self._anchor_views, strict=True)}
+        return self.common.by_name()
 
-    @torch.no_grad()
     def load_anchor(self, values: dict[str, Tensor]) -> None:
         """Set the anchor, and the live model to it.
 
         Raises:
             ValueError: if names or shapes are others.
         """
-        expected = {n: view.shape for n, view in zip(self.names, self._anchor_views, strict=True)}
-        if {n: value.shape for n, value in values.items()} != expected:
-            raise ValueError(
-                f"expected the state of a model with {listed(self.names)}, got one with "
-                f"{listed(list(values))}, or with other shapes"
-            )
-        torch._foreach_copy_(self._anchor_views, [values[n] for n in self.names])
+        self.common.load(values)
         self.take_anchor()
 
     @torch.no_grad()
     def set_anchor(self, *, with_buffers: bool = True) -> None:
         """Take the live model for the anchor, or its parameters alone."""
         live = [*self._parameters, *(self._buffers if with_buffers else ())]
-        torch._foreach_copy_(self._anchor_views[: len(live)], live)
+        torch._foreach_copy_(self.common.views[: len(live)], live)
 
     @torch.no_grad()
     def take_anchor(self) -> None:
         """Overwrite the live model with the anchor, and forget what is not in it."""
         self.streams.before_training_writes()
-        torch._foreach_copy_([*self._parameters, *self._buffers], self._anchor_views)
+        torch._foreach_copy_([*self._parameters, *self._buffers], self.common.views)
         self.streams.after_training_wrote()
         self._pending = self._reset = False
         self._since_snapshot = self._since_correction = 0
@@ -139,10 +138,10 @@ class Replica:
         with self.streams.beside_training():
             if self._reset:
                 self._own.zero_()
-                self._own_buffers.copy_(self._anchor_buffers)
+                self._own_buffers.copy_(self.common.buffers)
                 return 0
             for x, z, own in zip(
-                self._parameters, self._anchor_views, self._own_views, strict=False
+                self._parameters, self.common.views, self._own_views, strict=False
             ):
                 torch.sub(x, z, out=own)
             if self.buffer_names:
@@ -160,7 +159,7 @@ class Replica:
             return bool(
                 torch.isfinite(self._own_parameters).all()
                 and torch.isfinite(self._own_momentum).all()
-                and (self._own_buffers.isfinite() | ~self._anchor_buffers.isfinite()).all()
+                and (self._own_buffers.isfinite() | ~self.common.buffers.isfinite()).all()
             )
 
     @torch.no_grad()
@@ -196,6 +195,7 @@ class Replica:
         factor: float,
         num_active: int,
         counts: Sequence[float],
+        share: float = 1.0,
         *,
         dropped: bool = False,
     ) -> None:
@@ -206,14 +206,15 @@ class Replica:
             factor: Δ is the sum times this.
             num_active: over how many workers the buffers were summed.
             counts: of :meth:`counts`.
+            share: of a whole round's steps that have landed, see ``share_of_round``.
             dropped: this worker's progress was left out: it goes on from the anchor.
         """
         with self.streams.beside_training():
             progress, buffers, momentum, _ = torch.split(body, list(astuple(self.sizes)))
             progress.mul_(factor)
-            self._anchor_parameters.add_(progress)
+            self.common.move(progress, share)
             if num_active:
-                _move(self._anchor_buffers, buffers.div_(num_active), num_active)
+                self.common.average(buffers.div_(num_active), num_active)
             self._reset = self._reset or dropped
             if self._pending:
                 self._fade_correction()
@@ -246,7 +247,7 @@ class Replica:
         n = len(self._parameters)
         self.streams.before_training_writes()
         if self._reset:
-            torch._foreach_copy_([*self._parameters, *self._buffers], self._anchor_views)
+            torch._foreach_copy_([*self._parameters, *self._buffers], self.common.views)
             self._since_snapshot = 0
         else:
             self._fade_correction()
@@ -276,17 +277,6 @@ class Replica:
             views = self._correction_views[len(self._parameters) :]
             _scale(views, self._momentum.decays(self._since_correction))
         self._since_correction = 0
-
-
-def _move(anchor: Tensor, mean: Tensor, number: int) -> None:
-    """Set buffers to their mean over workers; what none has changed keeps its bits.
-
-    The sum of equal values rounds, and overflows where they are as large as a mask's.
-    """
-    rounding = number * torch.finfo(mean.dtype).eps / 2
-    same = torch.isclose(mean, anchor, rtol=rounding, atol=0.0)
-    overflow = anchor.isfinite() & ~mean.isfinite()
-    anchor.copy_(torch.where(same | overflow, anchor, mean))
 
 
 def _scale(tensors: Sequence[Tensor], factors: Sequence[float]) -> None:

@@ -11,6 +11,7 @@ from fedcurv.lasgd import header
 from fedcurv.lasgd.control import Control, Generation
 from fedcurv.lasgd.data import Claim, Trained, packed, unpacked
 from fedcurv.lasgd.header import Report
+from fedcurv.lasgd.outer import share_of_round
 from fedcurv.lasgd.plane import Backend, Interrupted, Plane
 from fedcurv.lasgd.shared import LostWorker, Shared
 from fedcurv.lasgd.store import WorkerLost
@@ -74,7 +75,7 @@ class Rounds(Thread):
             WorkerLost: if all who had the anchor are lost.
         """
         while self.generation.fresh:
-            if self._is_handed_out():
+            if all(map(self._is_handed_out, self._shared.replica.common.in_common)):
                 self.generation = replace(self.generation, fresh=[])
             else:
                 self._regroup()
@@ -86,21 +87,21 @@ class Rounds(Thread):
             shared.uncounted = shared.replica.steps_since_snapshot
             shared.changed.notify_all()
 
-    def _is_handed_out(self) -> bool:
+    def _is_handed_out(self, name: str) -> bool:
         holders = [m for m in self.generation.members if m not in self.generation.fresh]
         if not holders:
             raise WorkerLost("all workers that had the common model are lost")
-        anchor = self._shared.replica.anchor
-        sent, streams = self._plane.flat[: len(anchor)], self._shared.replica.streams
+        values = self._shared.replica.common.in_common[name]
+        sent, streams = self._plane.flat[: len(values)], self._shared.replica.streams
         with streams.beside_training():
             sent.zero_()
             if self._control.worker == holders[0]:
-                sent.copy_(anchor)
-        if not self._is_summed("anchor"):
+                sent.copy_(values)
+        if not self._is_summed(name):
             return False
         with self._shared.changed:
             with streams.beside_training():
-                anchor.copy_(sent)
+                values.copy_(sent)
             # who hands it out as well, if it does not train yet: a sum makes 0 of -0
             if self._control.worker in self.generation.fresh or self.ident is None:
                 self._shared.replica.take_anchor()
@@ -249,7 +250,8 @@ class Rounds(Thread):
         with shared.changed:
             counters, steps = shared.counters, int(sum(r.steps for r in reports))
             in_flight = shared.replica.steps_since_snapshot
-            shared.replica.land(body, factor, num_active, counts, dropped=dropped)
+            share = share_of_round(steps, self._plan.sync_every)
+            shared.replica.land(body, factor, num_active, counts, share, dropped=dropped)
             self.trained.add(claim for text in told for claim in unpacked(text))
             counters.rounds += 1
             counters.steps_in_rounds += steps

@@ -1,5 +1,6 @@
-"""Check of a training's saved state."""
+"""A training's saved state, and its check."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,22 +8,53 @@ import torch
 from torch import Tensor
 
 from fedcurv.lasgd.checksum import checksum
+from fedcurv.lasgd.replica import Replica
+
+logger = logging.getLogger(__name__)
 
 _EXPECTED = "expected what state_dict() of LASGD has returned"
 
 
+def state_of(replica: Replica, data: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the state of a common model and of its data; of a velocity where there is one."""
+    state = {"model": replica.anchor_by_name(), "data": data}
+    velocity = replica.common.velocity_by_name()
+    return {**state, "outer": velocity} if velocity else state
+
+
+def load_state(replica: Replica, state: Mapping[str, Any]) -> None:
+    """Set a replica to a state that has been checked.
+
+    An outer optimizer that the state knows nothing of begins anew, and what it has of one that is
+    no longer wanted is left; both are told.
+
+    Raises:
+        ValueError: if it is of another model.
+    """
+    replica.load_anchor(state["model"])
+    velocity = state.get("outer", {})
+    replica.common.load_velocity(velocity)
+    has_one = "velocity" in replica.common.in_common
+    if has_one and not velocity:
+        logger.warning("the saved state has no outer optimizer's velocity: it begins with none")
+    if velocity and not has_one:
+        logger.warning("the saved state's outer velocity is left out: outer is off here")
+
+
 def require_state(state: object) -> None:
     """Raise a ValueError unless it is what ``LASGD.state_dict`` has returned, for any model."""
-    if not isinstance(state, Mapping) or state.keys() != {"model", "data"}:
+    if not isinstance(state, Mapping) or state.keys() - {"outer"} != {"model", "data"}:
         raise ValueError(
             f"{_EXPECTED}, a dict of 'model' and 'data', got {_told(state)}; a model's own state "
             "is for the load_state_dict() of the model, before LASGD(...) is made"
         )
-    values, data = state["model"], state["data"]
-    if not isinstance(values, Mapping) or not all(
-        isinstance(v, Tensor) and v.is_floating_point() for v in values.values()
-    ):
-        raise ValueError(f"{_EXPECTED}, got under 'model' no floating-point tensors by name")
+    for part in state.keys() & {"model", "outer"}:
+        values = state[part]
+        if not isinstance(values, Mapping) or not all(
+            isinstance(v, Tensor) and v.is_floating_point() for v in values.values()
+        ):
+            raise ValueError(f"{_EXPECTED}, got under {part!r} no floating-point tensors by name")
+    data = state["data"]
     if data is not None and not _is_of_data(data):
         raise ValueError(
             f"{_EXPECTED}, got under 'data' no num_samples, first epoch and rests that fit together"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich import box
 from rich.console import Console, JustifyMethod
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fedcurv.errors import in_one_line
 from fedcurv.lasgd import virtual
+from fedcurv.lasgd.outer import NONE, Kind, Outer
 from fedcurv.lasgd.virtual import Lengths, Link, Outcome, Plan, Problem, Site
 from fedcurv.simulations.commands.frame import explain, find_own_functions
 from fedcurv.simulations.own_calls import SAME, call_own
@@ -33,6 +34,9 @@ _LENGTHS: dict[str, Callable[..., Lengths]] = {
     "lognormal": virtual.lognormal,
 }
 
+# characters that all columns need
+_WIDEST = 112
+
 console = Console(markup=False)
 
 
@@ -43,13 +47,23 @@ class Row:
     method: str
     workers: int
     sync_every: int | None
+    lr: float | None
+    outer: Outer
     outcome: Outcome
 
     @property
     def name(self) -> str:
         """The run in a few words."""
         every = "" if self.sync_every is None else f", sync_every {self.sync_every}"
-        return f"{self.method}, {self.workers} workers{every}"
+        outer = "" if self.outer.kind is None else f", outer {self.outer_in_words}"
+        lr = "" if self.lr is None else f", lr {self.lr:g}"
+        return f"{self.method}, {self.workers} workers{every}{outer}{lr}"
+
+    @property
+    def outer_in_words(self) -> str:
+        """Kind, learning rate and momentum."""
+        outer = self.outer
+        return "-" if outer.kind is None else f"{outer.kind} {outer.lr:g} {outer.momentum:g}"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -77,6 +91,13 @@ def argument_parser() -> argparse.ArgumentParser:
         "--weights", choices=("gradient", "steps", "worker"), default="gradient", help="as LASGD's"
     )
     parser.add_argument(
+        "--outer", choices=("none", *get_args(Kind)), nargs="+", default=["none"], help="as LASGD's"
+    )
+    parser.add_argument("--outer-lr", type=float, nargs="+", default=[Outer.lr], help="of it (0.7)")
+    parser.add_argument(
+        "--outer-momentum", type=float, nargs="+", default=[Outer.momentum], help="of it (0.9)"
+    )
+    parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)"
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="of virtual time, at most (60)")
@@ -85,6 +106,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--problem", metavar="MODULE:FUNCTION", help="returns a Problem; by default a small network"
     )
+    parser.add_argument("--lr", type=float, nargs="+", help="of SGD on the small network (0.05)")
+    parser.add_argument("--momentum", type=float, help="likewise (0.9)")
     parser.add_argument(
         "--lose", action="append", default=[], metavar="WORKER@SECONDS", help="a worker that ends"
     )
@@ -152,9 +175,14 @@ def run_all(options: argparse.Namespace) -> list[Row]:
     Raises:
         ValueError: for options that cannot be meant.
     """
-    for name in ("workers", "sync_every", "methods"):
-        require_distinct(f"--{name.replace('_', '-')}", getattr(options, name))
-    problem = _problem(options.problem)
+    for name in ("workers", "sync_every", "outer", "outer_lr", "outer_momentum", "methods", "lr"):
+        require_distinct(f"--{name.replace('_', '-')}", getattr(options, name) or ())
+    if options.problem and (options.lr or options.momentum is not None):
+        raise ValueError(
+            "--lr and --momentum are of the small network; with --problem they are your function's"
+        )
+    outers = _outers(options)
+    problems = {lr: _problem(options.problem, lr, options.momentum) for lr in options.lr or [None]}
     link, lost = Link(options.link, options.bandwidth), lost_of(options.lose)
     if lost and "synchronous" in options.methods:
         raise ValueError(
@@ -162,8 +190,12 @@ def run_all(options: argparse.Namespace) -> list[Row]:
             "--methods lasgd blocking"
         )
     rows = []
-    for workers, method in itertools.product(options.workers, options.methods):
-        for sync_every in [None] if method == "synchronous" else options.sync_every:
+    for lr, workers, method in itertools.product(problems, options.workers, options.methods):
+        problem = problems[lr]
+        is_lasgd = method != "synchronous"
+        for sync_every, outer in itertools.product(
+            options.sync_every if is_lasgd else [None], outers if is_lasgd else [NONE]
+        ):
             lengths = lengths_of(options.steps, workers)
             until = {"seconds": options.seconds, "loss": options.loss}
             if sync_every is None:
@@ -176,17 +208,34 @@ def run_all(options: argparse.Namespace) -> list[Row]:
                     sync_every,
                     overlap=method == "lasgd",
                     weights=options.weights,
+                    outer=outer,
                     max_in_flight=options.max_in_flight,
                 )
                 site = Site(problem, plan, lengths, link, seed=options.seed, lost=lost)
                 outcome = site.run(**until)
-            rows.append(Row(method, workers, sync_every, outcome))
+            rows.append(Row(method, workers, sync_every, lr, outer, outcome))
     return rows
 
 
-def _problem(place: str | None) -> Problem:
+def _outers(options: argparse.Namespace) -> list[Outer]:
+    kinds = [None if kind == "none" else kind for kind in options.outer]
+    if kinds == [None]:
+        return [Outer(None, lr, momentum) for lr, momentum in _of_outer(options)]
+    outers = []
+    for kind in kinds:
+        every = _of_outer(options) if kind else [(Outer.lr, Outer.momentum)]
+        outers += [Outer(kind, lr, momentum) for lr, momentum in every]
+    return outers
+
+
+def _of_outer(options: argparse.Namespace) -> list[tuple[float, float]]:
+    return list(itertools.product(options.outer_lr, options.outer_momentum))
+
+
+def _problem(place: str | None, lr: float | None, momentum: float | None) -> Problem:
     if place is None:
-        return virtual.taught()
+        given = {"lr": lr, "momentum": momentum}
+        return virtual.taught(**{name: v for name, v in given.items() if v is not None})
     problem = call_own("--problem", place, SAME)
     if not isinstance(problem, Problem):
         raise ValueError(
@@ -204,15 +253,21 @@ def table(rows: Sequence[Row], loss: float) -> Table:
         "and the landing, mean over rounds. Every: sync_every. s, steps: until the test loss was "
         f"{loss:g}."
     )
-    headings = ("method", "workers", "every", "share", "s", "steps", "best", "flight")
+    own = {
+        "outer": [row.outer_in_words for row in rows],
+        "lr": ["-" if row.lr is None else f"{row.lr:g}" for row in rows],
+    }
+    own = {heading: values for heading, values in own.items() if {*values} != {"-"}}
+    headings = ("method", *own, "workers", "every", "share", "s", "steps", "best", "flight")
     for heading in (*headings, "rounds"):
-        justify: JustifyMethod = "left" if heading == "method" else "right"
+        justify: JustifyMethod = "left" if heading in ("method", "outer") else "right"
         shown.add_column(heading, justify=justify, no_wrap=True)
-    for row in rows:
+    for row, *values in zip(rows, *own.values(), strict=True):
         outcome, reached = row.outcome, row.outcome.first_below(loss)
         lowest = min((landing.loss for landing in outcome.landings), default=math.nan)
         shown.add_row(
             row.method,
+            *values,
             str(row.workers),
             "-" if row.sync_every is None else str(row.sync_every),
             f"{outcome.share:.2f}",
@@ -236,6 +291,7 @@ def main() -> None:
             picture(lines, options.loss).savefig(options.picture, dpi=150)
     except (ValueError, OSError) as error:
         sys.exit(f"{PROGRAM}: {explain(error)}")
+    console.width = max(console.width, _WIDEST)  # a narrow one would cut the names of the runs
     console.print(table(rows, options.loss))
     if options.picture is not None:
         console.print(f"written to {options.picture}")

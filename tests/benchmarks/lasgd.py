@@ -53,6 +53,9 @@ class Case:
     cost_s: float
     steps: int  # of all workers together
     seed: int
+    lr: float = 0.05
+    momentum: float = 0.9
+    options: tuple[tuple[str, Any], ...] = ()  # more of LASGD's settings
 
 
 @dataclass
@@ -107,7 +110,9 @@ class Worker:
     def __init__(self, case: Case, rank: int) -> None:
         self.case, self.rank = case, rank
         self.model = make_model(case.seed)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=case.lr, momentum=case.momentum
+        )
         self.random = random.Random(100 * case.seed + rank)
         self.trace = Trace(spans=[], models=[])
         self.began = time.monotonic()
@@ -196,6 +201,7 @@ def run_lasgd(worker: Worker, store: Any) -> None:
         store=store,
         rank=rank,
         world_size=WORKERS,
+        **dict(case.options),
     )
     Plane._sum = slow  # type: ignore[method-assign]
     with lasgd:

@@ -9,7 +9,9 @@ import numpy as np
 from tests.oracles.lasgd import Ledger
 
 
-def run(start, samples, lengths, *, lr, sync_every, link, notice, until, weights="gradient"):
+def run(
+    start, samples, lengths, *, lr, sync_every, link, notice, until, weights="gradient", outer=None
+):
     """Return (when, steps) of every landing, the common model, and each worker's steps.
 
     Args:
@@ -22,9 +24,10 @@ def run(start, samples, lengths, *, lr, sync_every, link, notice, until, weights
         notice: from the step that opens a round to the snapshots.
         until: the end.
         weights: of the ledger.
+        outer: of the ledger.
     """
     number = len(lengths)
-    ledger, samples = Ledger(start, number), list(samples)
+    ledger, samples = Ledger(start, number, outer), list(samples)
     taken = [samples.pop(0) for _ in range(number)]
     ends = [lengths[w][0] for w in range(number)]
     made = [0] * number

@@ -55,6 +55,22 @@ def test_the_table_has_what_the_runs_were_worth(command):
     assert shown[-1] == str(len(row.outcome.landings))
 
 
+def test_every_outer_optimizer_is_tried_with_every_learning_rate(command):
+    words = ("--methods", "lasgd", "synchronous", "--lr", "0.02", "0.05", "--seconds", "2")
+    outer = ("--outer", "none", "nesterov", "--outer-lr", "0.5", "0.7")
+    rows = run_all(argument_parser().parse_args((*words, *outer)))
+    of_lasgd = ["-", "nesterov 0.5 0.9", "nesterov 0.7 0.9"]
+    assert [(row.lr, row.outer_in_words) for row in rows] == [
+        (lr, name) for lr in (0.02, 0.05) for name in (*of_lasgd, "-")
+    ]
+    losses = [row.outcome.landings[-1].loss for row in rows]
+    assert len(set(losses)) == len(losses)
+    ended = command(PROGRAM, main, *words, *outer)
+    shown = [line for line in ended.output.splitlines() if "lasgd" in line or "synchr" in line]
+    assert "nesterov 0.5 0.9" in shown[1] and "0.02" in shown[1]
+    assert rows[1].name == "lasgd, 4 workers, sync_every 32, outer nesterov 0.5 0.9, lr 0.02"
+
+
 def test_a_record_gives_the_lengths_of_the_steps(tmp_path):
     record = tmp_path / "steps.json"
     record.write_text(json.dumps([[0.5, 1.5], [2.0]]))
@@ -90,6 +106,11 @@ def test_a_picture_is_written(command, own, tmp_path):
         (["--loss", "nan"], "expected seconds > 0 and a loss, got 5.0 and nan"),
         (["--workers", "2", "2"], "--workers: expected each once, got 2 twice"),
         (["--steps", "equal:seconds=1,seconds=2"], "--steps equal: expected each once, got 'sec"),
+        (["--outer-lr", "0.5"], "must be left out without outer, got 0.5 and 0.9; say outer=nest"),
+        (["--outer", "nesterov", "--outer-momentum", "1"], r"outer_momentum must be .* \[0, 1\)"),
+        (["--outer", "none", "none"], "--outer: expected each once, got none twice"),
+        (["--momentum", "0.1"], "--lr and --momentum are of the small network"),
+        (["--lr", "0.1"], "--lr and --momentum are of the small network; with --problem"),
         (["--workers", "0"], "workers must be an integer >= 1, got 0"),
         (["--link", "-1"], "seconds must be finite and >= 0, got -1.0"),
         (["--sync-every", "0"], "sync_every must be an integer >= 1, got 0"),

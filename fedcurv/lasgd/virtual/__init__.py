@@ -4,6 +4,7 @@ Steps take as long as they are said to, and no time passes while they are comput
 settings can be chosen before there is one, for more workers than a machine has cores.
 """
 
+from fedcurv.lasgd.outer import Outer
 from fedcurv.lasgd.virtual.lengths import (
     Lengths,
     equal,
@@ -24,6 +25,7 @@ __all__ = [
     "Lengths",
     "Link",
     "Outcome",
+    "Outer",
     "Plan",
     "Problem",
     "Site",

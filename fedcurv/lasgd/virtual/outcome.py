@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedcurv.lasgd.outer import NONE, Outer
 from fedcurv.lasgd.weights import Weights
 
 
@@ -18,6 +19,7 @@ class Plan:
         overlap: rounds run beside the training.
         weights: of the workers' progress.
         average_momentum: whether the optimizers' momentum is averaged.
+        outer: what the progress of a round goes through.
         max_in_flight: steps of a worker between its snapshot and the landing, before it waits.
         timeout_s: after which the others give up a worker that is lost.
     """
@@ -27,6 +29,7 @@ class Plan:
     overlap: bool = True
     weights: Weights = "gradient"
     average_momentum: bool = True
+    outer: Outer = NONE
     max_in_flight: int = 16
     timeout_s: float = 60.0
 

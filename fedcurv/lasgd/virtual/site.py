@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 
 from fedcurv.lasgd.header import LINES, Report
+from fedcurv.lasgd.outer import share_of_round
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.virtual.lengths import Lengths
 from fedcurv.lasgd.virtual.link import Link
@@ -165,11 +166,12 @@ class Site:
             bodies.append(body)
         total = torch.stack(bodies).sum(0)
         factor = common_factor(self._plan.weights, reports)
+        share = share_of_round(sum(steps), self._plan.sync_every)
         for worker in contributors:
             self._in_flight.append(worker.replica.steps_since_snapshot)
             body = total.clone()
             counts = worker.replica.counts(body)
-            worker.replica.land(body, factor, len(contributors), counts)
+            worker.replica.land(body, factor, len(contributors), counts, share)
         self._landed_steps += sum(steps)
         self._contributions.clear()
         self._is_open = False
@@ -233,7 +235,12 @@ class _Worker:
         self.number = number
         self._model = problem.make_model()
         self._optimizer = problem.make_optimizer(self._model)
-        self.replica = Replica(self._model, self._optimizer, average_momentum=plan.average_momentum)
+        self.replica = Replica(
+            self._model,
+            self._optimizer,
+            average_momentum=plan.average_momentum,
+            outer=plan.outer,
+        )
         self.replica.set_anchor()
         self.draws = random.Random(1_000_003 * seed + number)
         self.spans: list[tuple[float, float]] = []

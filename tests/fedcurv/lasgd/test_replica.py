@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedcurv.lasgd.header import Report
+from fedcurv.lasgd.outer import NONE, Outer, share_of_round
 from fedcurv.lasgd.replica import Replica
 from fedcurv.lasgd.weights import common_factor, own_weight
 from tests.oracles.lasgd import Ledger
@@ -24,11 +25,15 @@ def make_model(seed: int = 0) -> nn.Module:
 class Site:
     """Workers in one thread; the All-Reduce is a sum."""
 
-    def __init__(self, number, make_optimizer, weights="gradient", make_model=make_model):
-        self.weights = weights
+    def __init__(
+        self, number, make_optimizer, weights="gradient", make_model=make_model, outer=NONE, whole=8
+    ):
+        self.weights, self.whole = weights, whole
         self.models = [make_model() for _ in range(number)]
         self.optimizers = [make_optimizer(m.parameters()) for m in self.models]
-        self.replicas = [Replica(m, o) for m, o in zip(self.models, self.optimizers, strict=True)]
+        self.replicas = [
+            Replica(m, o, outer=outer) for m, o in zip(self.models, self.optimizers, strict=True)
+        ]
         for replica in self.replicas:
             replica.set_anchor()
 
@@ -60,7 +65,8 @@ class Site:
         factor = common_factor(self.weights, reports)
         for replica, bad in zip(self.replicas, broken, strict=True):
             number, counts = len(reports) - sum(broken), replica.counts(total)
-            replica.land(total.clone(), factor, number, counts, dropped=bad)
+            share = share_of_round(sum(r.steps for r in reports), self.whole)
+            replica.land(total.clone(), factor, number, counts, share, dropped=bad)
 
     def weights_of(self, worker):
         return flat(self.models[worker])
@@ -74,13 +80,18 @@ def sgd(parameters):
     return torch.optim.SGD(parameters, lr=LR)
 
 
+OUTERS = [NONE, Outer("nesterov"), Outer("momentum", 1.3, 0.5), Outer("nesterov", 0.4, 0.0)]
+
+
+@pytest.mark.parametrize("outer", OUTERS, ids=str)
 @pytest.mark.parametrize("weights", ["gradient", "steps", "worker"])
 @pytest.mark.parametrize("seed", range(5))
-def test_any_schedule_agrees_with_the_ledger(weights, seed):
-    """Steps in flight, rounds back to back, and corrections that wait over several rounds."""
+def test_any_schedule_agrees_with_the_ledger(weights, seed, outer):
+    """Steps in flight, rounds back to back, short and without steps, corrections that wait."""
     schedule, rng = random.Random(seed), np.random.default_rng(seed)
-    site = Site(3, sgd, weights)
-    ledger = Ledger(site.weights_of(0), 3)
+    site = Site(3, sgd, weights, outer=outer, whole=5)
+    kept = (outer.kind, outer.lr, outer.momentum, 5) if outer.kind else None
+    ledger = Ledger(site.weights_of(0), 3, kept)
     in_flight = False
     for _ in range(60):
         for _ in range(schedule.randrange(4)):
@@ -89,7 +100,7 @@ def test_any_schedule_agrees_with_the_ledger(weights, seed):
             ledger.step(worker, -LR * gradient)
             if schedule.random() < 0.5:
                 site.replicas[worker].apply()
-        if in_flight and sum(site.steps):
+        if in_flight:
             site.land()
             ledger.land(weights)
         in_flight = not in_flight

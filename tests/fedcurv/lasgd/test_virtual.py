@@ -10,6 +10,7 @@ from torch import nn
 
 from fedcurv.lasgd.virtual import (
     Link,
+    Outer,
     Plan,
     Problem,
     Site,
@@ -61,15 +62,16 @@ def in_the_sites_order(problem, number, seed=0):
     return [next(batches)[1][0].numpy() for _ in range(number)]
 
 
+@pytest.mark.parametrize("outer", [Outer(), Outer("nesterov", 0.3, 0.7), Outer("momentum")])
 @pytest.mark.parametrize("weights", ["gradient", "steps", "worker"])
 @pytest.mark.parametrize("link", [0.0, 0.37, 2.9])
-def test_a_run_is_the_ledgers_to_rounding(weights, link):
+def test_a_run_is_the_ledgers_to_rounding(weights, link, outer):
     draws = random.Random(0)
     torch.manual_seed(0)
     samples, start = torch.randn(50, 3, dtype=DOUBLE), torch.randn(3, dtype=DOUBLE)
     lengths = [[draws.uniform(0.5, 1.5) * (1 + 2 * w) for _ in range(90)] for w in range(3)]
     problem = vectors(samples, start)
-    plan = Plan(3, 5, weights=weights, max_in_flight=1000)
+    plan = Plan(3, 5, weights=weights, outer=outer, max_in_flight=1000)
     got = Site(problem, plan, recorded(lengths), Link(link)).run(seconds=40.0)
     landings, model, made = oracle.run(
         start.numpy(),
@@ -81,6 +83,7 @@ def test_a_run_is_the_ledgers_to_rounding(weights, link):
         notice=NOTICE,
         until=40.0,
         weights=weights,
+        outer=(outer.kind, outer.lr, outer.momentum, 5) if outer.kind else None,
     )
     assert [landing.steps for landing in got.landings] == [steps for _, steps in landings]
     np.testing.assert_allclose([one.seconds for one in got.landings], [s for s, _ in landings])
