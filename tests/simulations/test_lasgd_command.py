@@ -108,7 +108,7 @@ def test_a_picture_is_written(command, own, tmp_path):
         (["--steps", "equal:seconds=1,seconds=2"], "--steps equal: expected each once, got 'sec"),
         (["--outer-lr", "0.5"], "must be left out without outer, got 0.5 and 0.9; say outer=nest"),
         (["--outer", "nesterov", "--outer-momentum", "1"], r"outer_momentum must be .* \[0, 1\)"),
-        (["--outer", "none", "none"], "--outer: expected each once, got none twice"),
+        (["--outer", "none", "none"], "--outer: expected each once, got 'none' twice"),
         (["--momentum", "0.1"], "--lr and --momentum are of the small network"),
         (["--lr", "0.1"], "--lr and --momentum are of the small network; with --problem"),
         (["--workers", "0"], "workers must be an integer >= 1, got 0"),
