@@ -126,7 +126,7 @@ def test_what_is_no_state_is_refused_and_changes_nothing():
             assert message in str(raised.value), name
             assert "\n" not in str(raised.value)
         assert_same_bits([before, bits(model)])
-        assert lasgd._deck_state is None
+        assert lasgd._dealing.saved is None
 
     in_threads(work, 1)
 
