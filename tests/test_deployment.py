@@ -130,6 +130,8 @@ def test_the_commands_of_the_page_run_as_they_stand(tmp_path):
     # the report of the run that went on has the rounds of the first too
     assert [row["round"] for row in rows_of(results / "metrics.csv")] == ["0", "1", "2", "3"]
     assert torch.load(results / "best.pt", weights_only=True)
+    page = results / "report.html"
+    assert "round 3 of 3" in page.read_text() and page.stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.slow

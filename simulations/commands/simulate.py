@@ -27,6 +27,7 @@ from fedcurv.simulations.reports.comparison import (
     write_report,
 )
 from fedcurv.simulations.reports.history import History, tell_unused_terms
+from fedcurv.simulations.reports.live_page import LivePage
 from fedcurv.simulations.reports.round_files import RoundFiles, evaluation
 from fedcurv.strategies import RoundFailed
 from fedcurv.strategies.loop.rounds import RoundRecord
@@ -95,10 +96,10 @@ def simulate(
 ) -> list[Summary]:
     """Run every strategy of a configuration and write the report into ``folder``.
 
-    Everything is checked before the first strategy starts. metrics.csv, clients.csv and traffic.csv
-    grow with each round, and the report is written anew after each strategy, so that a failure in
-    a later one, or an interruption, loses nothing. A strategy whose training diverges, or of which
-    all clients fail in a round, ends there, and the others go on.
+    Everything is checked before the first strategy starts. metrics.csv, clients.csv, traffic.csv
+    and report.html grow with each round, and the rest is written anew after each strategy, so that
+    a failure in a later one, or an interruption, loses nothing. A strategy whose training diverges,
+    or of which all clients fail in a round, ends there, and the others go on.
 
     Args:
         config: as conf/config.yaml has it.
@@ -129,20 +130,21 @@ def simulate(
     saved = {name: SavedStrategy(folder, name, every) for name in strategies}
     histories: list[History] = []
     summaries: list[Summary] = []
-    try:
-        for name, strategy in strategies.items():
-            histories.append(saved[name].history())
-            if not saved[name].has_ended():
-                _run_strategy(resolved, strategy, saved[name], histories, files)
-            summaries = write_report(folder, histories, resolved, command, overrides)
-    except Interrupted as interrupted:
-        last = histories[-1]
-        if not saved[last.strategy].has_ended():
-            last.failure = f"{interrupted} came; it can go on"
-        if any(history.rounds for history in histories):
-            write_report(folder, histories, resolved, command, overrides, picture=False)
-        interrupted.how_to_go_on = f"go on with: fedcurv-simulate resume={folder}"
-        raise
+    with LivePage(folder, histories, resolved, command) as page:
+        try:
+            for name, strategy in strategies.items():
+                histories.append(saved[name].history())
+                if not saved[name].has_ended():
+                    _run_strategy(resolved, strategy, saved[name], histories, files, page)
+                summaries = write_report(folder, histories, resolved, command, overrides)
+        except Interrupted as interrupted:
+            last = histories[-1]
+            if not saved[last.strategy].has_ended():
+                last.failure = f"{interrupted} came; it can go on"
+            if any(history.rounds for history in histories):
+                write_report(folder, histories, resolved, command, overrides, picture=False)
+            interrupted.how_to_go_on = f"go on with: fedcurv-simulate resume={folder}"
+            raise
     tell_unused_terms(resolved, histories)
     forget(folder)
     return summaries
@@ -154,6 +156,7 @@ def _run_strategy(
     saved: SavedStrategy,
     histories: list[History],
     files: RoundFiles,
+    page: LivePage,
 ) -> None:
     """Run one strategy from where it stands; its history is the last of ``histories``."""
     history, num_rounds = histories[-1], resolved["num_rounds"]
@@ -177,6 +180,7 @@ def _run_strategy(
             saved.note,
             lambda record: files.add(history),
             lambda record: _show(steps, record, metric),
+            lambda record: page.renew(),
             lambda record: clients.begin_round(),
         ]
         server_app = make_server_app(

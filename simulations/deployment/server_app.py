@@ -3,6 +3,7 @@
 import logging
 import shlex
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fedcurv.simulations.parts.strategies import make_strategy
 from fedcurv.simulations.parts.tasks import metric_of
 from fedcurv.simulations.reports.comparison import summarise, write_report
 from fedcurv.simulations.reports.history import History, tell_unused_terms
+from fedcurv.simulations.reports.live_page import LivePage
 from fedcurv.simulations.reports.round_files import evaluation
 from fedcurv.strategies import BestModel, JsonLines
 from fedcurv.strategies.loop.rounds import RoundRecord
@@ -33,8 +35,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the strategy that the run's ``overrides`` name, and leave in ``output`` what came of it.
 
-    That is checkpoint.npz, from which a run with ``resume`` goes on, rounds.jsonl and best.pt as
-    rounds end, and the report at the end.
+    That is checkpoint.npz, from which a run with ``resume`` goes on, rounds.jsonl, best.pt and
+    report.html as rounds end, and the rest of the report at the end.
 
     Raises:
         ValueError: if the configuration cannot work, or there are several strategies.
@@ -50,10 +52,14 @@ def main(grid: Grid, context: Context) -> None:
     history, options = History(name), dict[str, Any]()
     watchers: list[Callable[[RoundRecord], object]] = [partial(_log, metric.name)]
     output = Path(str(run_config["output"])) if run_config.get("output") else None
+    command = f"flwr run, overrides: {overrides}"
+    page: AbstractContextManager[object] = nullcontext()
     if output is not None:
         private_folder(output)
         rounds = output / ROUNDS_FILE
         watchers.append(JsonLines(rounds))
+        page = live = LivePage(output, [history], resolved, command, private=True)
+        watchers.append(lambda record: live.renew())
         if run_config["resume"] and rounds.exists():
             history.rounds = JsonLines.read(rounds)
         options = {
@@ -65,11 +71,12 @@ def main(grid: Grid, context: Context) -> None:
     elif run_config["resume"]:
         raise ValueError("resume needs output: the folder of the run that is to go on")
     strategy = make_strategy(node, resolved)
-    make_server_app(resolved, strategy, history, watchers, **options)(grid, context)
-    tell_unused_terms(resolved, [history])
-    if output is not None:
-        with made_private():
-            write_report(output, [history], resolved, f"flwr run, overrides: {overrides}")
+    with page:
+        make_server_app(resolved, strategy, history, watchers, **options)(grid, context)
+        tell_unused_terms(resolved, [history])
+        if output is not None:
+            with made_private():
+                write_report(output, [history], resolved, command)
     summary = summarise(history, (), metric)
     logger.info("final %s %.4f, best %.4f", metric.name, summary.final, summary.best)
 

@@ -22,7 +22,8 @@ from fedcurv.simulations.reports.provenance import circumstances
 from fedcurv.simulations.reports.round_files import RoundFiles, write_csv
 
 
-def _caption(metric: Metric) -> str:
+def caption_of(metric: Metric) -> str:
+    """Return what stands below the comparison's table."""
     return (
         f"Test {metric.label}{metric.in_percent}; rounds until it first reached a target; all "
         "clients' payload per round."
@@ -128,8 +129,8 @@ def write_report(
     metric = metric_of(config)
     targets = targets_of(metric, config)
     summaries = [summarise(history, targets, metric) for history in histories]
-    caption = "\n\n".join((_caption(metric), *ended_early(summaries, config["num_rounds"])))
-    write_summary(folder, _cells(summaries), caption, config, command)
+    caption = "\n\n".join((caption_of(metric), *ended_early(summaries, config["num_rounds"])))
+    write_summary(folder, cells(summaries), caption, config, command)
     files = RoundFiles(folder, config, overrides or {})
     write_csv(folder / "summary.csv", [files.row(summary_row(s)) for s in summaries])
     files.write(histories)
@@ -141,13 +142,13 @@ def write_report(
 def table(summaries: Sequence[Summary]) -> Table:
     """Return the comparison for the terminal."""
     view = Table(
-        caption=_caption(summaries[0].metric),
+        caption=caption_of(summaries[0].metric),
         box=box.SIMPLE,
         pad_edge=False,
         collapse_padding=True,
         caption_justify="left",
     )
-    header, *rows = _cells(summaries)
+    header, *rows = cells(summaries)
     view.add_column(header[0], no_wrap=True)
     for name in header[1:]:
         view.add_column(name, justify="right", no_wrap=True)
@@ -179,7 +180,8 @@ def _or_empty(value: float) -> float | str:
     return "" if math.isnan(value) else round(value, 6)
 
 
-def _cells(summaries: Sequence[Summary]) -> list[list[str]]:
+def cells(summaries: Sequence[Summary]) -> list[list[str]]:
+    """Return the comparison's header and rows as text."""
     targets, metric = list(summaries[0].rounds_to), summaries[0].metric
     header = ["strategy", "best", "final"]
     header += [f"to {metric.target(target)}" for target in targets]
@@ -232,11 +234,16 @@ def write_summary(
 
 def write_config(folder: Path, config: dict[str, Any]) -> None:
     """Write config.yaml, from which a run can go on or be repeated."""
+    with replaced(folder / "config.yaml") as file:
+        file.write(config_text(config).encode())
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Return what config.yaml says."""
     # where the data lay on this machine is no part of the result, nor is whether it went on
     shown = {key: value for key, value in config.items() if key != "resume"}
     shown["data"] = {k: v for k, v in config["data"].items() if k != "root"}
-    with replaced(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(shown)).encode())
+    return OmegaConf.to_yaml(OmegaConf.create(shown))
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -63,7 +63,13 @@ class RoundFiles:
         return {**row, **{key: value for key, value in self._more.items() if key not in row}}
 
 
-def _round_rows(history: History, metric: str) -> list[dict[str, object]]:
+def round_rows(history: History, metric: str) -> list[dict[str, object]]:
+    """Return the lines of metrics.csv.
+
+    Args:
+        history: of a strategy.
+        metric: by which it is judged; the other tables do not depend on it.
+    """
     return [
         {
             "strategy": history.strategy,
@@ -78,12 +84,15 @@ def _round_rows(history: History, metric: str) -> list[dict[str, object]]:
             "seconds": round(record.seconds, 4),
             # of all that trained
             "lr": next((c.metrics["lr"] for c in record.clients if "lr" in c.metrics), ""),
+            "penalty": record.train_metrics.get("penalty", ""),
+            "strength": next((c.strength for c in record.clients if c.strength is not None), ""),
         }
         for record in history.rounds
     ]
 
 
-def _client_rows(history: History, metric: str) -> list[dict[str, object]]:
+def client_rows(history: History, metric: str) -> list[dict[str, object]]:
+    """Return the lines of clients.csv."""
     return [
         {
             "strategy": history.strategy,
@@ -111,7 +120,8 @@ def _client_rows(history: History, metric: str) -> list[dict[str, object]]:
     ]
 
 
-def _traffic_rows(history: History, metric: str) -> list[dict[str, object]]:
+def traffic_rows(history: History, metric: str) -> list[dict[str, object]]:
+    """Return the lines of traffic.csv."""
     return [
         {
             "strategy": history.strategy,
@@ -127,9 +137,9 @@ def _traffic_rows(history: History, metric: str) -> list[dict[str, object]]:
 
 # by file
 _ROWS: dict[str, Callable[[History, str], list[dict[str, object]]]] = {
-    "metrics.csv": _round_rows,
-    "clients.csv": _client_rows,
-    "traffic.csv": _traffic_rows,
+    "metrics.csv": round_rows,
+    "clients.csv": client_rows,
+    "traffic.csv": traffic_rows,
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
-from fedcurv.strategies.wire.records import LOCAL_TERM, client_id_order
+from fedcurv.strategies.wire.records import CONFIG, LOCAL_TERM, client_id_order
 
 # larger ones have no place in JSON, nor in a float
 _LARGEST_INTEGER = 2**64
@@ -27,6 +27,7 @@ class ClientRecord:
         up: payload of its reply, likewise.
         metrics: what it reported.
         local_term: that it was asked to add to its objective; nothing if to add none.
+        strength: λ of the others' pull that it was sent; None where it was sent none.
     """
 
     client_id: str
@@ -36,6 +37,7 @@ class ClientRecord:
     up: Mapping[str, int]
     metrics: Mapping[str, float]
     local_term: str = ""
+    strength: float | None = None
 
     @property
     def bytes_down(self) -> int:
@@ -130,6 +132,7 @@ class Traffic:
                     up=self._sizes.get(message_id, {}),
                     metrics=self._metrics.get(message_id, {}),
                     local_term=_local_term(message),
+                    strength=_strength(message),
                 )
             )
         there = {row.client_id for row in rows}
@@ -144,6 +147,15 @@ class Traffic:
 def _local_term(message: Message) -> str:
     terms = (record.get(LOCAL_TERM, "") for record in message.content.config_records.values())
     return next((str(term) for term in terms if term), "")
+
+
+def _strength(message: Message) -> float | None:
+    """Return λ of a message; one without sums of others has no pull, whatever it says."""
+    config = message.content.config_records.get(CONFIG, ConfigRecord())
+    strength = config.get("strength")
+    if not config.get("sums-round") or not isinstance(strength, int | float):
+        return None
+    return float(strength)
 
 
 def _bytes_by_record(message: Message) -> dict[str, int]:

@@ -101,6 +101,7 @@ def _require_types(record: RoundRecord, clients: Iterable[ClientRecord]) -> None
         or not all(isinstance(text, str) for text in texts)
         or not all(isinstance(table, dict) for table in tables)
         or not all(type(size) is int for size in sizes)
+        or not all(isinstance(c.strength, int | float | None) for c in clients)
     ):
         raise ValueError("a value is of a wrong type")
 

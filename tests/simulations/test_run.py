@@ -63,6 +63,7 @@ def test_the_main_job_writes_its_report(main_job):
         "clients.csv",
         "config.yaml",
         "metrics.csv",
+        "report.html",
         "summary.csv",
         "summary.md",
         "traffic.csv",
