@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fedcurv.batches import Forward, Targets
+from fedcurv.clients.bounded import BoundedHere
 from fedcurv.clients.privacy import Accountant, estimated
 from fedcurv.clients.reported import reported
 from fedcurv.clients.state import Contribution, own_terms, store_for
@@ -101,6 +102,7 @@ class ClientCurvature:
         self._shapes = shapes_of(dict(model.named_parameters()))
         self._withheld = withheld(model, names_of_arrays(message.content))
         self._about = spoken_of(model, self._chosen, self._withheld)
+        self._bounded = BoundedHere.of(message.content, model)
         self._sums_names: frozenset[str] = frozenset()
         size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
         directory = None if state_dir is None else Path(state_dir)
@@ -235,7 +237,7 @@ class ClientCurvature:
             return content
         fisher = {name: one for name, one in fisher.items() if name in names}
         instruction, client_id = self._active_instruction, client_id_of(self._context)
-        told = reported(model, fisher, names, instruction, client_id, content)
+        told = reported(model, fisher, names, instruction, client_id, content, self._bounded)
         add_report(
             content, self._context, told.precision, told.weighted, message_id=self._message_id
         )
@@ -303,10 +305,13 @@ class ClientCurvature:
         self, model: nn.Module, instruction: Instruction, sums: Curvature
     ) -> CurvaturePenalty | None:
         """Return the pull of the sums without this node's own terms; None if nothing remains."""
-        own = own_terms(self._store, instruction, sums)
+        bounded = self._bounded
+        own = own_terms(self._store, instruction, sums, noised=bounded is not None)
         if own is not None and len(instruction.contributors) == 1:
             return None
-        if own is not None:
+        if own is not None and bounded is not None:
+            sums = bounded.rest(sums, own)
+        elif own is not None:
             bounds = instruction.bounds
             sums = sums - own if bounds is None else sums.without(own, bounds.least)
         sums = sums.to(torch.float32)  # those of a secure sum are exact, in float64

@@ -7,6 +7,7 @@ import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor, nn
 
+from fedcurv.clients.bounded import BoundedHere
 from fedcurv.curvature import Curvature
 from fedcurv.strategies.wire.arrays import pack_tensors
 from fedcurv.strategies.wire.records import Instruction
@@ -38,6 +39,7 @@ def reported(
     instruction: Instruction,
     client_id: str,
     content: RecordDict,
+    bounded: BoundedHere | None = None,
 ) -> Reported:
     """Return what a client tells of a Fisher diagonal at its local solution.
 
@@ -48,11 +50,14 @@ def reported(
         instruction: says in how many bits, and on which scales in a secure sum.
         client_id: decides with the round how codes are rounded.
         content: of the reply, with the model's arrays.
+        bounded: how much the statistics may be; None for no bound.
 
     Raises:
         ValueError: if it is not valid.
     """
     curvature = Curvature.at(model, fisher, parameters=names).to(torch.float32)
+    if bounded is not None:
+        curvature = bounded.clipped(curvature)
     if instruction.secure_plan:
         plan = Plan.from_text(instruction.secure_plan)
         curvature = rounded(plan, curvature.precision, dict(model.named_parameters()))

@@ -177,11 +177,17 @@ def forget_others(context: Context, server_round: int, kept: Collection[int]) ->
 
 
 def own_terms(
-    store: ContributionStore, instruction: Instruction, sums: Curvature
+    store: ContributionStore, instruction: Instruction, sums: Curvature, *, noised: bool = False
 ) -> Curvature | None:
     """Return a client's own terms of the server's sums.
 
     None if there are none, or if they do not fit the sums, which the log says.
+
+    Args:
+        store: of the client.
+        instruction: with the sums.
+        sums: in it.
+        noised: whether these have noise, with which they may be smaller than one of their terms.
     """
     if not instruction.contributors:
         return None
@@ -194,7 +200,7 @@ def own_terms(
         return None
     # what was added up of terms >= 0 is nowhere smaller than one of them, but for its rounding
     most = sums.precision if instruction.bounds is None else instruction.bounds.most
-    if any(bool((precision[name] > bound).any()) for name, bound in most.items()):
+    if not noised and any(bool((precision[name] > bound).any()) for name, bound in most.items()):
         logger.warning("own statistics exceed the server's sums of them and count as absent")
         return None
     return own.curvature

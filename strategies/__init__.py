@@ -8,6 +8,7 @@ from fedcurv.strategies.loop.start import start
 from fedcurv.strategies.loop.stopping import EarlyStopping
 from fedcurv.strategies.loop.strategy_calls import StrategyFailed
 from fedcurv.strategies.loop.watchers import JsonLines, ScalarLog, TensorBoard
+from fedcurv.strategies.private.private_sums import PrivateSums
 from fedcurv.strategies.replies.check import RoundFailed
 from fedcurv.strategies.scaffold import Scaffold
 from fedcurv.strategies.secure.secure_sums import SecureSums
@@ -21,6 +22,7 @@ __all__ = [
     "FedDyn",
     "FedNova",
     "JsonLines",
+    "PrivateSums",
     "RoundFailed",
     "Scaffold",
     "ScalarLog",

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
@@ -15,6 +16,8 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
+from fedcurv.strategies.private.privacy import privacy_of
+from fedcurv.strategies.private.private_sums import PrivateSums
 from fedcurv.strategies.received import Received
 from fedcurv.strategies.replies.check import Sent, in_order_of_clients
 from fedcurv.strategies.replies.metrics import MetricGaps
@@ -78,6 +81,9 @@ class FedCurv(Wrapping):
         max_trace: how large the sum of a client's precision may be, > 1, in units of the round's
             middle one: of a reply above it the statistics are left out, and its model is averaged.
             By default 100. ``math.inf`` lifts either bound, as ``secure_sums`` does.
+        private_sums: clip and noise of the sums, around one of Flower's wrappers for differential
+            privacy, which has them for the model; the metrics of a round then hold the ``epsilon``
+            of both together. See docs/privacy.md.
         **fedavg_options: ``FedAvg``'s own, only without ``strategy``.
 
     Attributes:
@@ -88,9 +94,9 @@ class FedCurv(Wrapping):
 
     Raises:
         ValueError: if strength is negative or not finite, or a bound not above 0.
-        TypeError: for differential-privacy wrappers, which treat every array as a weight; for a
-            strategy that overrides ``start``, which would not be called; for options beside a
-            strategy; and for words and strategies of Flower's legacy API.
+        TypeError: for differential-privacy wrappers without ``private_sums``, and for this without
+            them; for a strategy that overrides ``start``, which would not be called; for options
+            beside a strategy; and for words and strategies of Flower's legacy API.
 
     Source: the sums are arXiv 1910.07796's. That they hold the repliers of the previous round only,
     and the message ids by which a node knows whether its own terms are among them, are ours.
@@ -108,6 +114,7 @@ class FedCurv(Wrapping):
         robust: str | float = AUTO,
         max_distance: float | None = None,
         max_trace: float | None = None,
+        private_sums: PrivateSums | None = None,
         **fedavg_options: Any,
     ) -> None:
         self._strength = Strength(strength)
@@ -117,17 +124,26 @@ class FedCurv(Wrapping):
         if isinstance(strategy, FedCurv):
             raise TypeError("expected a strategy that is not FedCurv itself, got FedCurv")
         if strategy is not None:
-            refuse_to_wrap(strategy, fedavg_options)
+            refuse_to_wrap(strategy, fedavg_options, private=private_sums is not None)
         wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
+        self._privacy = privacy_of(
+            private_sums,
+            wrapped,
+            secure_sums=secure_sums,
+            bits=bits,
+            robust=robust,
+            bounds={"max_distance": max_distance, "max_trace": max_trace},
+        )
         self.secure_sums = secure_sums
         self.bits = checked_bits(bits, secure_sums=secure_sums)
         self._max_precision = max_precision
         self.max_examples = checked_bound(max_examples)
         self._robust = robust
         self._rule = rule_for(robust, wrapped, secure_sums=secure_sums)
+        alone = secure_sums or self._privacy is not None  # each reply for itself
         self._cohort = Cohort(
-            checked_times("max_distance", max_distance, MAX_DISTANCE, secure_sums=secure_sums),
-            checked_times("max_trace", max_trace, MAX_TRACE, secure_sums=secure_sums),
+            checked_times("max_distance", max_distance, MAX_DISTANCE, secure_sums=alone),
+            checked_times("max_trace", max_trace, MAX_TRACE, secure_sums=alone),
             near=self._rule is not None and self._rule.near,
         )
         self._settling = Settling()
@@ -149,14 +165,16 @@ class FedCurv(Wrapping):
     ) -> Iterable[Message]:
         """Add the sums to the wrapped strategy's messages."""
         messages = self._wrapped_messages(server_round, arrays, config, grid, called="FedCurv")
-        self._sent = Sent.of(arrays)
+        self._sent, privacy = Sent.of(arrays), self._privacy
         instruction = dataclasses.replace(
             self._instruction,
             server_round=server_round,
-            secure_sums=self.secure_sums,
+            secure_sums=self.secure_sums or (privacy is not None and privacy.clients_send_both),
             bits=checked_bits(self.bits, secure_sums=self.secure_sums),
         )
         self._sending.add_to(messages, instruction)
+        if privacy is not None:
+            privacy.begin(arrays, messages)
         return messages
 
     def aggregate_train(
@@ -175,6 +193,7 @@ class FedCurv(Wrapping):
         if isinstance(replies, Sequence):
             replies = in_order_of_clients(replies)
         rule, holds = self._rule, self._rule is not None and self._rule.holds
+        privacy = self._privacy
         received = Received(server_round, self._sent, self._weighted_by_key, self._known)
         sums = RoundSums(
             self._max_precision,
@@ -182,16 +201,18 @@ class FedCurv(Wrapping):
             self._weighted_by_key,
             cohort=self._cohort,
             holds=holds,
+            bounded=None if privacy is None else privacy.bounded,
         )
         self._cohort.begin(self._sent.arrays, self.strength)
         received.take(replies, sums)
-        agreed = received.agreed(sums, self._parameter_names)
+        dtype = torch.float32 if privacy is None else torch.float64
+        agreed = received.agreed(sums, self._parameter_names, dtype)
         self.refused, self.left_out = received.refused, agreed.left_out
         received.settle(agreed)
         self._gaps.fill(server_round, received.fit, self._weighted_by_key, received.client_of)
-        finish = self._settling.prepare(
-            self.strategy, self._sent, received.constant, received.contents()
-        )
+        contents = received.contents()
+        weights = [weight for _, weight in contents]
+        finish = self._settling.prepare(self.strategy, self._sent, received.constant, contents)
         with noted_selection(rule, self.strategy) as used:
             arrays, metrics = StrategyCalls(self.strategy).aggregate_train(
                 server_round, received.fit
@@ -199,6 +220,11 @@ class FedCurv(Wrapping):
         formed = RobustSums(agreed.sums, agreed.contributors, agreed.contributors)
         if rule is not None and holds:
             formed = robust_sums(rule, agreed.held, received.ids_of(used))
+        if privacy is not None:
+            formed = privacy.released(formed)
+            if arrays is not None:
+                privacy.count_model(weights)
+            metrics = privacy.with_epsilon(server_round, metrics)
         self._learn(server_round, agreed, formed)
         if arrays is not None:
             arrays = finish(server_round, arrays)
@@ -250,6 +276,7 @@ class FedCurv(Wrapping):
             if sums is None
             else records.pack_tensors(sums.weighted_parameters),
             "cohort": self._cohort.state_dict(),
+            "privacy": [] if self._privacy is None else self._privacy.budget.rounds,
             "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
 
@@ -257,6 +284,8 @@ class FedCurv(Wrapping):
         """Go on from what ``state_dict`` returned; a ValueError changes nothing."""
         sums = saved_sums(state)
         strategy_state.load_learned(self.strategy, state["strategy"])
+        if self._privacy is not None:
+            self._privacy.budget.resume(state.get("privacy", []))
         self._cohort.load_state_dict(state.get("cohort") or {})
         self._strength.resume(state["strength"])
         self._sending.begin(state["federation"])

@@ -28,7 +28,12 @@ class JointReply(Message):
         self.answered = answered
 
 
-def agreed_in(replies: Iterable[Message], sums: RoundSums, names: frozenset[str]) -> Agreed:
+def agreed_in(
+    replies: Iterable[Message],
+    sums: RoundSums,
+    names: frozenset[str],
+    dtype: torch.dtype = torch.float32,
+) -> Agreed:
     """Return what a round's replies agree on; those in a joint one contribute alike.
 
     The sums of a joint reply are whole numbers times powers of two, and stay so in float64: what a
@@ -38,10 +43,11 @@ def agreed_in(replies: Iterable[Message], sums: RoundSums, names: frozenset[str]
         replies: of the round.
         sums: of what they hold.
         names: of the statistics of earlier rounds.
+        dtype: of sums of single replies.
     """
     joint = next((reply for reply in replies if isinstance(reply, JointReply)), None)
     if joint is None:
-        return sums.agreed(names)
+        return sums.agreed(names, dtype)
     agreed = sums.agreed(names, torch.float64)
     share = sum(agreed.contributors.values()) / len(joint.answered)
     answered = joint.answered if agreed.contributors else ()

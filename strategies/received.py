@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 
+import torch
 from flwr.app import Message, RecordDict
 
 from fedcurv.strategies.joint import agreed_in
@@ -80,9 +81,11 @@ class Received:
         sums.add(message_id, content, arrays, report)
         return arrays
 
-    def agreed(self, sums: RoundSums, parameter_names: frozenset[str]) -> Agreed:
+    def agreed(
+        self, sums: RoundSums, parameter_names: frozenset[str], dtype: torch.dtype
+    ) -> Agreed:
         """Return what most replies agree on; see ``agreed_in``."""
-        return agreed_in(self._all, sums, parameter_names)
+        return agreed_in(self._all, sums, parameter_names, dtype)
 
     def settle(self, agreed: Agreed) -> None:
         """Refuse what most replies do not agree with, and say so.

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,7 @@ class RoundSums:
         weighted_by_key: the weights' name in the metrics.
         cohort: in this round; None for no bounds relative to it.
         holds: hold every reply's terms and form no sums.
+        bounded: makes of a client's terms those that are summed up; None leaves them.
     """
 
     def __init__(
@@ -91,7 +92,9 @@ class RoundSums:
         *,
         cohort: Cohort | None = None,
         holds: bool = False,
+        bounded: Callable[[Term], Term] | None = None,
     ) -> None:
+        self._bounded = bounded
         self._max_precision = min(max_precision, _LARGEST_TERM)
         self._weights = Weights(max_examples)
         self._weighted_by_key = weighted_by_key
@@ -124,6 +127,7 @@ class RoundSums:
         term = None
         if report is not None:
             term = _checked_term(precision, report, arrays, self._max_precision)
+            term = term if self._bounded is None else self._bounded(term)
         weight_class = self._weights.add(arrays.weight, self._weighted_by_key)
         self._weight_class[message_id] = weight_class
         self._weight_of[message_id] = arrays.weight

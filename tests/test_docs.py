@@ -47,7 +47,7 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for name, value in alone_under_torchrun().items():
         monkeypatch.setenv(name, value)
-    for library in re.findall(r"^from (transformers)\b", page.read_text(), re.MULTILINE):
+    for library in re.findall(r"^from (opacus|transformers)\b", page.read_text(), re.MULTILINE):
         pytest.importorskip(library, reason=f"{library} is in the extra dev-apps")
     printed, namespace = io.StringIO(), {"__name__": page.stem}
     with contextlib.redirect_stdout(printed):

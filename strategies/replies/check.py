@@ -64,7 +64,8 @@ def require_some_success(
             hint = (
                 "\nA Flower mod on the client refused the message. Differential-privacy mods "
                 "accept one ArrayRecord per message; FedCurv sends more, and its statistics must "
-                "not be clipped as if they were weights: remove the mod, or use FedAvg."
+                "not be clipped as if they were weights: take fedcurv.clients.fixed_clipping_mod "
+                "or adaptive_clipping_mod with FedCurv(..., private_sums=...), or FedAvg."
             )
     else:
         reason = refused[first.metadata.reply_to_message_id]

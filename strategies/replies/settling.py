@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Bulyan, MultiKrum, QFedAvg, Strategy
 
 from fedcurv.strategies.replies.buffers import BufferMeans, buffer_names, medians, whole_numbers
 from fedcurv.strategies.replies.check import LARGEST, RoundFailed, Sent, range_of
+from fedcurv.strategies.unfit import DP_WRAPPERS
 from fedcurv.strategies.wire.arrays import read_array, unpack_tensors
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,9 @@ class Settling:
             replies: that are averaged, with their weights.
         """
         buffers = buffer_names(sent.arrays)
-        means = BufferMeans(sent.arrays, buffers - set(constant), replies)
+        is_private = isinstance(strategy, DP_WRAPPERS)  # the mean without noise is not to be seen
+        settled = frozenset() if is_private else buffers - set(constant)
+        means = BufferMeans(sent.arrays, settled, replies)
         aside: dict[str, Array] = {}
         if isinstance(strategy, QFedAvg):
             aside = means.arrays()

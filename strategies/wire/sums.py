@@ -86,7 +86,7 @@ def pack_sums(
         server_round: decides with the names how codes are rounded.
     """
     plain = {PRECISION: sums.precision, WEIGHTED: sums.weighted_parameters}
-    centre = None if content is None or bits == EXACT_BITS else _centre(sums.precision, content)
+    centre = None if content is None or bits == EXACT_BITS else arrays_like(sums.precision, content)
     if centre is None:
         return {name: pack_tensors(tensors) for name, tensors in plain.items()}
     generator = rounding("server", server_round)
@@ -123,7 +123,7 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
             f"{sorted(content.keys())}; does a mod on the way drop records?"
         )
     coded = Curvature(unpack_coded(precision, "precision"), unpack_coded(distance, "distance"))
-    centre = _centre(coded.precision, content)
+    centre = arrays_like(coded.precision, content)
     if centre is None:
         raise ValueError(
             f"expected the model's arrays ({listed(list(coded.precision))}) in the message that "
@@ -138,7 +138,7 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
     return ReceivedSums(Curvature(coded.precision, weighted_parameters), Bounds(precision))
 
 
-def _centre(named: Mapping[str, Tensor], content: RecordDict) -> dict[str, Tensor] | None:
+def arrays_like(named: Mapping[str, Tensor], content: RecordDict) -> dict[str, Tensor] | None:
     """Return the message's own arrays of these names in float32; None if one is not there."""
     found: dict[str, Array] = {}
     for key, record in content.array_records.items():

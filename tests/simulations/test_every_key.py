@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ COMPOSITIONS = [
     ("config", ["strategy=fedadam", "model=resnet18", "partition=pathological", "runner=batched"]),
     ("config", ["strategy=fedavg", "partition=flwr_datasets", "model=small_resnet"]),
     ("config", ["strategy=[secure_fedavg,secure_fedcurv]", "runner=ray"]),
+    *([("config", ["strategy=[private_fedavg,private_fedcurv]"])] if find_spec("opacus") else []),
     (
         "config",
         [
@@ -93,6 +95,18 @@ GOOD: dict[str, list[Any]] = {
     "strategy.secure_fedcurv.strategy.strength": [1.5],
     "strategy.secure_fedcurv.strategy.secure_sums": [True],
     **{f"strategy.secure_{name}.stage_timeout": [1.5] for name in ("fedavg", "fedcurv")},
+    "strategy.private_fedavg.strength": [1.5],
+    "strategy.private_fedcurv.strength": [1.5],
+    **{
+        f"strategy.{name}.{key}": [1.5]
+        for name in ("private_fedavg", "private_fedcurv")
+        for key in (
+            *(f"private_sums.{key}" for key in ("clip", "noise_multiplier", "distance")),
+            "private_sums.threshold",
+            *(f"strategy.{key}" for key in ("noise_multiplier", "clipping_norm")),
+            "strategy.num_sampled_clients",
+        )
+    },
     "strategy.fedadam.eta": [1.5],
     "strategy.fedavgm.server_learning_rate": [1.5],
     "strategy.feddyn.alpha": [1.5],

@@ -356,8 +356,8 @@ def test_options_belong_to_the_wrapped_strategy():
         FedCurv(FedAdam(), strength=0.1, fraction_train=0.5)
 
 
-def test_differential_privacy_is_refused_on_both_sides_of_the_wrapping():
-    with pytest.raises(TypeError, match="without differential privacy"):
+def test_differential_privacy_without_noise_for_the_sums_is_refused():
+    with pytest.raises(TypeError, match=r"expected private_sums=PrivateSums\(...\) around Diff"):
         FedCurv(DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1.0, 1.0, 2), strength=0.1)
     inside = DifferentialPrivacyServerSideFixedClipping(FedCurv(strength=0.1), 1.0, 1.0, 2)
     with pytest.raises(TypeError, match="FedCurv without differential privacy"):

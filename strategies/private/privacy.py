@@ -1,0 +1,173 @@
+"""FedCurv around differential privacy: the statistics have a clip and a noise of their own."""
+
+import logging
+import math
+import secrets
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+    FedAvg,
+    Strategy,
+)
+from torch import Tensor
+
+from fedcurv.bounded import at_zero, noised
+from fedcurv.curvature import Curvature
+from fedcurv.strategies.private.budget import Budget, releases_of_model
+from fedcurv.strategies.private.private_sums import PrivateSums, is_number
+from fedcurv.strategies.replies.buffers import buffer_names
+from fedcurv.strategies.robust.rules import RobustSums
+from fedcurv.strategies.robust.trimmed import Term
+from fedcurv.strategies.unfit import DP_WRAPPERS, Misplaced
+from fedcurv.strategies.wire.arrays import unpack_tensors
+from fedcurv.strategies.wire.bounds import BOUND, pack_bound
+from fedcurv.strategies.wire.codes import EXACT_BITS
+
+logger = logging.getLogger(__name__)
+
+EPSILON = "epsilon"
+_AT_CLIENTS = (
+    DifferentialPrivacyClientSideAdaptiveClipping,
+    DifferentialPrivacyClientSideFixedClipping,
+)
+
+
+class Privacy:
+    """Clips, noises and counts what FedCurv releases of a round, beside a wrapper of Flower's.
+
+    Args:
+        private_sums: as they were given.
+        wrapper: the strategy that clips and noises the model.
+
+    Attributes:
+        budget: what is spent.
+        clients_send_both: whether clients send Q beside P, as what becomes of their models on the
+            way is not what they remember.
+    """
+
+    def __init__(self, private_sums: PrivateSums, wrapper: Strategy) -> None:
+        self._settings, self._bound = private_sums, private_sums.bound
+        self._wrapper: Any = wrapper
+        self._model: dict[str, Tensor] = {}
+        self._clip = math.nan
+        self._released: list[float] = []
+        self._noise = private_sums.noise or torch.Generator().manual_seed(secrets.randbits(63))
+        self.budget = Budget(private_sums.accountant, private_sums.delta)
+        self.clients_send_both = isinstance(wrapper, _AT_CLIENTS)
+
+    def begin(self, arrays: ArrayRecord, messages: Iterable[Message]) -> None:
+        """Begin a round: note what is sent, and tell clients how much their statistics may be.
+
+        Raises:
+            Misplaced: for a model with buffers.
+        """
+        if buffers := sorted(buffer_names(arrays)):
+            raise Misplaced(
+                f"expected a model of parameters alone with private_sums, got {buffers[0]!r}, "
+                "whose mean is sent without noise; use layers without running statistics, such as "
+                "GroupNorm"
+            )
+        self._model = unpack_tensors(arrays)
+        self._clip, self._released = self._wrapper.clipping_norm, []
+        for message in messages:
+            message.content = RecordDict({**message.content, BOUND: pack_bound(self._bound)})
+
+    def bounded(self, term: Term) -> Term:
+        """Return a client's term as P and D, in float64 and no longer than the clip."""
+        statistics = term.sent
+        if statistics is None:
+            solution = {name: term.solution[name].double() for name in term.precision}
+            wide = {name: p.double() for name, p in term.precision.items()}
+            statistics = Curvature(wide, {n: p * solution[n] for n, p in wide.items()})
+        clipped = self._bound.clipped(statistics, self._model)
+        return replace(term, precision=clipped.precision, sent=clipped)
+
+    def released(self, formed: RobustSums) -> RobustSums:
+        """Return P and Q of sums of P and D, with noise and what noise asks for."""
+        if formed.sums is None:
+            return formed
+        deviation, distance = self._settings.deviation, self._bound.distance
+        told = noised(formed.sums, deviation, distance, self._noise)
+        self._released.append(self._settings.noise_multiplier)
+        settled = self._bound.settled(told, self._settings.threshold * deviation)
+        return replace(formed, sums=at_zero(settled, self._model).to(torch.float32))
+
+    def count_model(self, weights: Collection[float]) -> None:
+        """Count what the wrapper has released of the replies with these weights."""
+        self._released += releases_of_model(self._wrapper, self._clip, weights)
+
+    def with_epsilon(self, server_round: int, metrics: MetricRecord | None) -> MetricRecord:
+        """Count the round; return its metrics with what is spent by then, and log it."""
+        self.budget.add(self._released)
+        self._released = []
+        epsilon, delta = self.budget.epsilon, self._settings.delta
+        logger.info(
+            "round %d: privacy spent by model and sums together: epsilon %.4g at delta %g",
+            server_round,
+            epsilon,
+            delta,
+        )
+        return MetricRecord({**(metrics or {}), EPSILON: epsilon})
+
+
+def privacy_of(
+    private_sums: PrivateSums | None,
+    strategy: Strategy,
+    *,
+    secure_sums: bool,
+    bits: int,
+    robust: str | float,
+    bounds: Mapping[str, float | None],
+) -> Privacy | None:
+    """Return FedCurv's part of differential privacy around a strategy; None without it.
+
+    Args:
+        private_sums: as they were given.
+        strategy: that is wrapped.
+        secure_sums: FedCurv's.
+        bits: likewise.
+        robust: likewise.
+        bounds: those by name that are relative to the round.
+
+    Raises:
+        TypeError: for a strategy of which no ε can be told.
+        ValueError: for options beside which a client's part is not bounded, or not known.
+    """
+    if private_sums is None:
+        return None
+    name = type(strategy).__name__
+    if not isinstance(private_sums, PrivateSums):
+        raise TypeError(f"expected private_sums=PrivateSums(...), got {private_sums!r:.60}")
+    if not isinstance(strategy, DP_WRAPPERS):
+        raise TypeError(
+            f"expected private_sums around one of Flower's differential-privacy wrappers, got it "
+            f"around {name}, which releases the model as it is; write FedCurv("
+            "DifferentialPrivacyServerSideFixedClipping(FedAvg(...), ...), private_sums=...)"
+        )
+    inner = type(strategy.strategy)
+    if inner.aggregate_train is not FedAvg.aggregate_train:
+        raise TypeError(
+            f"expected FedAvg or FedProx inside {name}, got {inner.__name__}: the wrapper's noise "
+            "is measured for a weighted mean, and no epsilon can be told of anything else"
+        )
+    for option in ("noise_multiplier", "clipping_norm", "num_sampled_clients"):
+        value = getattr(strategy, option)
+        if not (is_number(value) and 0.0 < value < math.inf):
+            raise ValueError(f"{name}: expected a finite {option} > 0, got {value!r}")
+    unfit = [f"secure_sums={secure_sums}"] if secure_sums else []
+    unfit += [f"bits={bits}"] if bits != EXACT_BITS else []
+    unfit += [f"robust={robust!r}"] if robust not in ("auto", "none") else []
+    unfit += [f"{n}={b}" for n, b in bounds.items() if b is not None and b != math.inf]
+    if unfit:
+        raise ValueError(
+            f"private_sums goes without {', '.join(unfit)}: leave it out. Secure sums hide what is "
+            "to be clipped, few bits are for sums without noise, and with what looks at the other "
+            "replies one client moves more than its own part"
+        )
+    return Privacy(private_sums, strategy)
