@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy
 from fedcurv.strategies.legacy import refuse_unknown_words
 from fedcurv.strategies.loop import strategy_state
 from fedcurv.strategies.loop.strategy_calls import StrategyCalls
+from fedcurv.strategies.private.budget import checked_rounds
 from fedcurv.strategies.private.privacy import privacy_of
 from fedcurv.strategies.private.private_sums import PrivateSums
 from fedcurv.strategies.received import Received
@@ -276,16 +277,17 @@ class FedCurv(Wrapping):
             if sums is None
             else records.pack_tensors(sums.weighted_parameters),
             "cohort": self._cohort.state_dict(),
-            "privacy": [] if self._privacy is None else self._privacy.budget.rounds,
+            "privacy": None if self._privacy is None else self._privacy.budget.rounds,
             "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned; a ValueError changes nothing."""
         sums = saved_sums(state)
+        spent = [] if self._privacy is None else checked_rounds(state.get("privacy"))
         strategy_state.load_learned(self.strategy, state["strategy"])
         if self._privacy is not None:
-            self._privacy.budget.resume(state.get("privacy", []))
+            self._privacy.budget.resume(spent)
         self._cohort.load_state_dict(state.get("cohort") or {})
         self._strength.resume(state["strength"])
         self._sending.begin(state["federation"])

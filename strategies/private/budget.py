@@ -34,16 +34,8 @@ class Budget:
         if noise_multipliers:
             self._step(composed(noise_multipliers))
 
-    def resume(self, rounds: object) -> None:
-        """Count the rounds of an earlier run.
-
-        Raises:
-            ValueError: if they cannot be that; nothing is changed.
-        """
-        if not isinstance(rounds, list) or not all(
-            isinstance(one, float) and 0.0 < one < math.inf for one in rounds
-        ):
-            raise ValueError(f"expected noise multipliers > 0, got {str(rounds)[:60]}")
+    def resume(self, rounds: Collection[float]) -> None:
+        """Count the rounds of an earlier run."""
         for one in rounds:
             self._step(one)
 
@@ -68,6 +60,24 @@ class Budget:
                 f"{len(self.rounds)} rounds with a noise multiplier of {composed(self.rounds):.3g} "
                 f"in all, got {error}; take more noise, or opacus.accountants.RDPAccountant()"
             ) from error
+
+
+def checked_rounds(saved: object) -> list[float]:
+    """Return the rounds of a budget that was saved.
+
+    Raises:
+        ValueError: if they cannot be that, or were not counted.
+    """
+    if saved is None:
+        raise ValueError(
+            "expected the checkpoint of a training with private_sums, got one without, whose "
+            "rounds nobody has counted: no epsilon can be told of it; begin anew"
+        )
+    if not isinstance(saved, list) or not all(
+        isinstance(one, float) and 0.0 < one < math.inf for one in saved
+    ):
+        raise ValueError(f"expected noise multipliers > 0, got {str(saved)[:60]}")
+    return saved
 
 
 def composed(noise_multipliers: Collection[float]) -> float:

@@ -41,7 +41,8 @@ class PrivateSums:
         accountant: computes ε of the model and the sums together: an ``RDPAccountant()`` or
             ``PRVAccountant()`` of ``opacus.accountants``, new for a new training.
         delta: δ of the budget that is told, in (0, 1).
-        threshold: >= 0.
+        threshold: >= 0. With less than about 4 there is curvature of noise alone among thousands of
+            parameters, and its pull is worse than none.
         noise: draws the noise; by default it begins at a number of the operating system's, since
             noise that a known seed gives protects nothing.
 
@@ -57,7 +58,7 @@ class PrivateSums:
     distance: float
     accountant: Accountant
     delta: float = 1e-5
-    threshold: float = 3.0
+    threshold: float = 4.0
     noise: torch.Generator | None = None
 
     def __post_init__(self) -> None:

@@ -359,6 +359,17 @@ def test_budget_goes_on_where_a_checkpoint_was_saved(tmp_path):
         assert told[0] == pytest.approx(told[1])
 
 
+def test_a_checkpoint_whose_rounds_were_not_counted_is_refused(tmp_path):
+    plain = FedCurv(strength=0.3, **options())
+    Federation(num_nodes=NODES).run(plain, num_rounds=1, checkpoint=tmp_path)
+    state = plain.state_dict()
+    state["strategy"] = private().state_dict()["strategy"]
+    with pytest.raises(ValueError, match="expected the checkpoint of a training with private_sums"):
+        private().load_state_dict(state)
+    with pytest.raises(ValueError, match="expected noise multipliers > 0"):
+        private().load_state_dict(state | {"privacy": [1.0, 0.0]})
+
+
 def test_a_round_without_a_model_counts_its_sums_alone():
     def lost(content):
         raise ConnectionError("lost")
