@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 from flwr.serverapp.strategy import Strategy
 
 from fedcurv.strategies.private.private_sums import Accountant
@@ -53,7 +54,8 @@ class Budget:
         if not self.rounds:
             return 0.0
         try:
-            return float(self._accountant.get_epsilon(delta=self._delta))
+            with np.errstate(divide="ignore"):  # Opacus takes log(1 − rate), which is meant
+                return float(self._accountant.get_epsilon(delta=self._delta))
         except RuntimeError as error:  # Opacus' PRVAccountant, of so little noise
             raise ValueError(
                 f"expected {type(self._accountant).__name__} to find epsilon after "
