@@ -17,6 +17,7 @@ nothing of its privacy.
 Source: ours; the Gaussian mechanism is the field's.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,15 +41,8 @@ class Bound:
 
     def norm(self, statistics: Curvature) -> float:
         """Return ‖(P, D/r)‖ of statistics with the model for their origin."""
-        squares = [
-            float(torch.linalg.vector_norm(one, dtype=torch.float64)) ** 2 / unit**2
-            for half, unit in (
-                (statistics.precision, 1.0),
-                (statistics.weighted_parameters, self.distance),
-            )
-            for one in half.values()
-        ]
-        return float(sum(squares) ** 0.5)
+        slope = norm_of(statistics.weighted_parameters) / self.distance
+        return math.hypot(norm_of(statistics.precision), slope)
 
     def clipped(self, statistics: Curvature, model: Mapping[str, Tensor]) -> Curvature:
         """Return P and D in float64, as long as ``clip`` at most.
@@ -95,6 +89,12 @@ class Bound:
             },
         )
         return at_zero(self.settled(around(less, model)), model)
+
+
+def norm_of(named: Mapping[str, Tensor]) -> float:
+    """Return the norm of all tensors together, in float64."""
+    norms = [torch.linalg.vector_norm(one, dtype=torch.float64) for one in named.values()]
+    return math.hypot(*map(float, norms))
 
 
 def noised(

@@ -202,7 +202,7 @@ class FedCurv(Wrapping):
             self._weighted_by_key,
             cohort=self._cohort,
             holds=holds,
-            bounded=None if privacy is None else privacy.bounded,
+            privacy=privacy,
         )
         self._cohort.begin(self._sent.arrays, self.strength)
         received.take(replies, sums)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from fedcurv.curvature import (
     require_same_shapes,
     shapes_of,
 )
+from fedcurv.strategies.private.privacy import Privacy
 from fedcurv.strategies.replies.check import Arrays, form_of, most_common, wrong_names
 from fedcurv.strategies.replies.weights import Weights
 from fedcurv.strategies.robust.cohort import Cohort, checked_state
@@ -81,7 +82,7 @@ class RoundSums:
         weighted_by_key: the weights' name in the metrics.
         cohort: in this round; None for no bounds relative to it.
         holds: hold every reply's terms and form no sums.
-        bounded: makes of a client's terms those that are summed up; None leaves them.
+        privacy: says what a reply may hold, and bounds its terms; None leaves them.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class RoundSums:
         *,
         cohort: Cohort | None = None,
         holds: bool = False,
-        bounded: Callable[[Term], Term] | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
-        self._bounded = bounded
+        self._privacy = privacy
         self._max_precision = min(max_precision, _LARGEST_TERM)
         self._weights = Weights(max_examples)
         self._weighted_by_key = weighted_by_key
@@ -127,7 +128,9 @@ class RoundSums:
         term = None
         if report is not None:
             term = _checked_term(precision, report, arrays, self._max_precision)
-            term = term if self._bounded is None else self._bounded(term)
+        if self._privacy is not None:
+            self._privacy.require_clipped(arrays.tensors)
+            term = None if term is None else self._privacy.bounded(term)
         weight_class = self._weights.add(arrays.weight, self._weighted_by_key)
         self._weight_class[message_id] = weight_class
         self._weight_of[message_id] = arrays.weight

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import (
 )
 from torch import Tensor
 
-from fedcurv.bounded import at_zero, noised
+from fedcurv.bounded import at_zero, noised, norm_of
 from fedcurv.curvature import Curvature
 from fedcurv.strategies.private.budget import Budget, releases_of_model
 from fedcurv.strategies.private.private_sums import PrivateSums, is_number
@@ -32,6 +32,8 @@ from fedcurv.strategies.wire.codes import EXACT_BITS
 logger = logging.getLogger(__name__)
 
 EPSILON = "epsilon"
+# of norms that clients clip in float32
+_ROUNDING = 1e-3
 _AT_CLIENTS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -77,6 +79,21 @@ class Privacy:
         self._clip, self._released = self._wrapper.clipping_norm, []
         for message in messages:
             message.content = RecordDict({**message.content, BOUND: pack_bound(self._bound)})
+
+    def require_clipped(self, arrays: Mapping[str, Tensor]) -> None:
+        """Raise a ValueError for a model that its client should have clipped and has not.
+
+        Flower's wrappers for clipping at the client take its word for it.
+        """
+        if not self.clients_send_both:
+            return
+        moved = norm_of({n: a.double() - self._model[n] for n, a in arrays.items()})
+        if not moved <= self._clip * (1.0 + _ROUNDING):
+            raise ValueError(
+                f"expected a model no farther than {self._clip:.6g}, the clipping norm, from what "
+                f"was sent, got {moved:.6g}: no epsilon can be told of it; let the client's app "
+                "have fedcurv.clients.fixed_clipping_mod, or adaptive_clipping_mod"
+            )
 
     def bounded(self, term: Term) -> Term:
         """Return a client's term as P and D, in float64 and no longer than the clip."""

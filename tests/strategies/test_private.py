@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -179,6 +180,14 @@ def far(content):
     record = content.array_records["arrays"]
     content["arrays"] = ArrayRecord({n: Array(a.numpy() + 1e3) for n, a in record.items()})
     huge(content)
+
+
+def moved_by(distance):
+    def spoil(content):
+        arrays = content.array_records["arrays"].to_torch_state_dict()
+        content["arrays"] = ArrayRecord({n: a + distance for n, a in arrays.items()})
+
+    return spoil
 
 
 def steep(content):
@@ -461,6 +470,17 @@ def test_a_bound_that_no_server_sends_is_refused(config):
     content = RecordDict({"fedcurv.bound": ConfigRecord(config)})
     with pytest.raises(ValueError, match=r"expected a number > 0 for '(clip|distance)'"):
         unpack_bound(content)
+
+
+def test_a_client_that_does_not_clip_is_refused_where_clients_should():
+    """Flower's wrapper would take its word for it, and the budget would be wrong."""
+
+    federation = Federation(num_nodes=NODES, mods=[], plain=frozenset({3}), lr=1e-3)
+    federation.spoil = {(1, j): moved_by(0.2) for j in (1, 3)}
+    federation.run(private(CLIENT), num_rounds=1)
+    assert federation.statuses(1) == {"0": "ok", "1": "refused", "2": "ok", "3": "refused"}
+    says = "expected a model no farther than 0.1, the clipping norm, .*fixed_clipping_mod"
+    assert all(re.search(says, reason) for reason in federation.reasons(1).values())
 
 
 def test_running_statistics_under_flowers_wrapper_keep_its_noise():
