@@ -73,6 +73,7 @@ GOOD: dict[str, list[Any]] = {
     "model.hidden": [[]],  # softmax regression
     "client.lr": [1.5],
     "client.schedule": [None],
+    "client.outer": [None],
     "client.weight_decay": [1.5],
     "round_timeout": [None, 1.5],
     "target_accuracies": [[]],
