@@ -34,6 +34,8 @@ _LENGTHS: dict[str, Callable[..., Lengths]] = {
     "lognormal": virtual.lognormal,
 }
 
+# of SGD on the small network
+_LR, _MOMENTUM = 0.05, 0.9
 # characters that all columns need
 _WIDEST = 112
 
@@ -234,8 +236,9 @@ def _of_outer(options: argparse.Namespace) -> list[tuple[float, float]]:
 
 def _problem(place: str | None, lr: float | None, momentum: float | None) -> Problem:
     if place is None:
-        given = {"lr": lr, "momentum": momentum}
-        return virtual.taught(**{name: v for name, v in given.items() if v is not None})
+        return virtual.taught(
+            _LR if lr is None else lr, _MOMENTUM if momentum is None else momentum
+        )
     problem = call_own("--problem", place, SAME)
     if not isinstance(problem, Problem):
         raise ValueError(
