@@ -28,12 +28,7 @@ from fedcurv.parameters import (
     trainable_parameters,
 )
 from fedcurv.penalty import CurvaturePenalty, PenaltyMode
-from fedcurv.strategies.wire.records import (
-    Instruction,
-    add_report,
-    client_id_of,
-    take_instruction,
-)
+from fedcurv.strategies.wire.records import Instruction, add_report, client_id_of, take_instruction
 from fedcurv.strategies.wire.sums import names_of_arrays
 from fedcurv.subset import Number
 
