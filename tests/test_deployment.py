@@ -55,6 +55,29 @@ def test_fedcurv_on_real_nodes_whose_sites_train_by_lasgd(tmp_path):
 
 
 @pytest.mark.slow
+def test_secure_sums_on_real_nodes_that_know_each_other_by_their_keys(tmp_path):
+    """Each stage is a new process, which finds the round's secrets where the last one left them."""
+    site, report = tmp_path / "site", tmp_path / "report"
+    said = [
+        f"client-id='node-{node}' secure-sums=true secure-key='{site / f'node-{node}'}' "
+        f"secure-trusted='{site}'"
+        for node in range(3)
+    ]
+    overrides = (
+        "strategy=[secure_fedcurv] num_clients=3 num_rounds=2 client.epochs=1 "
+        "client.penalty_mode=proximal strategy.secure_fedcurv.stage_timeout=120"
+    )
+    with Deployment(site, 3, node_configs=said) as deployment:
+        deployment.run(overrides, report, timeout_s=500)
+        logs = deployment.logs()
+    clients = rows_of(report / "clients.csv")
+    assert [row["client"] for row in clients] == ["node-0", "node-1", "node-2"] * 2, clients
+    assert {row["status"] for row in clients} == {"ok"}, clients
+    assert float(rows_of(report / "metrics.csv")[-1]["accuracy"]) > 0.3
+    assert "whose keys this node does not know" not in logs
+
+
+@pytest.mark.slow
 def test_the_command_runs_a_secure_federation_and_shows_the_result(tmp_path):
     done = fedcurv_site("--folder", str(tmp_path / "site"), "num_rounds=2", "client.epochs=1")
     assert done.returncode == 0, done.stdout + done.stderr

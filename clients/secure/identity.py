@@ -6,6 +6,11 @@ from typing import Protocol
 class Identity(Protocol):
     """A node's own key, and those that its owner trusts."""
 
+    @property
+    def knows_others(self) -> bool:
+        """Whether members must be known by their keys."""
+        ...
+
     def sign(self, statement: bytes) -> bytes:
         """Return a signature; nothing without a key."""
         ...
@@ -17,6 +22,8 @@ class Identity(Protocol):
 
 class Anybody:
     """No key: whoever the server names is believed."""
+
+    knows_others = False
 
     def sign(self, statement: bytes) -> bytes:
         """Return nothing."""

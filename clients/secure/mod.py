@@ -9,23 +9,27 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from fedcurv.clients.owner import owner_allows
 from fedcurv.clients.secure.identity import Anybody, Identity
+from fedcurv.clients.secure.members import SMALLEST_GROUP, Floors
 from fedcurv.clients.secure.memory import Memory
-from fedcurv.clients.secure.node import SMALLEST_GROUP, Node, RefusedByNode
+from fedcurv.clients.secure.node import Node
+from fedcurv.clients.secure.refused import RefusedByNode
 from fedcurv.clients.secure.signatures import Signatures
+from fedcurv.clients.telling import once_a_run
 from fedcurv.strategies.wire.identity import CONFIG, client_id_of, pack_client_id
 from fedcurv.strategies.wire.records import SECURE_PLAN
+from fedcurv.strategies.wire.secure.digests import digest_of_message
 from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, SMALLEST_THRESHOLD
 from fedcurv.strategies.wire.secure.plan import Plan
 from fedcurv.strategies.wire.secure.stages import (
     MASKED,
     SECURE,
+    AskForAgreement,
     AskForKeys,
     AskForMasked,
     AskForShares,
     AskForUnmasking,
     Masked,
     Stage,
-    digest_of_message,
     stage_in,
 )
 from fedcurv.strategies.wire.secure.statistics import unpack_exact_sums
@@ -40,6 +44,12 @@ _NEIGHBOURS, _THRESHOLD = "secure-neighbours", "secure-threshold"
 
 # in Context.state: small, and gone with the run
 _PLACE = "fedcurv.secure"
+
+_STRANGERS = (
+    "secure sums with members whose keys this node does not know: a server that plays the others "
+    "reads its numbers, and no node would notice; name keys that are trusted (trusted_keys or "
+    "secure-trusted, see docs/privacy.md)"
+)
 
 
 def _whole(name: str, number: Any) -> int:
@@ -138,9 +148,14 @@ class SecureSumsMod:
         if stage == AskForMasked.stage:
             return self._train(node, AskForMasked.from_config(config), message, context, call_next)
         if stage == AskForKeys.stage:
-            reply = node.keys(AskForKeys.from_config(config))
+            begin = AskForKeys.from_config(config)
+            reply = node.keys(begin)
+            if not node.knows_others:
+                once_a_run(context, begin.federation, _PLACE)(_STRANGERS)
         elif stage == AskForShares.stage:
             reply = node.shares(AskForShares.from_config(config))
+        elif stage == AskForAgreement.stage:
+            reply = node.agree(AskForAgreement.from_config(config))
         elif stage == AskForUnmasking.stage:
             reply = node.reveal(AskForUnmasking.from_config(config))
         else:
@@ -165,8 +180,7 @@ class SecureSumsMod:
                 f"{plan.weighted_by_key[:60]!r}; the node's owner may allow it (weight_keys)"
             )
         sent = _model_in(message.content)
-        told = digest_of_message(message)
-        node.accept(asked)
+        node.accept(asked, digest_of_message(message))
         _remember(context, node.memory)  # before training: these masks are for one reply
         message.content.pop(SECURE)
         _tell_app(message.content, asked)
@@ -179,7 +193,7 @@ class SecureSumsMod:
         except BaseException:
             _forget(context)
             raise
-        node.add_masks(words, asked.binding(node.memory.members, told))
+        node.add_masks(words)
         packed = Array(np.frombuffer(words.to_bytes(), np.uint8))
         masked = Masked(*asked.round_name, form=form.to_text())
         words_record = ArrayRecord({"words": packed})
@@ -191,26 +205,22 @@ class SecureSumsMod:
             client_id_of(context),
             _memory_in(context),
             identity=self._identity(config),
-            **self._floors(config),
+            floors=self._floors(config),
         )
 
-    def _floors(self, node_config: Mapping[str, Any]) -> dict[str, Any]:
+    def _floors(self, node_config: Mapping[str, Any]) -> Floors:
         """Return below which numbers the node takes no part."""
 
         def of(given: float | None, key: str, default: float) -> Any:
             return node_config.get(key, default) if given is None else given
 
-        return {
-            "smallest_group": _whole(
-                "smallest_group", of(self._smallest_group, _GROUP, SMALLEST_GROUP)
-            ),
-            "fewest_neighbours": _whole(
+        return Floors(
+            _whole("smallest_group", of(self._smallest_group, _GROUP, SMALLEST_GROUP)),
+            _whole(
                 "fewest_neighbours", of(self._fewest_neighbours, _NEIGHBOURS, DEFAULT_NEIGHBOURS)
             ),
-            "smallest_threshold": _majority(
-                of(self._smallest_threshold, _THRESHOLD, SMALLEST_THRESHOLD)
-            ),
-        }
+            _majority(of(self._smallest_threshold, _THRESHOLD, SMALLEST_THRESHOLD)),
+        )
 
     def _identity(self, node_config: Mapping[str, Any]) -> Identity:
         key = self._signing_key or node_config.get(_KEY)

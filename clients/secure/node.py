@@ -2,33 +2,38 @@
 
 For each neighbour a node ever gives one share of two: of that one's own mask, or of its key. As
 more than half of the neighbours are needed for either, a server learns one of the two at most.
+Whose is whose is the server's word, which a node believes when it has seen signatures of the same
+list by more than half of all members: no two lists can have them (see ``signatures_needed``).
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 
 from fedcurv.clients.secure.identity import Anybody, Identity
+from fedcurv.clients.secure.members import Floors, own_index, verify_others
 from fedcurv.clients.secure.memory import Memory
-from fedcurv.strategies.wire.identity import client_id_order
+from fedcurv.clients.secure.refused import RefusedByNode
 from fedcurv.strategies.wire.secure.keys import (
     KEY_BYTES,
     KeyPair,
     agreed_key,
     derived_key,
+    is_signed,
+    new_signing_pair,
     seal,
+    signature_of,
+    signing_pair_of,
     unseal,
 )
 from fedcurv.strategies.wire.secure.neighbours import (
-    DEFAULT_NEIGHBOURS,
-    SMALLEST_THRESHOLD,
     neighbours,
     number_of_neighbours,
-    require_majority,
-    shares_needed,
+    signatures_needed,
 )
 from fedcurv.strategies.wire.secure.shamir import SHARE_BYTES, split
 from fedcurv.strategies.wire.secure.stages import (
+    Agreed,
+    AskForAgreement,
     AskForKeys,
     AskForMasked,
     AskForShares,
@@ -40,23 +45,18 @@ from fedcurv.strategies.wire.secure.stages import (
     is_name,
 )
 from fedcurv.strategies.wire.secure.statements import (
+    agreed_statement,
     bound_to,
     commitment_of,
+    keys_statement,
     pair_purpose,
     seal_purpose,
-    signed_statement,
     single_purpose,
 )
 from fedcurv.strategies.wire.secure.words import Words
 
-SMALLEST_GROUP = 3
-
 # sessions of servers that are over, as far as a node remembers them
 _MOST_SESSIONS = 32
-
-
-class RefusedByNode(ValueError):
-    """A server asks for something that a node gives to nobody."""
 
 
 class Node:
@@ -66,10 +66,7 @@ class Node:
         client_id: its stable id.
         memory: of the stage before.
         identity: its key and those it trusts.
-        smallest_group: how many members a sum must have, >= 2.
-        fewest_neighbours: how many it must share its secrets among, or all others if there are no
-            more.
-        smallest_threshold: the share of them that must be needed, in (1/2, 1].
+        floors: below which it takes no part.
 
     Attributes:
         memory: to be kept until the next stage, at this node and nowhere else.
@@ -83,15 +80,17 @@ class Node:
         memory: Memory | None = None,
         *,
         identity: Identity | None = None,
-        smallest_group: int = SMALLEST_GROUP,
-        fewest_neighbours: int = DEFAULT_NEIGHBOURS,
-        smallest_threshold: float = SMALLEST_THRESHOLD,
+        floors: Floors | None = None,
     ) -> None:
         self.client_id = client_id
         self.memory = memory or Memory()
         self._identity = identity or Anybody()
-        self._smallest_group = smallest_group
-        self._fewest, self._smallest_threshold = fewest_neighbours, smallest_threshold
+        self._floors = floors or Floors()
+
+    @property
+    def knows_others(self) -> bool:
+        """Whether members must be known by their keys."""
+        return self._identity.knows_others
 
     def keys(self, asked: AskForKeys) -> Keys:
         """Begin a round with new keys."""
@@ -109,23 +108,25 @@ class Node:
             over = [*over, before.session][-_MOST_SESSIONS:]
         if not (is_name(asked.session) and is_name(asked.federation) and asked.number > 0):
             raise RefusedByNode("expected a federation, a session and a round by their names")
-        sealing, masking, secret = KeyPair.new(), KeyPair.new(), os.urandom(KEY_BYTES)
+        sealing, masking, agreeing = KeyPair.new(), KeyPair.new(), new_signing_pair()
+        secret = os.urandom(KEY_BYTES)
         self.memory = Memory(
             *asked.round_name,
             stage="keys",
             over=over,
             sealing_private=sealing.private,
             masking_private=masking.private,
+            agreeing_private=agreeing.private,
             own_secret=secret,
         )
-        statement = signed_statement(
-            asked.round_name, self.client_id, sealing.public, masking.public
-        )
+        public = [pair.public for pair in (sealing, masking, agreeing)]
+        statement = keys_statement(asked.round_name, self.client_id, public)
         return Keys(
             *asked.round_name,
             client_id=self.client_id,
             sealing_key=sealing.public,
             masking_key=masking.public,
+            agreeing_key=agreeing.public,
             signature=self._identity.sign(statement),
             commitment=commitment_of(secret),
         )
@@ -133,13 +134,16 @@ class Node:
     def shares(self, asked: AskForShares) -> Shares:
         """Share the two secrets of the round among the neighbours."""
         memory = self._at("keys", asked)
-        index = self._own_index(asked)
+        own_keys = [KeyPair.of(memory.sealing_private), KeyPair.of(memory.masking_private)]
+        own_keys.append(signing_pair_of(memory.agreeing_private))
+        index = own_index(asked, self.client_id, [pair.public for pair in own_keys])
         members = len(asked.client_ids)
         number = number_of_neighbours(members, asked.neighbours)
         if number != asked.neighbours:
             raise RefusedByNode(f"expected {number} neighbours, got {asked.neighbours}")
-        self._require_enough(members, number, asked.threshold)
-        self._verify(asked)
+        self._floors.require_group(members, "are members")
+        self._floors.require_neighbours(members, number, asked.threshold)
+        verify_others(asked, self.client_id, self._identity)
         digest = asked.digest()
         own = neighbours(members, number, digest)[index]
         points = [other + 1 for other in own]
@@ -161,19 +165,24 @@ class Node:
             neighbours=own,
             sealing_keys=[asked.sealing_keys[other] for other in own],
             masking_keys=[asked.masking_keys[other] for other in own],
-            num_members=members,
+            agreeing_keys=asked.agreeing_keys,
         )
         return Shares(*asked.round_name, holders=own, sealed=sealed)
 
-    def accept(self, asked: AskForMasked) -> None:
-        """Take the neighbours' shares; from now on the node answers with masked numbers once."""
+    def accept(self, asked: AskForMasked, sent: bytes) -> None:
+        """Take the neighbours' shares; from now on the node answers with masked numbers once.
+
+        Args:
+            asked: by the server.
+            sent: digest of the message beside that.
+        """
         memory = self._at("shares", asked)
-        present = asked.present
-        if sorted(set(present)) != present or not all(0 <= i < memory.num_members for i in present):
+        present, members = asked.present, len(memory.agreeing_keys)
+        if sorted(set(present)) != present or not all(0 <= i < members for i in present):
             raise RefusedByNode("expected members that are present by their numbers, each once")
         if memory.index not in present:
             raise RefusedByNode("expected this node among those present")
-        self._require_group(len(present), "are present")
+        self._floors.require_group(len(present), "are present")
         there = [other for other in memory.neighbours if other in set(present)]
         if len(there) < memory.threshold:
             raise RefusedByNode(
@@ -196,16 +205,14 @@ class Node:
             if len(text) != 2 * SHARE_BYTES:
                 raise RefusedByNode(f"expected two shares of member {other}")
             shares.append(text)
-        self.memory = replace(memory, stage="masks", present=present, shares=shares)
+        binding = asked.binding(memory.members, sent)
+        self.memory = replace(
+            memory, stage="masks", present=present, shares=shares, binding=binding
+        )
 
-    def add_masks(self, words: Words, binding: bytes) -> None:
-        """Put the masks on the node's numbers.
-
-        Args:
-            words: the numbers, changed in place.
-            binding: hash of all that nodes must have been told alike.
-        """
-        memory = self.memory
+    def add_masks(self, words: Words) -> None:
+        """Put the masks on the node's numbers, in place."""
+        memory, binding = self.memory, self.memory.binding
         present = set(memory.present)
         words.add_mask(derived_key(memory.own_secret, single_purpose(binding)))
         for other, masking_key in zip(memory.neighbours, memory.masking_keys, strict=True):
@@ -213,8 +220,8 @@ class Node:
                 key = agreed_key(memory.masking_private, masking_key, pair_purpose(binding))
                 (words.add_mask if memory.index < other else words.subtract_mask)(key)
 
-    def reveal(self, asked: AskForUnmasking) -> Revealed:
-        """Give one share for each neighbour that was present, and forget all secrets."""
+    def agree(self, asked: AskForAgreement) -> Agreed:
+        """Sign who is in the sum, once; from now on the node gives shares for this list alone."""
         memory = self._at("masks", asked)
         alive, dead = set(asked.alive), set(asked.dead)
         if both := sorted(alive & dead):
@@ -224,16 +231,54 @@ class Node:
             )
         if sorted([*asked.alive, *asked.dead]) != memory.present:
             raise RefusedByNode("expected all that were present, each once, got others")
+        if asked.alive != sorted(asked.alive):
+            raise RefusedByNode("expected those alive in order: a list is signed in one")
         if memory.index not in alive:
             raise RefusedByNode("expected this node alive, as it has answered")
-        self._require_group(len(alive), "have answered")
-        there = [other for other in memory.neighbours if other in alive | dead]
+        self._floors.require_group(len(alive), "have answered")
+        self.memory = replace(memory, stage="agree", alive=asked.alive)
+        return Agreed(
+            *asked.round_name, signature=signature_of(memory.agreeing_private, self._statement())
+        )
+
+    def reveal(self, asked: AskForUnmasking) -> Revealed:
+        """Give one share for each neighbour that was present, and forget all secrets."""
+        memory = self._at("agree", asked)
+        self._require_agreement(asked)
+        alive, present = set(memory.alive), set(memory.present)
+        there = [other for other in memory.neighbours if other in present]
         shares = []
         for other, both_shares in zip(there, memory.shares, strict=True):
             key_share, secret_share = both_shares[:SHARE_BYTES], both_shares[SHARE_BYTES:]
             shares.append(secret_share if other in alive else key_share)
         self.memory = memory.without_secrets()
         return Revealed(*asked.round_name, owners=there, shares=shares)
+
+    def _statement(self) -> bytes:
+        memory = self.memory
+        round_name = memory.federation, memory.session, memory.number
+        return agreed_statement(round_name, memory.binding, memory.alive)
+
+    def _require_agreement(self, asked: AskForUnmasking) -> None:
+        memory, signers = self.memory, asked.signers
+        if sorted(set(signers)) != signers or len(asked.signatures) != len(signers):
+            raise RefusedByNode("expected members that have signed, each once, in order")
+        if not set(signers) <= set(memory.alive):
+            raise RefusedByNode("expected signatures of members that are in the sum")
+        statement = self._statement()
+        for signer, signature in zip(signers, asked.signatures, strict=True):
+            if not is_signed(memory.agreeing_keys[signer], statement, signature):
+                raise RefusedByNode(
+                    f"expected a signature by member {signer} of the list that this node was told "
+                    "of, got another: members were told of different ones, or somebody plays it"
+                )
+        members = len(memory.agreeing_keys)
+        needed = signatures_needed(members, len(memory.neighbours), memory.threshold)
+        if (number := len({*signers, memory.index})) < needed:
+            raise RefusedByNode(
+                f"expected {needed} of {members} members to have signed who is in the sum, got "
+                f"{number}: the others may have been told of another list"
+            )
 
     def _at(self, stage: str, asked: Stage) -> Memory:
         """Return the memory if the stage before was this one, in this round."""
@@ -249,65 +294,3 @@ class Node:
                 "each stage of a round is played once"
             )
         return memory
-
-    def _own_index(self, asked: AskForShares) -> int:
-        ids, number = asked.client_ids, len(asked.client_ids)
-        lists: Sequence[Sequence[object]] = [
-            asked.sealing_keys,
-            asked.masking_keys,
-            asked.signatures,
-        ]
-        keys = [*asked.sealing_keys, *asked.masking_keys]
-        if any(len(one) != number for one in lists) or not all(map(is_name, ids)):
-            raise RefusedByNode("expected two keys and a signature of each member")
-        if len(set(ids)) < number or len(set(keys)) < 2 * number:
-            raise RefusedByNode("expected every member and every key once")
-        if ids != sorted(ids, key=client_id_order):
-            raise RefusedByNode("expected the members in order: who chooses it, chooses neighbours")
-        if any(len(key) != KEY_BYTES for key in keys):
-            raise RefusedByNode(f"expected keys of {KEY_BYTES} bytes")
-        self._require_group(number, "are members")
-        own = KeyPair.of(self.memory.sealing_private).public
-        other = KeyPair.of(self.memory.masking_private).public
-        for index, client_id in enumerate(ids):
-            if client_id == self.client_id:
-                if (asked.sealing_keys[index], asked.masking_keys[index]) != (own, other):
-                    raise RefusedByNode("expected this node's own keys in the list, got others")
-                return index
-        raise RefusedByNode("expected this node in the list of members")
-
-    def _require_group(self, number: int, what: str) -> None:
-        if number < self._smallest_group:
-            raise RefusedByNode(
-                f"expected a group of {self._smallest_group} at least, got {number} that {what}: "
-                "in a smaller one a sum says too much of each (smallest_group)"
-            )
-
-    def _require_enough(self, members: int, number: int, threshold: int) -> None:
-        try:
-            require_majority(threshold, number)
-        except ValueError as error:
-            raise RefusedByNode(str(error)) from error
-        if number < (fewest := number_of_neighbours(members, self._fewest)):
-            raise RefusedByNode(
-                f"expected {fewest} neighbours of {members} members at least, got {number}: few "
-                "can all be in league with a server (fewest_neighbours)"
-            )
-        if threshold < (needed := shares_needed(number, self._smallest_threshold)):
-            raise RefusedByNode(
-                f"expected a threshold of {needed} of {number} neighbours at least, got "
-                f"{threshold}: so few that are in league with a server read a node "
-                "(smallest_threshold)"
-            )
-
-    def _verify(self, asked: AskForShares) -> None:
-        for client_id, sealing, masking, signature in zip(
-            asked.client_ids, asked.sealing_keys, asked.masking_keys, asked.signatures, strict=True
-        ):
-            if client_id == self.client_id:
-                continue
-            statement = signed_statement(asked.round_name, client_id, sealing, masking)
-            try:
-                self._identity.verify(client_id, statement, signature)
-            except ValueError as error:
-                raise RefusedByNode(str(error)) from error

@@ -55,6 +55,11 @@ class Signatures:
             self._trusted = {name: _public_key(name, line) for name, line in lines.items()}
             _require_own_keys(self._trusted)
 
+    @property
+    def knows_others(self) -> bool:
+        """Whether members must be known by their keys."""
+        return self._trusted is not None
+
     def sign(self, statement: bytes) -> bytes:
         """Return a signature; nothing without a key."""
         if self._private is None:

@@ -23,6 +23,7 @@ from fedcurv.strategies.loop.ordered_grid import OrderedGrid, require_number_or_
 from fedcurv.strategies.loop.rounds import ClientRecord, RoundRecord, Traffic
 from fedcurv.strategies.loop.statistics import (
     SendsStatistics,
+    refuse_bounds_of_the_loop,
     refuse_differential_privacy,
     warn_of_own_start,
 )
@@ -121,11 +122,8 @@ def start(
         raise ValueError("resume needs a checkpoint: the folder to resume from")
     refuse_legacy_strategy(strategy)
     refuse_differential_privacy(strategy)
-    if isinstance(strategy, SendsStatistics) and (replies_are_models, max_examples) != (None, None):
-        raise TypeError(
-            "expected replies_are_models and max_examples for other strategies only; "
-            f"{type(strategy).__name__} checks its replies itself: FedCurv(..., max_examples=...)"
-        )
+    if (replies_are_models, max_examples) != (None, None):
+        refuse_bounds_of_the_loop(strategy)
     warn_of_own_start(strategy)
     keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
     with nullcontext() if keeper is None else keeper.locked():

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from inspect import signature
 from typing import Protocol, runtime_checkable
 
 from flwr.serverapp.strategy import Strategy
@@ -45,3 +46,16 @@ def warn_of_own_start(strategy: Strategy) -> None:
             "or move what it does into on_round",
             type(strategy).__name__,
         )
+
+
+def refuse_bounds_of_the_loop(strategy: Strategy) -> None:
+    """Raise a TypeError for a strategy that the loop's own bounds of replies say nothing to."""
+    if not isinstance(strategy, SendsStatistics):
+        return
+    name = type(strategy).__name__
+    has_own = "max_examples" in signature(type(strategy)).parameters
+    advice = f": {name}(..., max_examples=...)" if has_own else ", and has no such bound"
+    raise TypeError(
+        "expected replies_are_models and max_examples for other strategies only; "
+        f"{name} checks its replies itself{advice}"
+    )

@@ -11,7 +11,15 @@ from fedcurv.strategies.wire.arrays import read_array, reason_of
 from fedcurv.strategies.wire.identity import client_id_order
 from fedcurv.strategies.wire.secure.form import Form, Shape
 from fedcurv.strategies.wire.secure.plan import Plan
-from fedcurv.strategies.wire.secure.stages import MASKED, SECURE, Keys, Masked, Revealed, Shares
+from fedcurv.strategies.wire.secure.stages import (
+    MASKED,
+    SECURE,
+    Agreed,
+    Keys,
+    Masked,
+    Revealed,
+    Shares,
+)
 from fedcurv.strategies.wire.secure.words import Words
 
 
@@ -34,12 +42,15 @@ class RoundOnGrid:
         self.refused: dict[str, str] = {}
         self.num_members = 0
 
-    def agree_on_keys(self, nodes: Sequence[int], known: Mapping[int, str]) -> None:
+    def agree_on_keys(
+        self, nodes: Sequence[int], known: Mapping[int, str], left_out: Mapping[str, str]
+    ) -> None:
         """Play the first two stages.
 
         Args:
             nodes: that are to train.
             known: which clients they said they are when they were asked, as far as they were.
+            left_out: reason by client for those that are not to take part.
 
         Raises:
             RoundFailed: if too few are left.
@@ -48,6 +59,8 @@ class RoundOnGrid:
 
         def take_keys(node: int, keys: Keys) -> None:
             require_one_node(keys.client_id, node, by_client, known)
+            if keys.client_id in left_out:
+                raise ValueError(f"left out since then: {left_out[keys.client_id]}")
             self._round.add_keys(keys)
             self._client_of[node] = keys.client_id
 
@@ -110,7 +123,7 @@ class RoundOnGrid:
             self._refuse(client_id, self._messages[client_id].metadata.message_id, reason)
 
     def unmasked(self, sent: bytes) -> tuple[Form, Words, list[Message]]:
-        """Play the last stage; return the sum and the messages whose replies are in it.
+        """Play the last two stages; return the sum and the messages whose replies are in it.
 
         Args:
             sent: digest of the message to train.
@@ -118,15 +131,21 @@ class RoundOnGrid:
         Raises:
             RoundFailed: if too few are left.
         """
-        alive, unmasking = self._round.ask_for_unmasking()
+        alive, agreement = self._round.ask_for_agreement(sent)
         nodes = {client_id: node for node, client_id in self._client_of.items()}
 
-        def take(node: int, revealed: Revealed) -> None:
+        def take_agreed(node: int, agreed: Agreed) -> None:
+            self._round.add_agreed(self._client_of[node], agreed)
+
+        def take_revealed(node: int, revealed: Revealed) -> None:
             self._round.add_revealed(self._client_of[node], revealed)
 
-        questions = {nodes[client_id]: unmasking for client_id in alive}
-        self._asking.ask(questions, Revealed, take, self._client_of)
-        form, words = self._round.total(sent)
+        questions = {nodes[client_id]: agreement for client_id in alive}
+        self._asking.ask(questions, Agreed, take_agreed, self._client_of)
+        signers, unmasking = self._round.ask_for_unmasking()
+        shown = {nodes[client_id]: unmasking for client_id in signers}
+        self._asking.ask(shown, Revealed, take_revealed, self._client_of)
+        form, words = self._round.total()
         for client_id, reason in self._round.misfits.items():
             self._asking.lose(client_id, Revealed.stage, reason)
         return form, words, [self._messages[client_id] for client_id in alive]

@@ -4,29 +4,32 @@ Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Ma
 2017, with the neighbours of Bell et al., 2020.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedcurv.parameters import listed
 from fedcurv.strategies.replies.check import RoundFailed
+from fedcurv.strategies.secure.recovery import Recovery
 from fedcurv.strategies.wire.identity import client_id_order
 from fedcurv.strategies.wire.secure.form import Form, Layout, Shape
 from fedcurv.strategies.wire.secure.keys import (
     KEY_BYTES,
     SEAL_BYTES,
-    KeyPair,
     agreed_key,
     derived_key,
     is_fit_key,
+    is_signed,
 )
 from fedcurv.strategies.wire.secure.neighbours import (
     neighbours,
     number_of_neighbours,
     shares_needed,
+    signatures_needed,
 )
 from fedcurv.strategies.wire.secure.plan import Plan
-from fedcurv.strategies.wire.secure.shamir import SHARE_BYTES, is_share, recovered
+from fedcurv.strategies.wire.secure.shamir import SHARE_BYTES, is_share
 from fedcurv.strategies.wire.secure.stages import (
+    Agreed,
+    AskForAgreement,
     AskForKeys,
     AskForMasked,
     AskForShares,
@@ -39,7 +42,7 @@ from fedcurv.strategies.wire.secure.stages import (
     is_name,
 )
 from fedcurv.strategies.wire.secure.statements import (
-    commitment_of,
+    agreed_statement,
     pair_purpose,
     single_purpose,
 )
@@ -90,6 +93,7 @@ class SecureRound:
         self._around: list[list[int]] = []
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._groups: dict[str, _Group] = {}
+        self._signatures: dict[int, bytes] = {}
         self._revealed: dict[int, dict[int, bytes]] = {}
         self._alive: list[int] = []
         self.misfits: dict[str, str] = {}
@@ -105,20 +109,20 @@ class SecureRound:
             raise ValueError("expected a client id that can be printed, of at most 200 characters")
         if keys.client_id in self._keys:
             raise ValueError(f"several nodes say that they are client {keys.client_id}")
-        lengths = [len(key) for key in (keys.sealing_key, keys.masking_key, keys.commitment)]
-        if lengths != 3 * [KEY_BYTES]:
+        three = [keys.sealing_key, keys.masking_key, keys.agreeing_key]
+        lengths = [len(key) for key in (*three, keys.commitment)]
+        if lengths != 4 * [KEY_BYTES]:
             raise ValueError(f"expected keys of {KEY_BYTES} bytes, got {lengths}")
-        both = {keys.sealing_key, keys.masking_key}
-        if not all(map(is_fit_key, both)):
+        if not all(map(is_fit_key, three[:2])):
             raise ValueError("expected public keys of X25519, got one that cannot be used")
-        if len(both) < 2 or not both.isdisjoint(self._public_keys):
+        if len(set(three)) < 3 or not self._public_keys.isdisjoint(three):
             raise ValueError("expected new keys, each of its own, got one that is there already")
         if len(keys.signature) > _LONGEST_SIGNATURE:
             raise ValueError(
                 f"expected a signature of at most {_LONGEST_SIGNATURE} bytes, got "
                 f"{len(keys.signature)}"
             )
-        self._public_keys |= both
+        self._public_keys.update(three)
         self._keys[keys.client_id] = keys
 
     def ask_for_shares(self) -> AskForShares:
@@ -133,6 +137,7 @@ class SecureRound:
             client_ids=self._members,
             sealing_keys=[keys.sealing_key for keys in all_keys],
             masking_keys=[keys.masking_key for keys in all_keys],
+            agreeing_keys=[keys.agreeing_key for keys in all_keys],
             signatures=[keys.signature for keys in all_keys],
             neighbours=number,
             threshold=self._needed,
@@ -167,8 +172,7 @@ class SecureRound:
             if there < self._needed:
                 raise RoundFailed(
                     f"round {self._name[2]}: client {self._members[index]} has {there} neighbours "
-                    f"that sent their shares, and {self._needed} are needed; "
-                    f"{len(self._members) - len(present)} of {len(self._members)} clients were lost"
+                    f"that sent their shares, and {self._needed} are needed"
                 )
         self._present, self._plan, self._summed = present, plan, summed
         plan_text = plan.to_text()
@@ -211,13 +215,45 @@ class SecureRound:
             for index in group.members
         }
 
-    def ask_for_unmasking(self) -> tuple[list[str], AskForUnmasking]:
-        """Return the ids of the clients whose numbers are in the sum, and what they are asked."""
+    def ask_for_agreement(self, sent: bytes) -> tuple[list[str], AskForAgreement]:
+        """Return the ids of the clients whose numbers are in the sum, and what they are asked.
+
+        Args:
+            sent: digest of the message to train.
+        """
         self._alive = sorted(self._chosen().members) if self._groups else []
         self._require_group(len(self._alive), "sent their numbers")
+        self._binding = self._asked_for_masked.binding(self._list.digest(), sent)
         dead = sorted(set(self._present) - set(self._alive))
-        asked = AskForUnmasking(*self._name, alive=self._alive, dead=dead)
+        asked = AskForAgreement(*self._name, alive=self._alive, dead=dead)
         return [self._members[index] for index in self._alive], asked
+
+    def add_agreed(self, client_id: str, agreed: Agreed) -> None:
+        """Take a member's signature of who is in the sum."""
+        self._require_this_round(agreed)
+        index = self._members.index(client_id)
+        statement = agreed_statement(self._name, self._binding, self._alive)
+        if not is_signed(self._list.agreeing_keys[index], statement, agreed.signature):
+            raise ValueError(
+                "expected its signature of who is in the sum, got another: was it told of other "
+                "members, or of another message to train?"
+            )
+        self._signatures[index] = agreed.signature
+
+    def ask_for_unmasking(self) -> tuple[list[str], AskForUnmasking]:
+        """Return the ids of the clients that have signed, and what they are asked."""
+        members = len(self._members)
+        needed = signatures_needed(members, len(self._around[0]), self._needed)
+        if len(self._signatures) < needed:
+            raise RoundFailed(
+                f"round {self._name[2]}: {len(self._signatures)} of {members} clients signed who "
+                f"is in the sum, and {needed} are needed before any gives its shares"
+            )
+        # the nodes look at each: as many as they need will do
+        signers = sorted(self._signatures)[:needed]
+        signatures = [self._signatures[index] for index in signers]
+        asked = AskForUnmasking(*self._name, signers=signers, signatures=signatures)
+        return [self._members[index] for index in sorted(self._signatures)], asked
 
     def add_revealed(self, client_id: str, revealed: Revealed) -> None:
         """Take a member's shares of its neighbours' secrets."""
@@ -230,69 +266,39 @@ class SecureRound:
             raise ValueError("expected shares, got what is none")
         self._revealed[index] = dict(zip(there, revealed.shares, strict=True))
 
-    def total(self, sent: bytes) -> tuple[Form, Words]:
+    def total(self) -> tuple[Form, Words]:
         """Return the sum without masks, and what it holds.
 
-        Args:
-            sent: digest of the message to train.
+        Raises:
+            WronglyDealt: if a client has given shares of what is not its secret.
+            RoundFailed: if secrets cannot be found.
         """
         ((text, group),) = [(t, g) for t, g in self._groups.items() if g is self._chosen()]
-        bound = self._asked_for_masked.binding(self._list.digest(), sent)
+        bound, recovery = self._binding, self._recovery()
         total, alive = group.total, set(self._alive)
         for index in self._alive:
-            secret = self._own_secret_of(index)
+            commitment = self._keys[self._members[index]].commitment
+            secret = recovery.own_secret(index, commitment)
             total.subtract_mask(derived_key(secret, single_purpose(bound)))
         for index in self._present:
             others = [other for other in self._around[index] if other in alive]
             if index in alive or not others:
                 continue
-            private = self._masking_private_of(index)
+            private = recovery.masking_private(index, self._list.masking_keys[index])
             for other in others:
                 key = agreed_key(private, self._list.masking_keys[other], pair_purpose(bound))
                 # what the one that is left had added or taken off
                 (total.subtract_mask if other < index else total.add_mask)(key)
+        self.misfits = recovery.misfits
         return Form.from_text(text), total
 
     def _chosen(self) -> _Group:
         """Return the group of the form that most have, the first among equals."""
         return max(self._groups.values(), key=lambda group: len(group.members))
 
-    def _own_secret_of(self, index: int) -> bytes:
-        commitment = self._keys[self._members[index]].commitment
-        return self._secret_of(index, lambda secret: commitment_of(secret) == commitment)
-
-    def _masking_private_of(self, index: int) -> bytes:
-        public = self._list.masking_keys[index]
-        return self._secret_of(index, lambda secret: KeyPair.of(secret).public == public)
-
-    def _secret_of(self, index: int, is_it: Callable[[bytes], bool]) -> bytes:
-        """Return the secret that a member's neighbours give; one of them may be wrong."""
-        holders = [holder for holder in self._around[index] if holder in self._revealed]
-        if len(holders) < self._needed:
-            raise RoundFailed(
-                f"round {self._name[2]}: {len(holders)} neighbours of client "
-                f"{self._members[index]} answered at the last stage, and {self._needed} are needed "
-                "to take masks off the sum"
-            )
-        holders.sort(key=lambda holder: self._members[holder] in self.misfits)
-        shares = {holder + 1: self._revealed[holder][index] for holder in holders}
-        try:
-            secret, misfit = recovered(shares, self._needed, is_it)
-        except ValueError as error:
-            raise self._wrong_shares(index) from error
-        if misfit is not None:
-            self.misfits[self._members[misfit - 1]] = (
-                f"its share of a secret of client {self._members[index]} does not fit to the "
-                "others'; one of the two has sent a wrong one"
-            )
-        return secret
-
-    def _wrong_shares(self, index: int) -> RoundFailed:
-        holders = [self._members[h] for h in self._around[index] if h in self._revealed]
-        return RoundFailed(
-            f"round {self._name[2]}: the shares of the secret of client {self._members[index]} do "
-            f"not fit; it, or one of {listed(holders)}, has sent wrong ones"
-        )
+    def _recovery(self) -> Recovery:
+        around = {index: self._around[index] for index in self._present}
+        return Recovery(self._name[2], self._members, around, self._needed, self._revealed)
 
     def _require_this_round(self, reply: Stage) -> None:
         if reply.round_name != self._name:

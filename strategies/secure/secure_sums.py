@@ -19,14 +19,15 @@ from fedcurv.strategies.replies.check import (
 from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.secure.asking import Asking
 from fedcurv.strategies.secure.on_grid import RoundOnGrid
+from fedcurv.strategies.secure.recovery import WronglyDealt
 from fedcurv.strategies.secure.scales import Scales
 from fedcurv.strategies.secure.secure_round import SecureRound
 from fedcurv.strategies.secure.unfit import refuse_single_replies
 from fedcurv.strategies.wire.records import CONFIG, config_of_sums
+from fedcurv.strategies.wire.secure.digests import digest_of_arrays, digest_of_message
 from fedcurv.strategies.wire.secure.form import summed_shapes
 from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, DEFAULT_THRESHOLD
 from fedcurv.strategies.wire.secure.plan import Plan
-from fedcurv.strategies.wire.secure.stages import digest_of_arrays, digest_of_message
 from fedcurv.strategies.wire.secure.statistics import pack_exact_sums
 from fedcurv.strategies.wire.secure.vector import Sums, sums_of
 from fedcurv.strategies.wrapping import Wrapping
@@ -42,10 +43,10 @@ class SecureSums(Wrapping):
 
     Clients need ``fedcurv.clients.secure_sums_mod``. The wrapped strategy sees one reply: the
     arrays' mean weighted by ``num-examples``, the sum of these, the metrics' means, and of FedCurv
-    the sums P and Q. Around training there are three stages more, in which keys, shares of secrets
-    and at last the shares that take the masks off the sum travel; what is lost at any of them is
-    left out, as long as enough remain. docs/privacy.md says against whom this protects, and against
-    whom not. Evaluation is not summed up securely.
+    the sums P and Q. Around training there are four stages more, in which keys, shares of secrets,
+    signatures of who is in the sum and at last the shares that take the masks off it travel; who is
+    lost at any of them is left out, as long as enough remain. docs/privacy.md says against whom
+    this protects, and against whom not. Evaluation is not summed up securely.
 
     The first round travels in words of 64 bits; later ones in 32, on scales that are found from the
     sums of the round before.
@@ -59,12 +60,14 @@ class SecureSums(Wrapping):
             Nodes refuse one below 0.66, unless their owners say otherwise.
         neighbours: of each client, with whom it shares secrets and masks; all others if there are
             no more. Nodes refuse fewer than 64 likewise.
-        stage_timeout: seconds that each of the three stages may take.
+        stage_timeout: seconds that each of the four stages may take.
 
     Attributes:
         strategy: the wrapped strategy.
         refused: reason by message id for the replies that the last round did without.
-        lost: reason by client for those that left it at any stage.
+        lost: reason by client for those that left it before they were sent the model.
+        left_out: reason by client for those that no round has any more: they have shared another
+            secret than they had named, and the sum of that round could not be read.
         max_examples: None: nobody sees a single client's.
 
     Raises:
@@ -98,6 +101,7 @@ class SecureSums(Wrapping):
             raise ValueError(f"stage_timeout must be > 0, in seconds, got {stage_timeout!r}")
         self.refused: Mapping[str, str] = {}
         self.lost: Mapping[str, str] = {}
+        self.left_out: dict[str, str] = {}
         self.max_examples: float | None = None
         self._smallest_group, self._threshold = smallest_group, threshold
         self._neighbours, self._stage_timeout = neighbours, stage_timeout
@@ -131,14 +135,19 @@ class SecureSums(Wrapping):
         )
         message_type = messages[0].metadata.message_type
         asking = Asking(server_round, grid, message_type, self._stage_timeout)
-        self._round, self.lost = RoundOnGrid(secure_round, asking), asking.lost
+        self._round, nodes = (
+            RoundOnGrid(secure_round, asking),
+            [m.metadata.dst_node_id for m in messages],
+        )
         try:
-            self._round.agree_on_keys([m.metadata.dst_node_id for m in messages], self._known)
+            self._round.agree_on_keys(nodes, self._known, self.left_out)
             self._plan = self._plan_for(self._round.num_members)
             sums_plan = "" if self._sums_plan is None else self._sums_plan.to_text()
             return self._round.to_send(messages, self._plan, summed_shapes(arrays), sums_plan)
         except RoundFailed as error:
             raise self._round.told(error) from error
+        finally:
+            self.lost = dict(asking.lost)  # who is lost later has been sent the model
 
     def _plan_for(self, clients: int) -> Plan:
         key = weighted_by_key(self.strategy) or "num-examples"
@@ -153,6 +162,9 @@ class SecureSums(Wrapping):
             server_round: the round.
             replies: taken one by one; each is added to the sum and let go.
 
+        Returns:
+            Nothing in a round that a client has spoilt which is known for it; see ``left_out``.
+
         Raises:
             RoundFailed: if too few clients remain.
         """
@@ -160,6 +172,10 @@ class SecureSums(Wrapping):
         self.refused = self._round.refused
         try:
             form, words, answered = self._round.unmasked(self._digest)
+        except WronglyDealt as error:
+            self.left_out[error.client_id] = str(error)
+            logger.warning("%s; there is no sum, and no later round asks it", error)
+            return None, None
         except RoundFailed as error:
             raise self._round.told(error) from error
         try:
@@ -209,13 +225,14 @@ class SecureSums(Wrapping):
         self.strategy.summary()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold: bounds for scales and the wrapped strategy's state.
+        """Return what a checkpoint must hold: bounds, who is left out, the wrapped one's state.
 
         No secret is among it.
         """
         return {
             "federation": self._federation,
             "bounds": self._scales.state_dict(),
+            "left-out": dict(self.left_out),
             "sums-plan": None if self._sums_plan is None else self._sums_plan.to_text(),
             "strategy": strategy_state.learned(self.strategy, self._at_first),
         }
@@ -228,6 +245,7 @@ class SecureSums(Wrapping):
         self._sums_plan = sums_plan
         self._scales.load_state_dict(state["bounds"])
         self._federation = str(state["federation"])
+        self.left_out = dict(state["left-out"])
 
     @property
     def takes_replies_once(self) -> bool:

@@ -9,10 +9,11 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fedcurv.clients.secure.node import Node
 from fedcurv.strategies.secure.secure_round import SecureRound
+from fedcurv.strategies.wire.secure.digests import digest_of_arrays
 from fedcurv.strategies.wire.secure.form import summed_shapes
 from fedcurv.strategies.wire.secure.neighbours import DEFAULT_NEIGHBOURS, DEFAULT_THRESHOLD
 from fedcurv.strategies.wire.secure.plan import ARRAYS, Place, Plan
-from fedcurv.strategies.wire.secure.stages import Masked, digest_of_arrays
+from fedcurv.strategies.wire.secure.stages import Masked
 from fedcurv.strategies.wire.secure.vector import sums_of, vector_of
 from fedcurv.strategies.wire.sums import PRECISION, WEIGHTED
 from tests.benchmarks.conftest import Tables
@@ -88,22 +89,29 @@ def test_secure_sum(clients: int, around: str, benchmark, tables: Tables) -> Non
                 continue
             with on_clients:
                 arrays_digest = digest_of_arrays(message)
-                node.accept(asked[client_id])
+                node.accept(asked[client_id], arrays_digest)
                 form, words = vector_of(plan, sent, content)
-                binding = asked[client_id].binding(node.memory.members, arrays_digest)
-                node.add_masks(words, binding)
+                node.add_masks(words)
                 packed = words.to_bytes()
             with on_server:
                 server.add_masked(client_id, Masked(*NAME, form=form.to_text()), packed)
         sizes.append(len(packed))
-        alive, unmasking = server.ask_for_unmasking()
+        with on_server:
+            alive, agreement = server.ask_for_agreement(arrays_digest)
         for client_id in alive:
+            with on_clients:
+                agreed = nodes[client_id].agree(agreement)
+            with on_server:
+                server.add_agreed(client_id, agreed)
+        with on_server:
+            signers, unmasking = server.ask_for_unmasking()
+        for client_id in signers:
             with on_clients:
                 revealed = nodes[client_id].reveal(unmasking)
             with on_server:
                 server.add_revealed(client_id, revealed)
         with on_server:
-            form, words = server.total(arrays_digest)
+            form, words = server.total()
             sums = sums_of(plan, sent, form, words, len(alive))
         expected = trained["1.weight"].numpy()
         np.testing.assert_allclose(sums.arrays["1.weight"].numpy(), expected, atol=1e-4)

@@ -11,11 +11,12 @@ from cryptography.hazmat.primitives.serialization import (
 from flwr.serverapp.strategy import FedAvg
 
 from fedcurv.clients import SecureSumsMod
-from fedcurv.clients.secure.node import Node, RefusedByNode
+from fedcurv.clients.secure.node import Node
+from fedcurv.clients.secure.refused import RefusedByNode
 from fedcurv.clients.secure.signatures import Signatures
 from fedcurv.simulations.deployment.keys import write_node_key
 from fedcurv.strategies import RoundFailed, SecureSums
-from fedcurv.strategies.wire.secure.keys import KeyPair
+from fedcurv.strategies.wire.secure.keys import KeyPair, new_signing_pair
 from fedcurv.strategies.wire.secure.stages import AskForKeys, AskForShares
 from tests.federation import options
 from tests.secure_federation import SecureFederation
@@ -105,6 +106,18 @@ def test_a_federation_whose_nodes_sign_and_trust_each_other_sums_up(tmp_path):
     assert set(federation.statuses(2).values()) == {"ok"}
 
 
+def test_nodes_that_know_nobody_say_so_once_a_run_and_those_that_do_are_silent(tmp_path, caplog):
+    SecureFederation().run(SecureSums(FedAvg(**options())), num_rounds=2)
+    told = [r.message for r in caplog.records if "whose keys this node does not know" in r.message]
+    assert len(told) == 1
+    assert "a server that plays the others reads its numbers" in told[0]
+    caplog.clear()
+    federation = OwnKeys(num_nodes=4)
+    federation.folder = write_keys(tmp_path, 4)
+    federation.run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert "does not know" not in caplog.text
+
+
 def test_a_member_whose_key_nobody_trusts_ends_the_round(tmp_path):
     federation = OwnKeys(num_nodes=4)
     federation.folder = write_keys(tmp_path, 4)
@@ -117,7 +130,7 @@ def test_a_server_that_plays_a_member_is_found_out_by_its_signature(tmp_path):
     write_keys(tmp_path, 3)
     nodes = [Node(str(i), identity=Signatures(tmp_path / str(i), tmp_path)) for i in range(3)]
     told = [node.keys(AskForKeys("federation", "session", 1)) for node in nodes]
-    forged, masking = KeyPair.new(), KeyPair.new()
+    forged, masking, agreeing = KeyPair.new(), KeyPair.new(), new_signing_pair()
 
     def members(keys):
         return AskForShares(
@@ -125,22 +138,27 @@ def test_a_server_that_plays_a_member_is_found_out_by_its_signature(tmp_path):
             client_ids=["0", "1", "2"],
             sealing_keys=[k[0] for k in keys],
             masking_keys=[k[1] for k in keys],
-            signatures=[k[2] for k in keys],
+            agreeing_keys=[k[2] for k in keys],
+            signatures=[k[3] for k in keys],
             neighbours=2,
             threshold=2,
         )
 
-    honest = [(k.sealing_key, k.masking_key, k.signature) for k in told]
+    honest = [(k.sealing_key, k.masking_key, k.agreeing_key, k.signature) for k in told]
     for last in (
-        (forged.public, masking.public, told[2].signature),
-        (forged.public, told[2].masking_key, told[2].signature),
-        (forged.public, masking.public, b""),
+        (forged.public, masking.public, agreeing.public, told[2].signature),
+        (forged.public, *honest[2][1:]),
+        (honest[2][0], masking.public, *honest[2][2:]),
+        (*honest[2][:2], agreeing.public, told[2].signature),
+        (forged.public, masking.public, agreeing.public, b""),
     ):
         with pytest.raises(RefusedByNode, match="somebody plays it"):
             nodes[0].shares(members([*honest[:2], last]))
     # nor are keys of an earlier round those of this one
     again = [node.keys(AskForKeys("federation", "session", 2)) for node in nodes]
-    mixed = [(k.sealing_key, k.masking_key, k.signature) for k in again[:2]] + honest[2:]
+    mixed = [
+        (k.sealing_key, k.masking_key, k.agreeing_key, k.signature) for k in again[:2]
+    ] + honest[2:]
     asked = members(mixed)
     asked = AskForShares(**{**vars(asked), "number": 2})
     with pytest.raises(RefusedByNode, match="somebody plays it"):

@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcurv.clients.secure import node as node_module
+from fedcurv.clients.secure.members import Floors
 from fedcurv.clients.secure.memory import Memory
-from fedcurv.clients.secure.node import Node, RefusedByNode
+from fedcurv.clients.secure.node import Node
+from fedcurv.clients.secure.refused import RefusedByNode
 from fedcurv.strategies.replies.check import RoundFailed
+from fedcurv.strategies.secure.recovery import WronglyDealt
 from fedcurv.strategies.secure.secure_round import SecureRound
 from fedcurv.strategies.wire.secure.form import Form
 from fedcurv.strategies.wire.secure.keys import KeyPair, agreed_key, derived_key, seal, unseal
@@ -24,13 +28,19 @@ from fedcurv.strategies.wire.secure.neighbours import (
     shares_needed,
 )
 from fedcurv.strategies.wire.secure.plan import ARRAYS, Plan
+from fedcurv.strategies.wire.secure.shamir import split
 from fedcurv.strategies.wire.secure.stages import (
+    AskForAgreement,
     AskForKeys,
-    AskForUnmasking,
     Keys,
     Masked,
 )
-from fedcurv.strategies.wire.secure.statements import bound_to, pair_purpose, seal_purpose
+from fedcurv.strategies.wire.secure.statements import (
+    bound_to,
+    pair_purpose,
+    seal_purpose,
+    single_purpose,
+)
 from fedcurv.strategies.wire.secure.words import Words
 from tests.oracles import secure as oracle
 from tests.strategies.test_secure_pieces import chi_square
@@ -73,8 +83,8 @@ class Run:
     change: Callable[[str, int, object], object] = lambda stage, client, asked: asked
 
     def __post_init__(self):
-        floors = {"fewest_neighbours": self.neighbours, "smallest_threshold": self.threshold}
-        self.nodes = self.nodes or [Node(str(i), **floors) for i in range(self.clients)]
+        floors = Floors(fewest_neighbours=self.neighbours, smallest_threshold=self.threshold)
+        self.nodes = self.nodes or [Node(str(i), floors=floors) for i in range(self.clients)]
         self.server = SecureRound(
             self.name,
             neighbours=self.neighbours,
@@ -103,26 +113,33 @@ class Run:
             i = int(name)
             asked = self.change("masks", i, asked)
             if i in self.there("masks", [name]):
-                self.nodes[i].accept(asked)
-                self.seen[i] = self.masked(i, asked)
+                self.nodes[i].accept(asked, SENT)
+                self.seen[i] = self.masked(i)
                 self.server.add_masked(name, Masked(*self.name, form=FORM), self.seen[i])
 
-    def masked(self, i: int, asked) -> bytes:
+    def masked(self, i: int) -> bytes:
         words = words_of(i)
-        self.nodes[i].add_masks(words, asked.binding(self.nodes[i].memory.members, SENT))
+        self.nodes[i].add_masks(words)
         return words.to_bytes()
 
+    def play_agree(self):
+        alive, asked = self.server.ask_for_agreement(SENT)
+        for i in self.there("agree", alive):
+            reply = self.nodes[i].agree(self.change("agree", i, asked))
+            self.server.add_agreed(str(i), reply)
+
     def play_unmask(self):
-        alive, asked = self.server.ask_for_unmasking()
-        for i in self.there("unmask", alive):
+        signers, asked = self.server.ask_for_unmasking()
+        for i in self.there("unmask", signers):
             reply = self.nodes[i].reveal(self.change("unmask", i, asked))
             self.server.add_revealed(str(i), reply)
-        return self.server.total(SENT)
+        return self.server.total()
 
     def play(self):
         self.play_keys()
         self.play_shares()
         self.play_masks()
+        self.play_agree()
         return self.play_unmask()
 
 
@@ -141,28 +158,28 @@ def test_the_sum_is_that_in_the_clear(clients, neighbours):
     assert plain(words) == expected(range(clients))
 
 
-@pytest.mark.parametrize("stage", ["keys", "shares", "masks", "unmask"])
+@pytest.mark.parametrize("stage", ["keys", "shares", "masks", "agree", "unmask"])
 @pytest.mark.parametrize("lost", [{0}, {5}, {1, 3}])
 def test_the_sum_is_that_of_those_who_remain_whichever_stage_loses_some(stage, lost):
     run = Run(clients=9, lost={stage: lost})
     _, words = run.play()
-    remain = set(range(9)) - (lost if stage != "unmask" else set())
+    remain = set(range(9)) - (lost if stage not in ("agree", "unmask") else set())
     assert plain(words) == expected(remain)
 
 
-stages = st.sampled_from(["keys", "shares", "masks", "unmask"])
+stages = st.sampled_from(["keys", "shares", "masks", "agree", "unmask"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(3, 9), st.dictionaries(st.integers(0, 8), stages, max_size=7))
 def test_whoever_is_lost_the_sum_is_right_or_the_round_fails(clients, leave):
-    order = ["keys", "shares", "masks", "unmask"]
+    order = ["keys", "shares", "masks", "agree", "unmask"]
     lost = {
         stage: [i for i, when in leave.items() if order.index(when) <= order.index(stage)]
         for stage in order
     }
     run = Run(clients=clients, lost=lost)
-    remain = [i for i in range(clients) if leave.get(i, "unmask") == "unmask"]
+    remain = [i for i in range(clients) if leave.get(i, "unmask") in ("agree", "unmask")]
     answer = [i for i in remain if i not in leave]
     members = [i for i in range(clients) if leave.get(i) != "keys"]
     try:
@@ -183,6 +200,7 @@ def test_whoever_is_lost_the_sum_is_right_or_the_round_fails(clients, leave):
         ({"shares": [0, 1, 2]}, "client 3 has 2 neighbours that sent their shares, and 4 are need"),
         ({"shares": [0, 1, 2, 3]}, "2 clients sent their shares"),
         ({"masks": [0, 1, 2, 3]}, "2 clients sent their numbers"),
+        ({"agree": [0, 1]}, "4 of 6 clients signed who is in the sum, and 5 are needed"),
         ({"unmask": [0, 1, 2]}, "3 neighbours of client 0 answered at the last stage, and 4"),
     ],
 )
@@ -191,7 +209,7 @@ def test_a_round_with_too_few_fails_and_says_so(lost, says):
     if "masks" in lost:
         run.play_keys(), run.play_shares(), run.play_masks()
         with pytest.raises(RoundFailed, match=says):
-            run.play_unmask()
+            run.play_agree()
         return
     with pytest.raises(RoundFailed, match=says):
         run.play()
@@ -212,13 +230,13 @@ def test_what_the_server_sees_of_a_client_is_noise():
 def test_a_late_answer_cannot_be_read_with_the_key_that_was_given_away():
     """Its own mask is left on it: of one node a server gets one of the two secrets."""
     run = Run(clients=9, lost={"masks": [4]})
-    run.play_keys(), run.play_shares(), run.play_masks()
+    run.play_keys(), run.play_shares(), run.play_masks(), run.play_agree()
     run.play_unmask()
     late = run.server.ask_for_masked(run.plan, SHAPES)["4"]
-    run.nodes[4].accept(late)
-    words = Words.from_bytes(bytearray(run.masked(4, late)), 15, 300)
+    run.nodes[4].accept(late, SENT)
+    words = Words.from_bytes(bytearray(run.masked(4)), 15, 300)
     memory = run.nodes[4].memory
-    private = run.server._masking_private_of(4)
+    private = run.server._recovery().masking_private(4, run.server._list.masking_keys[4])
     assert private == memory.masking_private
     bound = late.binding(memory.members, SENT)
     for other, key in zip(memory.neighbours, memory.masking_keys, strict=True):
@@ -234,12 +252,18 @@ def masked_run(**options) -> Run:
     return run
 
 
+def agreed_run(**options) -> Run:
+    run = masked_run(**options)
+    run.play_agree()
+    return run
+
+
 def refused(says: str):
     return pytest.raises(RefusedByNode, match=says)
 
 
 def test_a_second_unmasking_is_refused():
-    run = masked_run()
+    run = agreed_run()
     run.play_unmask()
     _, asked = run.server.ask_for_unmasking()
     with refused("each stage of a round is played once"):
@@ -249,15 +273,17 @@ def test_a_second_unmasking_is_refused():
 def test_lists_in_which_one_is_alive_and_dead_are_refused():
     run = masked_run(lost={"masks": [5]})
     with refused("either alive or dead"):
-        run.nodes[0].reveal(AskForUnmasking(*NAME, alive=[0, 1, 2, 3, 4], dead=[1, 5]))
+        run.nodes[0].agree(AskForAgreement(*NAME, alive=[0, 1, 2, 3, 4], dead=[1, 5]))
     with refused("all that were present"):
-        run.nodes[0].reveal(AskForUnmasking(*NAME, alive=[0, 1, 2, 3, 4], dead=[]))
+        run.nodes[0].agree(AskForAgreement(*NAME, alive=[0, 1, 2, 3, 4], dead=[]))
     with refused("all that were present"):
-        run.nodes[0].reveal(AskForUnmasking(*NAME, alive=[0, 1, 2, 3, 4, 4], dead=[5]))
+        run.nodes[0].agree(AskForAgreement(*NAME, alive=[0, 1, 2, 3, 4, 4], dead=[5]))
     with refused("this node alive"):
-        run.nodes[0].reveal(AskForUnmasking(*NAME, alive=[1, 2, 3, 4], dead=[0, 5]))
+        run.nodes[0].agree(AskForAgreement(*NAME, alive=[1, 2, 3, 4], dead=[0, 5]))
     with refused("a group of 3 at least, got 2 that have answered"):
-        run.nodes[0].reveal(AskForUnmasking(*NAME, alive=[0, 1], dead=[2, 3, 4, 5]))
+        run.nodes[0].agree(AskForAgreement(*NAME, alive=[0, 1], dead=[2, 3, 4, 5]))
+    with refused("those alive in order"):
+        run.nodes[0].agree(AskForAgreement(*NAME, alive=[1, 0, 2, 3, 4], dead=[5]))
     assert run.nodes[0].memory.own_secret, "a refusal is no answer"
 
 
@@ -285,17 +311,17 @@ def test_messages_of_an_earlier_round_are_refused():
         first.nodes[0].shares(early_list)
     second.play_shares()
     with refused("expected a message of round 2"):
-        first.nodes[0].accept(early)
+        first.nodes[0].accept(early, SENT)
     # and under the new round's name its seals do not open
     with refused("was told of other members or keys"):
-        first.nodes[0].accept(dataclasses.replace(early, number=2))
+        first.nodes[0].accept(dataclasses.replace(early, number=2), SENT)
 
 
 def test_a_second_training_under_the_same_masks_is_refused():
     run = masked_run()
     asked = run.server.ask_for_masked(run.plan, SHAPES)["0"]
     with refused("each stage of a round is played once"):
-        run.nodes[0].accept(asked)
+        run.nodes[0].accept(asked, SENT)
 
 
 def test_nodes_that_are_told_of_different_members_or_keys_open_no_shares():
@@ -317,7 +343,7 @@ def test_a_server_that_reads_shares_under_keys_of_its_own_is_noticed_by_their_ow
     run = Run()
     run.play_keys()
     asked = run.server.ask_for_shares()
-    for field_name in ("sealing_keys", "masking_keys"):
+    for field_name in ("sealing_keys", "masking_keys", "agreeing_keys"):
         keys = [KeyPair.new().public, *getattr(asked, field_name)[1:]]
         with refused("this node's own keys"):
             run.nodes[0].shares(dataclasses.replace(asked, **{field_name: keys}))
@@ -335,7 +361,7 @@ def test_a_server_that_reads_shares_under_keys_of_its_own_is_noticed_by_their_ow
         ({"client_ids": ["00", "0", "2", "3", "4", "5"]}, "the members in order"),
         ({"client_ids": ["0", "00", "2", "3", "5", "4"]}, "the members in order"),
         ({"threshold": 3}, "a threshold of 4 of 5 neighbours at least, got 3"),
-        ({"signatures": []}, "two keys and a signature"),
+        ({"signatures": []}, "three keys and a signature"),
     ],
 )
 def test_lists_of_members_that_cannot_be_right_are_refused(change, says):
@@ -352,25 +378,25 @@ def test_a_node_has_as_many_neighbours_and_as_high_a_threshold_as_its_owner_says
     asked = run.server.ask_for_shares()
     with refused("19 neighbours of 20 members at least, got 6"):
         run.nodes[0].shares(asked)
-    run = Run(clients=20, neighbours=6, nodes=[Node("0", fewest_neighbours=5)])
+    run = Run(clients=20, neighbours=6, nodes=[Node("0", floors=Floors(fewest_neighbours=5))])
     run.nodes += [Node(str(i)) for i in range(1, 20)]
     run.play_keys()
     asked = run.server.ask_for_shares()
     assert len(run.nodes[0].shares(asked).holders) == 6
     with refused("a threshold of 5 of 6 neighbours at least, got 4"):
-        node = Node("1", run.nodes[1].memory, fewest_neighbours=6, smallest_threshold=0.8)
-        node.shares(asked)
+        floors = Floors(fewest_neighbours=6, smallest_threshold=0.8)
+        Node("1", run.nodes[1].memory, floors=floors).shares(asked)
 
 
 @pytest.mark.parametrize("members", [*range(3, 80), 200])
 def test_servers_defaults_are_enough_for_nodes_and_so_is_a_threshold_of_066(members):
     number = number_of_neighbours(members, DEFAULT_NEIGHBOURS)
     for share in (DEFAULT_THRESHOLD, 0.66):
-        Node("0")._require_enough(members, number, shares_needed(number, share))
+        Floors().require_neighbours(members, number, shares_needed(number, share))
 
 
 def test_a_node_asks_for_a_group_as_large_as_its_owner_says():
-    run = Run(nodes=[Node(str(i), smallest_group=7) for i in range(6)])
+    run = Run(nodes=[Node(str(i), floors=Floors(smallest_group=7)) for i in range(6)])
     run.play_keys()
     with refused("a group of 7 at least, got 6 that are members"):
         run.play_shares()
@@ -383,22 +409,31 @@ def test_masks_of_nodes_that_were_told_of_different_plans_or_models_do_not_cance
         return asked
 
     run = Run(change=change)
-    _, words = run.play()
-    assert plain(words) != expected(range(6))
-    assert chi_square(words.to_bytes()) < 500
+    run.play_keys(), run.play_shares(), run.play_masks()
+    with pytest.raises(ValueError, match="its signature of who is in the sum, got another"):
+        run.play_agree()
+    # nor does what is left when all secrets are known say anything
+    total = Words.zeros(15, 300)
+    for i, seen in run.seen.items():
+        memory = run.nodes[i].memory
+        total.add(Words.from_bytes(bytearray(seen), 15, 300))
+        total.subtract_mask(derived_key(memory.own_secret, single_purpose(memory.binding)))
+    assert plain(total) != expected(range(6))
+    assert chi_square(total.to_bytes()) < 500
 
 
 def unmasked_with(run: Run, liars: Collection[int], wrong: bytes, owners: slice = slice(1)):
     """Play the last stage, in which some send wrong shares of their first neighbours' secrets."""
-    alive, asked = run.server.ask_for_unmasking()
-    for i in map(int, alive):
+    run.play_agree()
+    signers, asked = run.server.ask_for_unmasking()
+    for i in map(int, signers):
         reply = run.nodes[i].reveal(asked)
         if i in liars:
             shares = list(reply.shares)
             shares[owners] = [wrong for _ in shares[owners]]
             reply = dataclasses.replace(reply, shares=shares)
         run.server.add_revealed(str(i), reply)
-    return run.server.total(SENT)
+    return run.server.total()
 
 
 WRONG = os.urandom(1).rjust(66, b"\0")
@@ -422,9 +457,42 @@ def test_wrong_shares_of_two_or_without_one_to_spare_fail_the_round():
         unmasked_with(masked_run(clients=9, threshold=1.0), {2}, WRONG)
 
 
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_who_shares_another_secret_than_it_named_is_told_where_a_share_is_to_spare(
+    is_alive, monkeypatch
+):
+    def wrongly(secret, points, threshold):
+        field_name = "own_secret" if is_alive else "masking_private"
+        own = getattr(run.nodes[0].memory, field_name)
+        return split(os.urandom(32) if secret == own else secret, points, threshold)
+
+    monkeypatch.setattr(node_module, "split", wrongly)
+    lost = {} if is_alive else {"masks": [0]}
+    # of 8 neighbours 6 are needed; of those of client 0 when it is lost, the others' fail first
+    for gone in ([], [7], [7, 8])[: 3 if is_alive else 2]:
+        run = Run(clients=9, lost={**lost, "unmask": gone})
+        run.play_keys(), run.play_shares(), run.play_masks(), run.play_agree()
+        says = "client 0 has shared another secret than the one it had named"
+        if len(gone) == 2:
+            says = "of the secret of client 0 do not fit; it, or one of 1, 2, 3"
+        with pytest.raises(RoundFailed, match=says) as told:
+            run.play_unmask()
+        assert isinstance(told.value, WronglyDealt) == (len(gone) < 2)
+
+
+def test_one_who_lies_about_a_share_blames_nobody_else():
+    """The others' shares fit each other without it, so that the secret is found."""
+    run = masked_run(clients=9)
+    _, words = unmasked_with(run, {3}, WRONG)
+    assert plain(words) == expected(range(9))
+    with pytest.raises(RoundFailed) as told:
+        unmasked_with(masked_run(clients=9), {2, 3}, WRONG)
+    assert not isinstance(told.value, WronglyDealt)
+
+
 @pytest.mark.parametrize("wrong", [b"", bytes(65), bytes(67), b"\xff" * 66])
 def test_what_can_be_no_share_is_refused_when_it_comes(wrong):
-    run = masked_run()
+    run = agreed_run()
     _, asked = run.server.ask_for_unmasking()
     reply = run.nodes[2].reveal(asked)
     with pytest.raises(ValueError, match="expected shares, got what is none"):
@@ -454,6 +522,7 @@ def test_keys_that_would_end_the_round_for_others_are_refused_when_they_come():
         ({"masking_key": second.sealing_key}, "there already"),
         ({"masking_key": first.masking_key}, "there already"),
         ({"sealing_key": first.masking_key}, "there already"),
+        ({"agreeing_key": first.agreeing_key}, "there already"),
         ({"signature": bytes(257)}, "signature of at most 256 bytes, got 257"),
     ):
         with pytest.raises(ValueError, match=says):
@@ -470,6 +539,7 @@ def test_numbers_of_another_form_than_most_are_left_out():
     late.play_keys(), late.play_shares(), late.play_masks()
     late.server.add_masked("3", Masked(*NAME, form=other), bytes(8 * 18 + 4 * 300))
     assert list(late.server.odd()) == ["3"]
+    late.play_agree()
     _, words = late.play_unmask()
     assert plain(words) == expected({0, 1, 2, 4, 5, 6})
 
@@ -477,9 +547,9 @@ def test_numbers_of_another_form_than_most_are_left_out():
 @pytest.mark.parametrize(
     ("reply", "says"),
     [
-        (Keys(*NAME, "0", b"", b"", b"", b""), "keys of 32 bytes"),
-        (Keys(*NAME, "", b"", b"", b"", b""), "client id"),
-        (Keys("federation", "session", 2, "0", *[bytes(32)] * 4), "of another"),
+        (Keys(*NAME, "0", *[b""] * 5), "keys of 32 bytes"),
+        (Keys(*NAME, "", *[b""] * 5), "client id"),
+        (Keys("federation", "session", 2, "0", *[bytes(32)] * 5), "of another"),
     ],
 )
 def test_odd_keys_are_refused_by_the_server(reply, says):
@@ -491,7 +561,7 @@ def test_odd_keys_are_refused_by_the_server(reply, says):
 def test_the_server_takes_every_reply_once_and_for_its_round():
     run = masked_run()
     with pytest.raises(ValueError, match="several nodes say"):
-        run.server.add_keys(Keys(*NAME, "0", *[bytes(32)] * 4))
+        run.server.add_keys(Keys(*NAME, "0", *[bytes(32)] * 5))
     with pytest.raises(ValueError, match="once, of a client"):
         run.server.add_masked("0", Masked(*NAME, form=FORM), run.seen[0])
     with pytest.raises(ValueError, match="bytes of masked numbers"):
@@ -499,7 +569,7 @@ def test_the_server_takes_every_reply_once_and_for_its_round():
 
 
 def test_secrets_end_with_the_round():
-    run = masked_run()
+    run = agreed_run()
     run.play_unmask()
     for node in run.nodes:
         memory = node.memory
@@ -510,7 +580,13 @@ def test_secrets_are_not_printed():
     run = masked_run()
     memory = run.nodes[0].memory
     pair = KeyPair.of(memory.masking_private)
-    secrets = [memory.sealing_private, memory.masking_private, memory.own_secret, *memory.shares]
+    secrets = [
+        memory.sealing_private,
+        memory.masking_private,
+        memory.agreeing_private,
+        memory.own_secret,
+        *memory.shares,
+    ]
     for text in (repr(memory), str(memory), repr(pair)):
         assert not any(repr(secret)[2:-1] in text for secret in secrets)
     broken = memory.to_config()

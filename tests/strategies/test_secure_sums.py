@@ -35,9 +35,11 @@ from fedcurv.strategies import (
     StrategyFailed,
     start,
 )
+from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.secure import secure_sums
+from fedcurv.strategies.wire.secure.digests import digest_of_message
 from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS
-from fedcurv.strategies.wire.secure.stages import MASKED, SECURE, digest_of_message
+from fedcurv.strategies.wire.secure.stages import MASKED, SECURE
 from tests.federation import Federation, crash, message_with, new_model, options, served_on
 from tests.secure_federation import SecureFederation
 from tests.strategies.test_secure_pieces import chi_square
@@ -91,7 +93,9 @@ def test_who_is_lost_before_its_numbers_have_come_is_not_in_the_sum(name, stage)
 
 def test_who_is_lost_after_that_is_in_the_sum():
     clear = Federation(num_nodes=9).run(fedcurv(), num_rounds=3)
-    secure = SecureFederation(num_nodes=9, lost={(1, "unmask"): {1, 4}, (3, "unmask"): {0}})
+    secure = SecureFederation(
+        num_nodes=9, lost={(1, "unmask"): {1, 4}, (2, "agree"): {2, 3}, (3, "unmask"): {0}}
+    )
     assert farthest(clear.arrays, secure.run(SecureSums(fedcurv())).arrays) < TOLERANCE
 
 
@@ -128,7 +132,7 @@ def test_a_rounds_record_has_those_who_were_lost_before_the_model_was_sent():
     assert set(federation.statuses(2).values()) == {"ok"}
 
 
-@pytest.mark.parametrize("stage", ["keys", "shares", "masks", "unmask"])
+@pytest.mark.parametrize("stage", ["keys", "shares", "masks", "agree", "unmask"])
 def test_below_the_threshold_the_round_fails_and_says_who_was_lost(stage):
     secure = SecureFederation(lost={(1, stage): {0, 1, 2, 3}})
     with pytest.raises(RoundFailed, match=r"round 1: .*lost were 0, 1, 2 and others.*lost") as told:
@@ -252,8 +256,8 @@ def test_secrets_end_with_the_round_and_those_of_the_lost_with_the_next_message(
 
 # fields that hold nothing
 EMPTY = {
-    *("sealing_private", "masking_private", "own_secret", "members"),
-    *("index", "threshold", "num_members"),
+    *("sealing_private", "masking_private", "agreeing_private", "own_secret", "members"),
+    *("index", "threshold", "binding"),
 }
 
 
@@ -293,22 +297,22 @@ def test_clients_without_the_mod_are_named_and_the_others_go_on(caplog):
 
 def test_another_version_of_the_protocol_is_refused_on_either_side(monkeypatch):
     def other(message, context, call_next):
-        message.content[SECURE]["protocol-version"] = 2
+        message.content[SECURE]["protocol-version"] = 1
         return call_next(message, context)
 
     federation = SecureFederation()
     federation.mods.insert(0, other)
-    with pytest.raises(RoundFailed, match="expected secure sums in version 1, got 2"):
+    with pytest.raises(RoundFailed, match="expected secure sums in version 2, got 1"):
         federation.run(SecureSums(FedAvg(**options())))
 
     def answers(message, context, call_next):
         reply = call_next(message, context)
-        reply.content[SECURE]["protocol-version"] = 2
+        reply.content[SECURE]["protocol-version"] = 1
         return reply
 
     federation = SecureFederation()
     federation.mods.insert(0, answers)
-    with pytest.raises(RoundFailed, match="expected secure sums in version 1, got 2"):
+    with pytest.raises(RoundFailed, match="expected secure sums in version 2, got 1"):
         federation.run(SecureSums(FedAvg(**options())))
 
 
@@ -328,6 +332,74 @@ def test_what_bounds_single_replies_is_refused():
     for bound in ({"max_precision": 3.0}, {"max_examples": 100}):
         with pytest.raises(ValueError, match="bound what one reply may hold"):
             SecureSums(fedcurv(**bound))
+
+
+def test_the_loops_own_bound_is_refused_with_no_advice_that_cannot_be_followed():
+    with pytest.raises(TypeError, match="SecureSums checks its replies itself, and has no such b"):
+        SecureFederation().run(SecureSums(fedcurv()), max_examples=100)
+    with pytest.raises(TypeError, match=r"itself: FedCurv\(..., max_examples=...\)"):
+        SecureFederation().run(FedCurv(strength=0.1), max_examples=100)
+
+
+def test_a_client_that_is_lost_counts_once_whatever_the_loop_calls_its_node(monkeypatch):
+    """A node that did not say who it is when it was asked tells it with its keys."""
+    monkeypatch.setattr(OrderedGrid, "known", lambda grid: {})
+    monkeypatch.setattr(OrderedGrid, "client_id", lambda grid, node: f"node-{node}")
+    federation = SecureFederation(num_nodes=9, lost={(1, "shares"): {4}, (1, "masks"): {1}})
+    federation.run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert len(federation.statuses(1)) == 9
+    assert sorted(federation.statuses(1).values()) == ["failed"] * 2 + ["ok"] * 7
+
+
+def test_a_round_that_fails_tells_once_how_many_were_lost():
+    federation = SecureFederation(lost={(1, "shares"): {0, 1, 2}})
+    with pytest.raises(
+        RoundFailed, match="and 4 are needed; lost were 0, 1, 2; client 0: "
+    ) as told:
+        federation.run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert str(told.value).count("lost were") == 1
+    assert "were lost" not in str(told.value)
+
+
+class WronglyCommitted(SecureFederation):
+    """Client 4 names another secret than the one whose shares it gives, in one round."""
+
+    number = 2
+
+    def watch(self, message, context, call_next):
+        reply = super().watch(message, context, call_next)
+        record = reply.content.config_records.get(SECURE, {}) if reply.has_content() else {}
+        where = record.get("stage"), record.get("number"), context.node_config["partition-id"]
+        if where == ("keys", self.number, 4):
+            record["commitment"] = bytes(32)
+        return reply
+
+
+@pytest.mark.parametrize("own_loop", [False, True])
+@pytest.mark.parametrize("name", ["FedAvg", "FedCurv"])
+def test_a_client_that_shares_another_secret_than_it_named_spoils_one_round(name, own_loop, caplog):
+    federation = WronglyCommitted(num_nodes=9)
+    strategy = SecureSums(STRATEGIES[name]())
+    federation.run(strategy, num_rounds=4, own_loop=own_loop)
+    assert list(strategy.left_out) == ["4"]
+    assert "client 4 has shared another secret than the one it had named" in caplog.text
+    # what it spoilt is not in the model, and the next rounds do without it
+    assert {p for r, stage, p in federation.replies if (r, stage) == (2, "masks")} == set(range(9))
+    for later in (3, 4):
+        there = {p for r, stage, p in federation.replies if (r, stage) == (later, "masks")}
+        assert there == set(range(9)) - {4}
+    assert "left out since then: round 2: client 4" in caplog.text
+    saved = SecureSums(STRATEGIES[name]())
+    saved.load_state_dict(strategy.state_dict())
+    assert saved.left_out == strategy.left_out
+
+
+def test_a_round_that_a_client_has_spoilt_leaves_the_model_as_it_was():
+    federation = WronglyCommitted(num_nodes=9)
+    both = federation.run(SecureSums(FedAvg(**options())), num_rounds=2)
+    one = SecureFederation(num_nodes=9).run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert farthest(one.arrays, both.arrays) == 0
+    assert list(both.train_metrics_clientapp) == [1]
 
 
 def test_differential_privacy_is_refused_inside_and_outside():
@@ -739,7 +811,7 @@ def test_a_run_that_is_resumed_is_the_one_that_was_never_ended(name, tmp_path):
         result = served_on(grid, lambda grid, serve=serve: serve(grid))
     assert farthest(whole.arrays, result.arrays) < TOLERANCE
     saved = strategy.state_dict()
-    assert set(saved) == {"federation", "bounds", "sums-plan", "strategy"}
+    assert set(saved) == {"federation", "bounds", "left-out", "sums-plan", "strategy"}
     assert "weight" in saved["bounds"][ARRAYS]
     if name != "FedAvg":
         assert "weight" in saved["bounds"][PRECISION_SUMS]

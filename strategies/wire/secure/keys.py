@@ -1,9 +1,10 @@
-"""Keys of secure sums: agreed between two nodes by X25519, derived by HKDF, sealed by AES-GCM."""
+"""Keys of secure sums: agreed on by X25519, derived by HKDF, to seal by AES-GCM, for Ed25519."""
 
 import os
 from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 KEY_BYTES = 32
+SIGNATURE_BYTES = 64
 _NONCE_BYTES, _TAG_BYTES = 12, 16
 SEAL_BYTES = _NONCE_BYTES + _TAG_BYTES  # that a sealed text is longer than the text
 
@@ -37,6 +39,31 @@ class KeyPair:
         """Return the pair of a private key."""
         public = X25519PrivateKey.from_private_bytes(private).public_key()
         return cls(private, public.public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def new_signing_pair() -> KeyPair:
+    """Return a pair for signatures that nobody else has."""
+    return signing_pair_of(os.urandom(KEY_BYTES))
+
+
+def signing_pair_of(private: bytes) -> KeyPair:
+    """Return the pair for signatures of a private key."""
+    public = Ed25519PrivateKey.from_private_bytes(private).public_key()
+    return KeyPair(private, public.public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+
+def signature_of(private: bytes, statement: bytes) -> bytes:
+    """Return the signature of a statement by a pair for signatures; 64 bytes."""
+    return Ed25519PrivateKey.from_private_bytes(private).sign(statement)
+
+
+def is_signed(public: bytes, statement: bytes, signature: bytes) -> bool:
+    """Return whether a signature is that of a statement by this key."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, statement)
+    except (InvalidSignature, ValueError):  # keys of other lengths
+        return False
+    return True
 
 
 def agreed_key(private: bytes, public: bytes, purpose: bytes) -> bytes:

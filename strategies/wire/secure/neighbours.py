@@ -47,6 +47,32 @@ def shares_needed(neighbours: int, threshold: float) -> int:
     return max(2, math.ceil(threshold * neighbours - 1e-9))
 
 
+def signatures_needed(members: int, neighbours: int, threshold: int) -> int:
+    """Return how many of all members must have signed one list of those in the sum.
+
+    That is one more than the threshold's share of all others: T of n members, T > n/2. All members
+    count, and not a node's neighbours alone: neighbours at one place of the ring may have signed
+    another list than those at another place, and then no node knows how few a sum is of.
+
+    No two lists are signed by T each, unless 2T - n members have signed both. A node signs one
+    list in a round. So where fewer than 2T - n members are in league with a server, all other nodes
+    that give shares give them for one and the same list, of which they themselves are; it has T
+    members at least, since only those in a list sign it.
+
+    Then of no member do they give shares of both secrets, and shares of the masks' key of a member
+    in the list they do not give at all: what a server that lies gets it would get, too, from the
+    truth about a round in which the others were lost.
+
+    Args:
+        members: how many there are.
+        neighbours: of each.
+        threshold: how many of these must answer, more than half.
+
+    Source: the round "ConsistencyCheck" of Bonawitz et al., 2017, where all others are neighbours.
+    """
+    return 1 + -(-threshold * (members - 1) // neighbours)
+
+
 def require_majority(needed: int, neighbours: int) -> None:
     """Refuse a threshold with which a server could get both of a node's secrets, or neither.
 

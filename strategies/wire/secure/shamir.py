@@ -78,6 +78,18 @@ def combine_all_but_one(shares: Mapping[int, bytes]) -> dict[int, bytes]:
     }
 
 
+def are_of_one_secret(shares: Mapping[int, bytes], threshold: int) -> bool:
+    """Return whether shares are values of one polynomial of a degree below the threshold.
+
+    Args:
+        shares: by point, more than the threshold.
+        threshold: how many give the secret back.
+    """
+    given = {point: int.from_bytes(share, "big") for point, share in shares.items()}
+    base = dict(islice(given.items(), threshold))
+    return all(_between(base, point) == value for point, value in given.items())
+
+
 def recovered(
     shares: Mapping[int, bytes], threshold: int, is_it: Callable[[bytes], bool]
 ) -> tuple[bytes, int | None]:
@@ -116,6 +128,18 @@ def _terms(shares: Mapping[int, bytes]) -> dict[int, int]:
                 above, below = above * other % PRIME, below * (other - point) % PRIME
         terms[point] = int.from_bytes(share, "big") * above * pow(below, -1, PRIME) % PRIME
     return terms
+
+
+def _between(values: Mapping[int, int], at: int) -> int:
+    """Return the value at a point of the polynomial through others, by Lagrange's sum."""
+    total = 0
+    for point, value in values.items():
+        above, below = 1, 1
+        for other in values:
+            if other != point:
+                above, below = above * (at - other) % PRIME, below * (point - other) % PRIME
+        total += value * above * pow(below, -1, PRIME)
+    return total % PRIME
 
 
 def _value(coefficients: Iterable[int], point: int) -> int:

@@ -5,13 +5,19 @@
              sealed for one neighbour
     masks    the server hands on the sealed shares and sends the model; a node trains and answers
              with its numbers under masks
-    unmask   the server says whose numbers it has; a node answers with one share for each neighbour:
-             of the own mask of one whose numbers arrived, of the key of one whose did not
+    agree    the server says whose numbers it has; a node signs that list, and no other
+    unmask   the server hands on signatures; a node that finds its own list under enough of them
+             answers with one share for each neighbour: of the own mask of one whose numbers
+             arrived, of the key of one whose did not
+
+The list is known when the numbers have come, and shares may be given when others have signed it, so
+that agreeing cannot share a question with the stage before it or with the one behind it.
 
 All travel in one ConfigRecord; the masked numbers are an ArrayRecord beside it.
 
 Source: Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning",
-2017. That the list of members, the plan and all that was sent are part of every mask is ours.
+2017, whose round "ConsistencyCheck" is the stage "agree". That the list of members, the plan and
+all that was sent are part of every mask is ours.
 """
 
 import dataclasses
@@ -20,10 +26,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, get_args, get_origin
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 SECURE, MASKED = "fedcurv.secure", "fedcurv.masked"
-PROTOCOL = 1
+PROTOCOL = 2
 
 _LONGEST_NAME = 200
 _LONGEST_LIST = 2**20
@@ -107,7 +113,8 @@ class Keys(Stage):
         client_id: its stable id.
         sealing_key: for shares.
         masking_key: for masks.
-        signature: of the round, the id and both keys by the node's own key, and not of the
+        agreeing_key: by which it signs who is in the sum.
+        signature: of the round, the id and the three keys by the node's own key, and not of the
             commitment; empty if it has none.
         commitment: a hash of the secret of its own mask.
     """
@@ -116,6 +123,7 @@ class Keys(Stage):
     client_id: str
     sealing_key: bytes
     masking_key: bytes
+    agreeing_key: bytes
     signature: bytes
     commitment: bytes
 
@@ -128,6 +136,7 @@ class AskForShares(Stage):
         client_ids: of all members.
         sealing_keys: likewise.
         masking_keys: likewise.
+        agreeing_keys: likewise.
         signatures: likewise.
         neighbours: how many each has.
         threshold: how many shares give a secret back.
@@ -137,13 +146,15 @@ class AskForShares(Stage):
     client_ids: list[str]
     sealing_keys: list[bytes]
     masking_keys: list[bytes]
+    agreeing_keys: list[bytes]
     signatures: list[bytes]
     neighbours: int
     threshold: int
 
     def digest(self) -> bytes:
         """Return a hash of all that nodes must agree on."""
-        keys = [[k.hex() for k in keys] for keys in (self.sealing_keys, self.masking_keys)]
+        all_keys = self.sealing_keys, self.masking_keys, self.agreeing_keys
+        keys = [[key.hex() for key in keys] for keys in all_keys]
         agreed = [
             PROTOCOL,
             *self.round_name,
@@ -212,17 +223,43 @@ class Masked(Stage):
 
 
 @dataclass(frozen=True)
-class AskForUnmasking(Stage):
+class AskForAgreement(Stage):
     """The server says which of those present have answered.
 
     Attributes:
-        alive: numbers of the members whose masked numbers it has.
+        alive: numbers of the members whose masked numbers it has, in order.
         dead: of the others that were present.
     """
 
-    stage = "unmask"
+    stage = "agree"
     alive: list[int]
     dead: list[int]
+
+
+@dataclass(frozen=True)
+class Agreed(Stage):
+    """A node's signature of who is in the sum.
+
+    Attributes:
+        signature: by its agreeing key.
+    """
+
+    stage = "agree"
+    signature: bytes
+
+
+@dataclass(frozen=True)
+class AskForUnmasking(Stage):
+    """The server shows that enough members were told of one list.
+
+    Attributes:
+        signers: numbers of members, in order.
+        signatures: theirs, of the list.
+    """
+
+    stage = "unmask"
+    signers: list[int]
+    signatures: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -254,45 +291,6 @@ def stage_in(content: RecordDict) -> ConfigRecord | None:
             "clients have the same version of fedcurv"
         )
     return config
-
-
-def digest_of_arrays(content: RecordDict) -> bytes:
-    """Return a hash of all arrays in a message, with their names, types and shapes."""
-    hashed = hashlib.sha256()
-    for key in sorted(content.array_records):
-        record: ArrayRecord = content.array_records[key]
-        for name, array in record.items():
-            head = [key, name, array.dtype, list(array.shape), array.stype, len(array.data)]
-            hashed.update(json.dumps(head).encode())
-            hashed.update(array.data)
-    return hashed.digest()
-
-
-def digest_of_message(message: Message, arrays: bytes | None = None) -> bytes:
-    """Return a hash of what a message tells the app: its type, its group, all records but SECURE.
-
-    Args:
-        message: to train.
-        arrays: digest of its arrays, where it is known; they are long.
-    """
-    content, metadata = message.content, message.metadata
-    records = [
-        [
-            key,
-            type(record).__name__,
-            [] if isinstance(record, ArrayRecord) else list(record.items()),
-        ]
-        for key, record in content.items()
-        if key != SECURE
-    ]
-    arrays = digest_of_arrays(content) if arrays is None else arrays
-    told = [metadata.message_type, metadata.group_id or "", arrays.hex(), records]
-    return hashlib.sha256(json.dumps(told, default=_bytes_as_text).encode()).digest()
-
-
-def _bytes_as_text(value: bytes) -> dict[str, str]:
-    """Return bytes as what no other value of a record is in JSON."""
-    return {"bytes": value.hex()}
 
 
 def is_name(text: str) -> bool:

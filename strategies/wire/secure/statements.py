@@ -6,16 +6,31 @@ is of no use in another.
 
 import hashlib
 import json
+from collections.abc import Sequence
 
-_PROTOCOL = b"fedcurv secure sums 1: "
+_PROTOCOL = b"fedcurv secure sums 2: "
 
 
-def signed_statement(
-    round_name: tuple[str, str, int], client_id: str, sealing_key: bytes, masking_key: bytes
+def keys_statement(
+    round_name: tuple[str, str, int], client_id: str, keys: Sequence[bytes]
 ) -> bytes:
-    """Return what a node signs: that these are its keys in this round."""
-    told = [*round_name, client_id, sealing_key.hex(), masking_key.hex()]
+    """Return what a node signs by its own key: that these are its keys in this round."""
+    told = [*round_name, client_id, *(key.hex() for key in keys)]
     return _PROTOCOL + b"keys " + json.dumps(told).encode()
+
+
+def agreed_statement(
+    round_name: tuple[str, str, int], binding: bytes, alive: Sequence[int]
+) -> bytes:
+    """Return what a node signs by its key of the round: that these are the members in the sum.
+
+    Args:
+        round_name: federation, session and number.
+        binding: of the masks; it has the members, those present, the plan and what was sent.
+        alive: numbers of the members in the sum, in order.
+    """
+    told = [*round_name, binding.hex(), list(alive)]
+    return _PROTOCOL + b"in the sum " + json.dumps(told).encode()
 
 
 def commitment_of(secret: bytes) -> bytes:
