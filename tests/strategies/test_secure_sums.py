@@ -1,5 +1,6 @@
 """Secure sums around strategies, with the mod at the clients, against the same run in the clear."""
 
+import dataclasses
 import logging
 import re
 from functools import partial
@@ -37,9 +38,11 @@ from fedcurv.strategies import (
 )
 from fedcurv.strategies.loop.ordered_grid import OrderedGrid
 from fedcurv.strategies.secure import secure_sums
+from fedcurv.strategies.secure.asking import Asking
+from fedcurv.strategies.secure.secure_round import SecureRound
 from fedcurv.strategies.wire.secure.digests import digest_of_message
 from fedcurv.strategies.wire.secure.plan import ARRAYS, PRECISION_SUMS
-from fedcurv.strategies.wire.secure.stages import MASKED, SECURE
+from fedcurv.strategies.wire.secure.stages import MASKED, SECURE, Agreed
 from tests.federation import Federation, crash, message_with, new_model, options, served_on
 from tests.secure_federation import SecureFederation
 from tests.strategies.test_secure_pieces import chi_square
@@ -558,6 +561,29 @@ def test_of_clients_that_are_told_different_things_a_server_gets_noise(what, mon
     else:
         assert np.abs(result.arrays["w"].numpy() * 6 - 1).max() > 1
     assert sorted(value[0] for value in truth.values()) == [0, 0, 0, 0, 0, 1]
+
+
+def test_a_server_that_tells_nodes_of_two_lists_of_survivors_gets_no_shares(monkeypatch):
+    """It takes whatever they sign, and hands it on."""
+    plain = Asking.ask
+
+    def ask(asking, questions, kind, take, names):
+        if kind is Agreed:
+            for node, asked in list(questions.items())[:3]:
+                fewer = {"alive": asked.alive[:-1], "dead": asked.alive[-1:]}
+                questions[node] = dataclasses.replace(asked, **fewer)
+        plain(asking, questions, kind, take, names)
+
+    def add_agreed(secure_round, client_id, agreed):
+        secure_round._signatures[secure_round._members.index(client_id)] = agreed.signature
+
+    monkeypatch.setattr(Asking, "ask", ask)
+    monkeypatch.setattr(SecureRound, "add_agreed", add_agreed)
+    federation = SecureFederation()
+    says = "0 neighbours of client 0 answered at the last stage.*expected a signature by member 3"
+    with pytest.raises(RoundFailed, match=says):
+        federation.run(SecureSums(FedAvg(**options())), num_rounds=1)
+    assert not [stage for _, stage, _ in federation.replies if stage == "unmask"]
 
 
 def test_records_of_equal_text_and_other_types_have_other_digests():
