@@ -245,7 +245,7 @@ class SecureSums(Wrapping):
         self._sums_plan = sums_plan
         self._scales.load_state_dict(state["bounds"])
         self._federation = str(state["federation"])
-        self.left_out = dict(state["left-out"])
+        self.left_out = dict(state.get("left-out", {}))  # older checkpoints know of nobody
 
     @property
     def takes_replies_once(self) -> bool:
