@@ -24,6 +24,7 @@ from fedcurv.subset import Number, check_number
 Trainer = Literal["local", "lasgd"]
 # as LASGD has them, which only sites load
 OuterKind = Literal["nesterov", "momentum"]
+Compression = Literal["int8", "int4"]
 
 # small batches only make an estimate slow; larger ones than in training would take more memory
 _SMALLEST_FISHER_BATCH = 64
@@ -55,6 +56,7 @@ class TrainingSettings:
         outer: of ``lasgd``: ``nesterov`` or ``momentum``, which begins anew in every round.
         outer_lr: of it.
         outer_momentum: of it.
+        compression: of ``lasgd``: ``int8`` or ``int4``, see there.
 
     Raises:
         ValueError: naming every setting out of range.
@@ -79,6 +81,7 @@ class TrainingSettings:
     outer: OuterKind | None = None
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
+    compression: Compression | None = None
 
     @property
     def fisher_batch_size(self) -> int:
@@ -92,7 +95,7 @@ class TrainingSettings:
             for name, (holds, wanted) in _RULES.items()
             if not _holds_without_error(holds, getattr(self, name))
         ]
-        checks = (self._check_optimizer, self._check_schedule, self._check_outer)
+        checks = (self._check_optimizer, self._check_schedule, self._check_lasgd)
         for check in () if faults else checks:
             try:
                 check()
@@ -107,12 +110,13 @@ class TrainingSettings:
         except ValueError as error:
             raise ValueError(f"client.optimizer: {error}") from error
 
-    def _check_outer(self) -> None:
-        if self.outer is not None and self.trainer != "lasgd":
-            raise ValueError(
-                f"client.outer must be null where client.trainer is {self.trainer}, got "
-                f"{self.outer!r}; it is of client.trainer=lasgd"
-            )
+    def _check_lasgd(self) -> None:
+        for name in ("outer", "compression"):
+            if getattr(self, name) is not None and self.trainer != "lasgd":
+                raise ValueError(
+                    f"client.{name} must be null where client.trainer is {self.trainer}, got "
+                    f"{getattr(self, name)!r}; it is of client.trainer=lasgd"
+                )
         is_default = (self.outer_lr, self.outer_momentum) == (0.7, 0.9)
         if self.outer is None and not is_default:
             raise ValueError(
@@ -209,6 +213,7 @@ _RULES: dict[str, tuple[Callable[[Any], object], str]] = {
     "workers": (_positive_integer, "an integer >= 1"),
     "sync_every": (_positive_integer, "an integer >= 1"),
     "outer": (lambda v: v is None or v in get_args(OuterKind), "nesterov, momentum or null"),
+    "compression": (lambda v: v is None or v in get_args(Compression), "int8, int4 or null"),
     "outer_lr": (lambda v: 0 < v < math.inf, "> 0 and finite"),
     "outer_momentum": (lambda v: 0 <= v < 1, "in [0, 1)"),
 }

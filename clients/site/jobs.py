@@ -106,6 +106,7 @@ def train_share(place: Place, share: Share) -> Trained:
         outer=settings.outer,
         outer_lr=settings.outer_lr,
         outer_momentum=settings.outer_momentum,
+        compression=settings.compression,
         store=place.store(),
         rank=place.rank,
         world_size=place.size,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from fedcurv.errors import told
+from fedcurv.lasgd.coding import Compression
 from fedcurv.lasgd.outer import faults_of
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.weights import Weights
@@ -84,6 +85,7 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     "weights": (_is_one_of(Weights), "gradient, steps or worker"),
     "momentum": (_is_one_of(Averaging), "average or local"),
     "buffers": (_is_one_of(Averaging), "average or local"),
+    "compression": (_or_none(_is_one_of(Compression)), "int8, int4 or None"),
     "max_in_flight": (lambda v: _is_count(v, 1), "an integer >= 1"),
     "timeout_s": (_is_time, f"a number > 0 and <= {_LONGEST_S:g}"),
     "store": (_or_none(_is_a(Store)), "a torch.distributed.Store"),

@@ -12,14 +12,16 @@ from torch.utils.data import Dataset
 
 from fedcurv.lasgd import agreement, meeting
 from fedcurv.lasgd.arguments import Averaging, check_arguments, require_device
+from fedcurv.lasgd.coding import Compression
 from fedcurv.lasgd.counting import Counting
 from fedcurv.lasgd.counts import Counts
 from fedcurv.lasgd.data import SharedLoader
 from fedcurv.lasgd.dealing import Dealing
 from fedcurv.lasgd.outer import Kind, Outer
+from fedcurv.lasgd.plan import Plan
 from fedcurv.lasgd.plane import Backend
 from fedcurv.lasgd.replica import Replica
-from fedcurv.lasgd.rounds import Plan, Rounds
+from fedcurv.lasgd.rounds import Rounds
 from fedcurv.lasgd.shared import Shared, end_if
 from fedcurv.lasgd.state import load_state, require_state, state_of
 from fedcurv.lasgd.stats import Stats, stats_of
@@ -59,6 +61,7 @@ class LASGD:
         outer_lr: of it, > 0.
         outer_momentum: of it, in [0, 1). Every progress then counts outer_lr / (1 − outer_momentum)
             times in the long run: take as much less of the optimizer's own learning rate.
+        compression: ``int8`` or ``int4``, in which progress and momentum travel; None for floats.
         max_in_flight: steps that a worker makes between its snapshot and the landing before it
             waits, >= 1.
         timeout_s: within it the others go on without a worker that is killed or hangs, in
@@ -97,6 +100,7 @@ class LASGD:
         outer: Kind | None = None,
         outer_lr: float = Outer.lr,
         outer_momentum: float = Outer.momentum,
+        compression: Compression | None = None,
         max_in_flight: int = 16,
         timeout_s: float = 60.0,
         store: Any = None,
@@ -115,6 +119,7 @@ class LASGD:
             "outer": outer,
             "outer_lr": outer_lr,
             "outer_momentum": outer_momentum,
+            "compression": compression,
             "backend": backend,
         }
         place = meeting.Place(store, rank, world_size, process_group, join)
@@ -127,6 +132,7 @@ class LASGD:
             average_momentum=momentum == "average",
             average_buffers=buffers == "average",
             outer=Outer(outer, outer_lr, outer_momentum),
+            compression=compression,
         )
         require_device(replica.device, backend)
         watch = Watch(model, optimizer, with_buffers=buffers == "average")
@@ -141,7 +147,7 @@ class LASGD:
         self._first_client = control
         # used by counts and claims, which never block
         self._control = control.clone()
-        plan = Plan(size, sync_every, weights, backend)
+        plan = Plan(size, sync_every, weights, backend, compression)
         self._rounds = Rounds(self._shared, control.clone(), plan, generation)
         self._rounds.enter()
         self._counting = Counting(self._shared, self._control)
@@ -284,10 +290,11 @@ class LASGD:
     def state_dict(self) -> dict[str, Any]:
         """Return the common model as of the last landing, and what of each epoch is not in it.
 
-        Any worker's will do; an outer optimizer's velocity is in it, the optimizer's state is not.
+        Any worker's will do, but for what few bits have left unsent, which is each worker's own.
+        An outer optimizer's velocity is in it, the optimizer's state is not.
         """
         with self._shared.changed:
-            return state_of(self._shared.replica, self._dealing.state_dict())
+            return state_of(self._shared.replica, self._dealing.state_dict(), self.worker)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state, the same at all workers, before the ``with`` block begins.
@@ -302,7 +309,7 @@ class LASGD:
             raise RuntimeError("expected a state before loader() and the with block, got it later")
         require_state(state)
         if not self._joins:
-            load_state(self._shared.replica, state)
+            load_state(self._shared.replica, state, self.worker)
         self._dealing.saved, self._has_loaded = state["data"], True
 
     def _require_within(self) -> None:

@@ -60,11 +60,17 @@ class Momentum:
             for parameter in parameters
             for state in part_of[id(parameter)][1]
         ]
+        self._slots.sort(key=lambda slot: slot.state in _NOT_NEGATIVE)
 
     @property
     def shapes(self) -> list[torch.Size]:
         """The tensors' shapes."""
         return [slot.parameter.shape for slot in self._slots]
+
+    @property
+    def signed(self) -> int:
+        """How many numbers may have either sign, as means of squares have not: the first ones."""
+        return sum(s.parameter.numel() for s in self._slots if s.state not in _NOT_NEGATIVE)
 
     def tensors(self) -> list[Tensor | None]:
         """Return the live tensors, None for those that are missing."""

@@ -61,30 +61,48 @@ class Plane:
         timeout_s: float,
     ) -> None:
         self.flat = torch.zeros(numel, dtype=dtype, device=device)
-        self._store, self._rank, self._size = store, rank, size
+        self._store, self._rank, self.size = store, rank, size
+        self._payload = 0
         self._streams, self._backend, self._timeout_s = streams, backend, timeout_s
         self._group: Any = None
         staged = device.type == "cuda" and backend == "gloo"
         self._host = torch.zeros(numel, dtype=dtype, pin_memory=True) if staged else None
 
-    def all_reduce(self, given_up: Callable[[], bool]) -> None:
+    def take_payload(self) -> int:
+        """Return how many bytes have been summed since this was last asked.
+
+        In a ring each of N members sends 2 (N − 1)/N as many.
+        """
+        payload, self._payload = self._payload, 0
+        return payload
+
+    def all_reduce(
+        self, given_up: Callable[[], bool], tensor: Tensor | None = None, *, largest: bool = False
+    ) -> None:
         """Replace :attr:`flat` by its sum over the members.
 
         Args:
             given_up: asked now and then whether another member has given up.
+            tensor: to be replaced instead, on the same device and not to be written later.
+            largest: take the largest of the members' numbers, not their sum.
 
         Raises:
             Interrupted: if a member is lost, or the time is over.
         """
-        if self._size == 1:
+        if self.size == 1:
             return
         try:
             if self._group is None:
                 self._group = self._connect()
+            given = self.flat if tensor is None else tensor
             if self._host is None:
-                self._sum(self.flat, given_up)
+                self._sum(given, given_up, largest)
             else:
-                self._sum_by_host(self._host, given_up)
+                host = self._host
+                if tensor is not None:
+                    host = torch.empty_like(given, device="cpu", pin_memory=True)
+                self._sum_by_host(given, host, given_up, largest)
+            self._payload += given.numel() * given.element_size()
         except RuntimeError as error:  # what torch raises for lost peers and for timeouts
             raise Interrupted(str(error)) from error
 
@@ -103,20 +121,24 @@ class Plane:
         if self._backend == "nccl":
             options = dist.ProcessGroupNCCL.Options()
             options._timeout = timeout
-            return dist.ProcessGroupNCCL(self._store, self._rank, self._size, options)
-        return dist.ProcessGroupGloo(self._store, self._rank, self._size, timeout)
+            return dist.ProcessGroupNCCL(self._store, self._rank, self.size, options)
+        return dist.ProcessGroupGloo(self._store, self._rank, self.size, timeout)
 
-    def _sum_by_host(self, host: Tensor, given_up: Callable[[], bool]) -> None:
+    def _sum_by_host(
+        self, given: Tensor, host: Tensor, given_up: Callable[[], bool], largest: bool
+    ) -> None:
         with self._streams.beside_training():
-            host.copy_(self.flat, non_blocking=True)
+            host.copy_(given, non_blocking=True)
             torch.cuda.current_stream(self.flat.device).synchronize()
-        self._sum(host, given_up)
+        self._sum(host, given_up, largest)
         with self._streams.beside_training():
-            self.flat.copy_(host, non_blocking=True)
+            given.copy_(host, non_blocking=True)
 
-    def _sum(self, tensor: Tensor, given_up: Callable[[], bool]) -> None:
+    def _sum(self, tensor: Tensor, given_up: Callable[[], bool], largest: bool) -> None:
+        options = dist.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
         with self._streams.beside_training():
-            work = self._group.allreduce([tensor])
+            work = self._group.allreduce([tensor], options)
         began = checked = time.monotonic()
         nap = 1e-4
         while not work.is_completed():

@@ -1,7 +1,6 @@
 """One worker's copy of the model: its progress since the common anchor, and what comes back."""
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from functools import partial
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from fedcurv.lasgd.anchor import Anchor
 from fedcurv.lasgd.arguments import require_all
+from fedcurv.lasgd.coding import Coder, Compression
 from fedcurv.lasgd.flat import Sizes, views_of
 from fedcurv.lasgd.momentum import Momentum
 from fedcurv.lasgd.outer import NONE, Outer
@@ -29,6 +29,7 @@ class Replica:
         average_momentum: average the optimizer's momentum too.
         average_buffers: average floating-point buffers, such as BatchNorm's, into the anchor.
         outer: what the progress of a round goes through.
+        compression: of contributions.
 
     Raises:
         ValueError: if the optimizer does not hold the model's parameters, or devices differ.
@@ -42,6 +43,7 @@ class Replica:
         average_momentum: bool = True,
         average_buffers: bool = True,
         outer: Outer = NONE,
+        compression: Compression | None = None,
     ) -> None:
         named = trainable_parameters(model)
         require_all(named, optimizer)
@@ -56,8 +58,9 @@ class Replica:
         shapes = [] if self._momentum is None else self._momentum.shapes
         self.sizes = Sizes(
             sum(p.numel() for p in self._parameters),
+            signed := 0 if self._momentum is None else self._momentum.signed,
+            sum(shape.numel() for shape in shapes) - signed,
             sum(b.numel() for b in self._buffers),
-            sum(shape.numel() for shape in shapes),
             len(shapes),
         )
         tensors = [*self._parameters, *self._buffers]
@@ -71,10 +74,11 @@ class Replica:
             outer,
         )
         self.anchor = self.common.flat
+        self.coder = compression and Coder(compression, sizes.parameters, sizes.signed, self._own)
         self._correction = make(sizes.parameters + sizes.momentum)
 
-        parts = torch.split(self._own, list(astuple(sizes)))
-        self._own_parameters, self._own_buffers, self._own_momentum, self._own_presence = parts
+        parts = torch.split(self._own, sizes.parts)
+        self._own_parameters, self._own_momentum, self._own_buffers, self._own_presence = parts
         self._correction_of_parameters, self._correction_of_momentum = torch.split(
             self._correction, [sizes.parameters, sizes.momentum]
         )
@@ -196,6 +200,7 @@ class Replica:
         num_active: int,
         counts: Sequence[float],
         share: float = 1.0,
+        unsent: Tensor | None = None,
         *,
         dropped: bool = False,
     ) -> None:
@@ -207,11 +212,14 @@ class Replica:
             num_active: over how many workers the buffers were summed.
             counts: of :meth:`counts`.
             share: of a whole round's steps that have landed, see ``share_of_round``.
+            unsent: of earlier rounds, by all workers: added to Δ.
             dropped: this worker's progress was left out: it goes on from the anchor.
         """
         with self.streams.beside_training():
-            progress, buffers, momentum, _ = torch.split(body, list(astuple(self.sizes)))
+            progress, momentum, buffers, _ = torch.split(body, self.sizes.parts)
             progress.mul_(factor)
+            if unsent is not None:
+                progress.add_(unsent)
             self.common.move(progress, share)
             if num_active:
                 self.common.average(buffers.div_(num_active), num_active)

@@ -2,46 +2,29 @@
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from threading import Thread
 
+from torch import Tensor
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from fedcurv.lasgd import header
+from fedcurv.lasgd.coding import most_workers
 from fedcurv.lasgd.control import Control, Generation
-from fedcurv.lasgd.data import Claim, Trained, packed, unpacked
+from fedcurv.lasgd.data import Trained, packed, unpacked
 from fedcurv.lasgd.header import Report
 from fedcurv.lasgd.outer import share_of_round
-from fedcurv.lasgd.plane import Backend, Interrupted, Plane
+from fedcurv.lasgd.plan import Contribution, Plan
+from fedcurv.lasgd.plane import Interrupted, Plane
 from fedcurv.lasgd.shared import LostWorker, Shared
 from fedcurv.lasgd.store import WorkerLost
+from fedcurv.lasgd.summing import Flags, sum_in_few_bits
 from fedcurv.lasgd.watch import WorkersDiffer
-from fedcurv.lasgd.weights import Weights, common_factor, own_weight
+from fedcurv.lasgd.weights import common_factor, own_weight
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all workers must have in common.
-
-    Attributes:
-        world_size: how many workers begin.
-        sync_every: steps of all workers between rounds.
-        weights: of their progress.
-        backend: of the All-Reduce.
-    """
-
-    world_size: int
-    sync_every: int
-    weights: Weights
-    backend: Backend
-
-
-@dataclass(frozen=True)
-class _Contribution:
-    report: Report
-    claims: list[Claim]
 
 
 class Rounds(Thread):
@@ -67,6 +50,8 @@ class Rounds(Thread):
         # steps that landed in this generation, and whether a snapshot of an earlier one is to
         self._landed_steps = 0
         self._redoes = False
+        # of a round that was not coded: what all had not sent before
+        self._unsent: Tensor | None = None
 
     def enter(self) -> None:
         """Give the anchor to fresh members, and count this generation's steps from here.
@@ -97,7 +82,7 @@ class Rounds(Thread):
             sent.zero_()
             if self._control.worker == holders[0]:
                 sent.copy_(values)
-        if not self._is_summed(name):
+        if not self._is_summed(name, self._plane.all_reduce):
             return False
         with self._shared.changed:
             with streams.beside_training():
@@ -148,7 +133,7 @@ class Rounds(Thread):
         except WorkerLost as lost:
             return lost
 
-    def _contribute(self) -> _Contribution:
+    def _contribute(self) -> Contribution:
         shared = self._shared
         with shared.changed:
             shared.is_open = True
@@ -183,7 +168,7 @@ class Rounds(Thread):
             speed=all_steps / working_s,
             pace=all_steps / max(busy_s, 1e-9),
         )
-        return _Contribution(report, claims)
+        return Contribution(report, claims)
 
     def _may_take(self) -> bool:
         shared = self._shared
@@ -192,7 +177,7 @@ class Rounds(Thread):
         rests = shared.at_boundary or shared.finished or shared.leaving
         return not shared.stepping and (shared.overlap or rests)
 
-    def _sum_up(self, contribution: _Contribution) -> list[Report]:
+    def _sum_up(self, contribution: Contribution) -> list[Report]:
         """Return all members' reports; the sum stands in the plane."""
         while True:
             size = self._shared.replica.sizes.total
@@ -204,23 +189,33 @@ class Rounds(Thread):
                 header.write(self._plane.flat[size:], position, contribution.report)
             if contribution.claims:
                 self._control.tell_trained(self.generation.round, packed(contribution.claims))
-            if self._is_summed(f"round/{self.generation.round}"):
+            sum_up = partial(self._all_reduce, contribution.report)
+            if self._is_summed(f"round/{self.generation.round}", sum_up):
                 with self._shared.replica.streams.beside_training():
                     return header.read(self._plane.flat[size:])
             self._regroup()
             self.enter()
             self._redoes = True
 
-    def _is_summed(self, what: str) -> bool:
+    def _all_reduce(self, report: Report, given_up: Callable[[], bool]) -> None:
+        coder = self._shared.replica.coder
+        if coder is None:
+            return self._plane.all_reduce(given_up)
+        flags = Flags(not (report.finished or report.leaving), bool(report.leaving))
+        streams = self._shared.replica.streams
+        self._unsent = sum_in_few_bits(self._plane, coder, flags, streams, given_up)
+
+    def _is_summed(self, what: str, sum_up: Callable[[Callable[[], bool]], None]) -> bool:
         generation, control = self.generation, self._control
         try:
-            self._plane.all_reduce(
-                lambda: control.has_verdict(generation, what) or control.stopped() is not None
-            )
+            sum_up(lambda: control.has_verdict(generation, what) or control.stopped() is not None)
         except Interrupted as reason:
             logger.info("worker %d, %s: %s", control.worker, what, reason)
             control.abort(generation, what)
             return False
+        finally:
+            with self._shared.changed:
+                self._shared.counters.payload_bytes += self._plane.take_payload()
         return control.commit(generation, what)
 
     def _regroup(self) -> None:
@@ -238,7 +233,7 @@ class Rounds(Thread):
             counters.lost += [LostWorker(m, before.round, now) for m in lost]
         self._plane = self._make_plane()
 
-    def _land(self, contribution: _Contribution, reports: list[Report]) -> None:
+    def _land(self, contribution: Contribution, reports: list[Report]) -> None:
         shared, plane = self._shared, self._plane
         num_active = sum(bool(r.active) and not r.broken for r in reports)
         factor = common_factor(self._plan.weights, reports)
@@ -251,7 +246,10 @@ class Rounds(Thread):
             counters, steps = shared.counters, int(sum(r.steps for r in reports))
             in_flight = shared.replica.steps_since_snapshot
             share = share_of_round(steps, self._plan.sync_every)
-            shared.replica.land(body, factor, num_active, counts, share, dropped=dropped)
+            unsent, coder = self._unsent, shared.replica.coder
+            shared.replica.land(body, factor, num_active, counts, share, unsent, dropped=dropped)
+            if coder is not None:
+                coder.land(factor, whole=unsent is not None)
             self.trained.add(claim for text in told for claim in unpacked(text))
             counters.rounds += 1
             counters.steps_in_rounds += steps
@@ -299,11 +297,16 @@ class Rounds(Thread):
 
     def _make_plane(self) -> Plane:
         replica, generation = self._shared.replica, self.generation
+        compression, size = self._plan.compression, len(generation.members)
+        if compression is not None and size > most_workers(compression):
+            logger.warning(
+                "the sums of %d workers do not fit into %s: none is coded", size, compression
+            )
         return Plane(
             PrefixStore(f"group/{generation.number}", self._groups),
             generation.members.index(self._control.worker),
-            len(generation.members),
-            numel=replica.sizes.total + header.LINES * len(generation.members),
+            size,
+            numel=replica.sizes.total + header.LINES * size,
             dtype=replica.dtype,
             device=replica.device,
             streams=replica.streams,

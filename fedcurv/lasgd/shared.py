@@ -38,6 +38,7 @@ class Counters:
     rounds: int = 0
     steps_in_rounds: int = 0
     broken_rounds: int = 0
+    payload_bytes: int = 0
     in_flight_sum: int = 0
     in_flight_max: int = 0
     speed_of_all: float = 0.0

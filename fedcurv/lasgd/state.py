@@ -12,21 +12,28 @@ from fedcurv.lasgd.replica import Replica
 
 logger = logging.getLogger(__name__)
 
+_ALWAYS = {"model", "data"}
 _EXPECTED = "expected what state_dict() of LASGD has returned"
 
 
-def state_of(replica: Replica, data: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the state of a common model and of its data; of a velocity where there is one."""
+def state_of(replica: Replica, data: Mapping[str, Any] | None, worker: int) -> dict[str, Any]:
+    """Return the state of a common model and of its data, and where there are any a velocity.
+
+    And what this worker has not sent, under its id.
+    """
     state = {"model": replica.anchor_by_name(), "data": data}
-    velocity = replica.common.velocity_by_name()
-    return {**state, "outer": velocity} if velocity else state
+    if velocity := replica.common.velocity_by_name():
+        state["outer"] = velocity
+    if replica.coder is not None:
+        state["unsent"] = {"worker": worker, "progress": replica.coder.unsent.clone()}
+    return state
 
 
-def load_state(replica: Replica, state: Mapping[str, Any]) -> None:
+def load_state(replica: Replica, state: Mapping[str, Any], worker: int) -> None:
     """Set a replica to a state that has been checked.
 
     An outer optimizer that the state knows nothing of begins anew, and what it has of one that is
-    no longer wanted is left; both are told.
+    no longer wanted is left; both are told. What another worker had not sent is that one's.
 
     Raises:
         ValueError: if it is of another model.
@@ -37,13 +44,16 @@ def load_state(replica: Replica, state: Mapping[str, Any]) -> None:
     has_one = "velocity" in replica.common.in_common
     if has_one and not velocity:
         logger.warning("the saved state has no outer optimizer's velocity: it begins with none")
+    unsent = state.get("unsent")
+    if unsent is not None and replica.coder is not None and unsent["worker"] == worker:
+        replica.coder.load(unsent["progress"])
     if velocity and not has_one:
         logger.warning("the saved state's outer velocity is left out: outer is off here")
 
 
 def require_state(state: object) -> None:
     """Raise a ValueError unless it is what ``LASGD.state_dict`` has returned, for any model."""
-    if not isinstance(state, Mapping) or state.keys() - {"outer"} != {"model", "data"}:
+    if not isinstance(state, Mapping) or state.keys() - {"outer", "unsent"} != _ALWAYS:
         raise ValueError(
             f"{_EXPECTED}, a dict of 'model' and 'data', got {_told(state)}; a model's own state "
             "is for the load_state_dict() of the model, before LASGD(...) is made"
@@ -54,11 +64,22 @@ def require_state(state: object) -> None:
             isinstance(v, Tensor) and v.is_floating_point() for v in values.values()
         ):
             raise ValueError(f"{_EXPECTED}, got under {part!r} no floating-point tensors by name")
+    unsent = state.get("unsent")
+    if unsent is not None and not _is_unsent(unsent):
+        raise ValueError(f"{_EXPECTED}, got under 'unsent' no worker and its flat progress")
     data = state["data"]
     if data is not None and not _is_of_data(data):
         raise ValueError(
             f"{_EXPECTED}, got under 'data' no num_samples, first epoch and rests that fit together"
         )
+
+
+def _is_unsent(unsent: object) -> bool:
+    if not isinstance(unsent, Mapping) or unsent.keys() != {"worker", "progress"}:
+        return False
+    progress = unsent["progress"]
+    is_flat = isinstance(progress, Tensor) and progress.is_floating_point() and progress.dim() == 1
+    return _is_natural(unsent["worker"]) and is_flat
 
 
 def _is_of_data(data: object) -> bool:

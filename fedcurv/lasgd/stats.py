@@ -22,6 +22,8 @@ class Stats:
         rounds: landings.
         steps_in_rounds: steps of all workers that have landed.
         broken_rounds: how often its progress was not finite and was left out.
+        payload_bytes: that it has put into All-Reduces, headers included; in a ring each of N
+            workers sends 2 (N − 1)/N as many.
         steps_in_flight: its steps between a snapshot and the landing, mean over rounds.
         most_steps_in_flight: the same, largest.
         lost: who was lost, and when.
@@ -37,6 +39,7 @@ class Stats:
     rounds: int
     steps_in_rounds: int
     broken_rounds: int
+    payload_bytes: int
     steps_in_flight: float
     most_steps_in_flight: int
     lost: tuple[LostWorker, ...]
@@ -56,6 +59,7 @@ def stats_of(counters: Counters) -> Stats:
         rounds=counters.rounds,
         steps_in_rounds=counters.steps_in_rounds,
         broken_rounds=counters.broken_rounds,
+        payload_bytes=counters.payload_bytes,
         steps_in_flight=counters.in_flight_sum / max(1, counters.rounds),
         most_steps_in_flight=counters.in_flight_max,
         lost=tuple(counters.lost),

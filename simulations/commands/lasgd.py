@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fedcurv.errors import in_one_line
 from fedcurv.lasgd import virtual
+from fedcurv.lasgd.coding import Compression
 from fedcurv.lasgd.outer import NONE, Kind, Outer
 from fedcurv.lasgd.virtual import Lengths, Link, Outcome, Plan, Problem, Site
 from fedcurv.simulations.commands.frame import explain, find_own_functions
@@ -99,6 +100,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--outer-momentum", type=float, nargs="+", default=[Outer.momentum], help="of it (0.9)"
     )
+    parser.add_argument("--compression", choices=get_args(Compression), help="as LASGD's (none)")
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which (all)"
     )
@@ -211,6 +213,7 @@ def run_all(options: argparse.Namespace) -> list[Row]:
                     overlap=method == "lasgd",
                     weights=options.weights,
                     outer=outer,
+                    compression=options.compression,
                     max_in_flight=options.max_in_flight,
                 )
                 site = Site(problem, plan, lengths, link, seed=options.seed, lost=lost)
@@ -254,7 +257,7 @@ def table(rows: Sequence[Row], loss: float) -> Table:
     shown.caption = (
         "Share: of the sum of the workers' speeds. Flight: a worker's steps between its snapshot "
         "and the landing, mean over rounds. Every: sync_every. s, steps: until the test loss was "
-        f"{loss:g}."
+        f"{loss:g}. MB: that a worker has put into All-Reduces."
     )
     own = {
         "outer": [row.outer_in_words for row in rows],
@@ -262,7 +265,7 @@ def table(rows: Sequence[Row], loss: float) -> Table:
     }
     own = {heading: values for heading, values in own.items() if {*values} != {"-"}}
     headings = ("method", *own, "workers", "every", "share", "s", "steps", "best", "flight")
-    for heading in (*headings, "rounds"):
+    for heading in (*headings, "rounds", "MB"):
         justify: JustifyMethod = "left" if heading in ("method", "outer") else "right"
         shown.add_column(heading, justify=justify, no_wrap=True)
     for row, *values in zip(rows, *own.values(), strict=True):
@@ -279,6 +282,7 @@ def table(rows: Sequence[Row], loss: float) -> Table:
             "-" if math.isnan(lowest) else f"{lowest:.3f}",
             f"{outcome.steps_in_flight:.1f}",
             str(len(outcome.landings)),
+            f"{outcome.payload_bytes / 1e6:.2f}",
         )
     return shown
 

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 from torch import Tensor
 
+from fedcurv.lasgd.coding import Compression, require_few
 from fedcurv.lasgd.outer import NONE, Outer
 from fedcurv.lasgd.weights import Weights
 
@@ -20,6 +22,7 @@ class Plan:
         weights: of the workers' progress.
         average_momentum: whether the optimizers' momentum is averaged.
         outer: what the progress of a round goes through.
+        compression: in how many bits it travels.
         max_in_flight: steps of a worker between its snapshot and the landing, before it waits.
         timeout_s: after which the others give up a worker that is lost.
     """
@@ -30,6 +33,7 @@ class Plan:
     weights: Weights = "gradient"
     average_momentum: bool = True
     outer: Outer = NONE
+    compression: Compression | None = None
     max_in_flight: int = 16
     timeout_s: float = 60.0
 
@@ -39,6 +43,9 @@ class Plan:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if self.compression not in (None, *get_args(Compression)):
+            raise ValueError(f"compression must be int8, int4 or None, got {self.compression!r}")
+        require_few(self.compression, self.workers)
         if not 0 <= self.timeout_s < math.inf:
             raise ValueError(f"timeout_s must be finite and >= 0, got {self.timeout_s!r}")
 
@@ -71,6 +78,7 @@ class Outcome:
         steps_in_flight: a worker's steps between snapshot and landing, mean over rounds.
         spans: of each worker, begin and end of every step.
         model: the last common model.
+        payload_bytes: that each worker has put into All-Reduces.
     """
 
     seconds: float
@@ -81,6 +89,7 @@ class Outcome:
     steps_in_flight: float
     spans: list[list[tuple[float, float]]]
     model: dict[str, Tensor]
+    payload_bytes: int = 0
 
     def first_below(self, loss: float) -> Landing | None:
         """Return the first common model whose loss is at most this."""

@@ -11,8 +11,10 @@ import torch
 from fedcurv.lasgd.header import LINES, Report
 from fedcurv.lasgd.outer import share_of_round
 from fedcurv.lasgd.replica import Replica
+from fedcurv.lasgd.summing import payloads_of
 from fedcurv.lasgd.virtual.lengths import Lengths
 from fedcurv.lasgd.virtual.link import Link
+from fedcurv.lasgd.virtual.network import sum_of
 from fedcurv.lasgd.virtual.outcome import Landing, Outcome, Plan, require_end, share_of_speeds
 from fedcurv.lasgd.virtual.problem import Problem, Samples
 from fedcurv.lasgd.weights import common_factor, own_weight
@@ -64,6 +66,7 @@ class Site:
         self._is_open = self._opens = False
         self._contributions: dict[int, int] = {}
         self._in_flight: list[int] = []
+        self._payload_bytes = 0
         self._landings: list[Landing] = []
 
     def run(self, *, seconds: float = math.inf, loss: float = -math.inf) -> Outcome:
@@ -145,9 +148,11 @@ class Site:
 
     def _sum_up(self, now: float) -> None:
         members = [worker for worker in self._workers if worker.member]
-        header = LINES * len(members)
-        num_bytes = (members[0].replica.sizes.total + header) * members[0].replica.dtype.itemsize
-        then = now + self._link.all_reduce(num_bytes, len(members))
+        replica = members[0].replica
+        numbers, itemsize = replica.sizes.total + LINES * len(members), replica.dtype.itemsize
+        payloads = payloads_of(replica.coder, numbers, itemsize, len(members))
+        self._payload_bytes += sum(payloads)
+        then = now + sum(self._link.all_reduce(one, len(members)) for one in payloads)
         missing = len(self._present(then)) < len(members)
         self._at(then + (self._plan.timeout_s if missing else 0.0), self._land)
 
@@ -164,14 +169,16 @@ class Site:
             weight = own_weight(self._plan.weights, report)
             worker.replica.fill(body, weight, active=True)
             bodies.append(body)
-        total = torch.stack(bodies).sum(0)
+        total, unsent = sum_of(bodies, [worker.replica.coder for worker in contributors])
         factor = common_factor(self._plan.weights, reports)
         share = share_of_round(sum(steps), self._plan.sync_every)
         for worker in contributors:
             self._in_flight.append(worker.replica.steps_since_snapshot)
             body = total.clone()
             counts = worker.replica.counts(body)
-            worker.replica.land(body, factor, len(contributors), counts, share)
+            worker.replica.land(body, factor, len(contributors), counts, share, unsent)
+            if worker.replica.coder is not None:
+                worker.replica.coder.land(factor, whole=unsent is not None)
         self._landed_steps += sum(steps)
         self._contributions.clear()
         self._is_open = False
@@ -214,6 +221,7 @@ class Site:
             steps_in_flight=sum(self._in_flight) / max(1, len(self._in_flight)),
             spans=spans,
             model=holder.replica.anchor_by_name(),
+            payload_bytes=self._payload_bytes,
         )
 
 
@@ -240,6 +248,7 @@ class _Worker:
             self._optimizer,
             average_momentum=plan.average_momentum,
             outer=plan.outer,
+            compression=plan.compression,
         )
         self.replica.set_anchor()
         self.draws = random.Random(1_000_003 * seed + number)

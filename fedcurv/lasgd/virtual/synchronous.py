@@ -73,5 +73,6 @@ def synchronous(
         landings=landings,
         steps_in_flight=0.0,
         spans=spans,
+        payload_bytes=num_bytes * len(landings),
         model={name: value.detach().clone() for name, value in model.state_dict().items()},
     )
