@@ -74,6 +74,7 @@ GOOD: dict[str, list[Any]] = {
     "client.lr": [1.5],
     "client.schedule": [None],
     "client.outer": [None],
+    "client.compression": [None],
     "client.weight_decay": [1.5],
     "round_timeout": [None, 1.5],
     "target_accuracies": [[]],

@@ -21,6 +21,8 @@ WORKERS, STEPS, TIMEOUT_S = 4, 150, 4.0
 SETTINGS = {
     "plain": {},
     "outer": {"outer": "nesterov", "outer_lr": 0.7, "outer_momentum": 0.6},
+    "few bits": {"compression": "int8"},
+    "both": {"outer": "momentum", "outer_momentum": 0.5, "compression": "int8"},
 }
 
 
