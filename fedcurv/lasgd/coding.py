@@ -170,7 +170,8 @@ class Coder:
             self.unsent.zero_()
             self._unsent_momentum.zero_()
         else:
-            progress, momentum = self._missing.split([self._parameters, len(self._unsent_momentum)])
+            sizes = [self._parameters, len(self._unsent_momentum)]
+            progress, momentum = torch.split(self._missing, sizes)
             self.unsent.add_(progress * factor)
             self._unsent_momentum.add_(momentum)
         if factor > 0 and math.isfinite(factor):
