@@ -52,7 +52,8 @@ def test_the_table_has_what_the_runs_were_worth(command):
     ended = command(PROGRAM, main, *words)
     (shown,) = (line.split() for line in ended.output.splitlines() if "lasgd" in line)
     assert shown[:6] == ["lasgd", "4", "32", "1.00", f"{reached.seconds:.1f}", str(reached.steps)]
-    assert shown[-1] == str(len(row.outcome.landings))
+    assert shown[-2] == str(len(row.outcome.landings))
+    assert shown[-1] == f"{row.outcome.payload_bytes / 1e6:.2f}"
 
 
 def test_every_outer_optimizer_is_tried_with_every_learning_rate(command):
@@ -69,6 +70,23 @@ def test_every_outer_optimizer_is_tried_with_every_learning_rate(command):
     shown = [line for line in ended.output.splitlines() if "lasgd" in line or "synchr" in line]
     assert "nesterov 0.5 0.9" in shown[1] and "0.02" in shown[1]
     assert rows[1].name == "lasgd, 4 workers, sync_every 32, outer nesterov 0.5 0.9, lr 0.02"
+
+
+def test_few_bits_put_fewer_bytes_into_a_sum():
+    words = ("--methods", "lasgd", "synchronous", "--seconds", "6", "--loss", "-1")
+    plain, synchronous = run_all(argument_parser().parse_args(words))
+    coded, _ = run_all(argument_parser().parse_args((*words, "--compression", "int8")))
+    numbers = 16 * 128 + 128 + 128 * 10 + 10
+    # with the momentum, whether each of four tensors has one, and 9 lines of header a worker
+    assert plain.outcome.payload_bytes == 4 * (2 * numbers + 4 + 4 * 9) * rounds(plain)
+    assert synchronous.outcome.payload_bytes == 4 * numbers * rounds(synchronous)
+    blocks = -(-2 * numbers // 256)
+    expected = 2 * numbers + 4 * (blocks + 2 + 4 + 4 * 9)
+    assert coded.outcome.payload_bytes == expected * rounds(coded)
+
+
+def rounds(row):
+    return len(row.outcome.landings)
 
 
 def test_a_record_gives_the_lengths_of_the_steps(tmp_path):
