@@ -249,7 +249,8 @@ class Rounds(Thread):
             unsent, coder = self._unsent, shared.replica.coder
             shared.replica.land(body, factor, num_active, counts, share, unsent, dropped=dropped)
             if coder is not None:
-                coder.land(factor, whole=unsent is not None)
+                with shared.replica.streams.beside_training():
+                    coder.land(factor, whole=unsent is not None)
             self.trained.add(claim for text in told for claim in unpacked(text))
             counters.rounds += 1
             counters.steps_in_rounds += steps

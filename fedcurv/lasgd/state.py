@@ -49,6 +49,7 @@ def load_state(replica: Replica, state: Mapping[str, Any], worker: int) -> None:
         replica.coder.load(unsent["progress"])
     if velocity and not has_one:
         logger.warning("the saved state's outer velocity is left out: outer is off here")
+    replica.streams.after_training_wrote()
 
 
 def require_state(state: object) -> None:

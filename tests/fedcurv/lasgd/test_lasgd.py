@@ -405,15 +405,16 @@ def test_a_hosted_store_listens_on_its_own_address_only():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("more", [{}, {"outer": "nesterov", "compression": "int8"}])
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])
-def test_on_a_gpu(backend):
+def test_on_a_gpu(backend, more):
     """NCCL wants a GPU for each worker."""
     number = 2 if backend == "gloo" else 1
 
     def work(rank, store, size):
         model = make_model(seed=rank).to("cuda")
         optimizer = sgd(model, momentum=0.9)
-        options = {"store": store, "rank": rank, "world_size": size, "backend": backend}
+        options = {"store": store, "rank": rank, "world_size": size, "backend": backend, **more}
         with LASGD(model, optimizer, sync_every=4, **options) as lasgd:
             for inputs, labels in lasgd.loader(DATA, 8):
                 step(model, optimizer, inputs.cuda(), labels.cuda())
