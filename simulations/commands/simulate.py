@@ -201,7 +201,9 @@ def _run_strategy(
 def _show(steps: Steps, record: RoundRecord, metric: Metric) -> None:
     value = float(str(evaluation(record)[metric.name]))
     if record.server_round > 0:
-        steps.done(record.server_round, metric.note(value))
+        spent = record.train_metrics.get("epsilon")
+        budget = f", epsilon {spent:.3g}" if isinstance(spent, float) else ""
+        steps.done(record.server_round, metric.note(value) + budget)
 
 
 if __name__ == "__main__":

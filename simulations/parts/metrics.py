@@ -97,7 +97,7 @@ _FUNCTION = "metric.function"
 # what has a column of its own in the files beside the metric's
 _TAKEN = (
     *("strategy", "round", "loss", "train_loss", "clients_ok", "clients_failed", "bytes_down"),
-    *("bytes_up", "seconds", "lr", "penalty", "strength", "seed", "accuracy", "r2"),
+    *("bytes_up", "seconds", "lr", "penalty", "strength", "epsilon", "seed", "accuracy", "r2"),
 )
 
 

@@ -86,6 +86,7 @@ def round_rows(history: History, metric: str) -> list[dict[str, object]]:
             "lr": next((c.metrics["lr"] for c in record.clients if "lr" in c.metrics), ""),
             "penalty": record.train_metrics.get("penalty", ""),
             "strength": next((c.strength for c in record.clients if c.strength is not None), ""),
+            "epsilon": record.train_metrics.get("epsilon", ""),
         }
         for record in history.rounds
     ]

@@ -155,6 +155,23 @@ def test_rounds_are_those_that_are_written_out(noise, own_loop):
         )
 
 
+def test_with_wide_clips_and_next_to_no_noise_it_is_fedcurv():
+    wide = PrivateSums(
+        clip=1e3, noise_multiplier=1e-10, distance=1e2, threshold=0.0, accountant=Counted()
+    )
+    wrapper = SERVER(FedAvg(**options()), 1e-10, 1e3, NODES)
+    strategies = (
+        FedCurv(strength=0.3, **options()),
+        FedCurv(wrapper, strength=0.3, private_sums=wide),
+    )
+    plain, private = (
+        Federation(num_nodes=NODES).run(strategy, num_rounds=4).arrays.to_torch_state_dict()
+        for strategy in strategies
+    )
+    for name, value in plain.items():
+        torch.testing.assert_close(private[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_clipping_at_the_clients_gives_what_clipping_at_the_server_gives():
     results, pulls = [], []
     for kind, mods in ((SERVER, []), (CLIENT, [fixed_clipping_mod])):
