@@ -204,69 +204,6 @@ def _moved(tensor: Tensor, target: torch.device | torch.dtype) -> Tensor:
     return tensor.to(target) if isinstance(target, torch.dtype) else tensor.to(device=target)
 
 
-class CurvatureSum:
-    """A running sum in float64 that holds no more than itself, however many parts are added."""
-
-    def __init__(self) -> None:
-        self._precision: dict[str, Tensor] = {}
-        self._weighted: dict[str, Tensor] = {}
-        self._wide = torch.empty(0, dtype=torch.float64)
-
-    def add(self, part: Curvature) -> None:
-        """Add P and Q in place.
-
-        Raises:
-            ValueError: if the part's names or shapes are not those of the sum; nothing is added.
-        """
-        self._begin_or_require(part.precision)
-        for name, precision in part.precision.items():
-            self._accumulate(self._precision[name], precision)
-            self._accumulate(self._weighted[name], part.weighted_parameters[name])
-
-    def add_at(self, solution: Mapping[str, Tensor], precision: Mapping[str, Tensor]) -> None:
-        """Add P and P·θ̂ in place, the product rounded to P's type, as the node rounds its own.
-
-        Args:
-            solution: θ̂ of at least the parameters in ``precision``.
-            precision: P.
-
-        Raises:
-            ValueError: as ``add`` does.
-        """
-        self._begin_or_require(precision)
-        require_same_shapes(
-            shapes_of(precision),
-            shapes_of({name: solution[name] for name in precision if name in solution}),
-            "the precision",
-            "the solution",
-        )
-        for name, one in precision.items():
-            self._accumulate(self._precision[name], one)
-            self._accumulate(self._weighted[name], one * solution[name].to(one.dtype))
-
-    def total(self, dtype: torch.dtype) -> Curvature:
-        """Return the sum in this type.
-
-        Raises:
-            ValueError: if nothing was added.
-        """
-        if not self._precision:
-            raise ValueError("expected at least one part of the sum, got none")
-        return Curvature(self._precision, self._weighted).to(dtype)
-
-    def _begin_or_require(self, precision: Mapping[str, Tensor]) -> None:
-        if not self._precision:
-            for sums in (self._precision, self._weighted):
-                sums |= {n: torch.zeros_like(p, dtype=torch.float64) for n, p in precision.items()}
-        require_same_shapes(shapes_of(self._precision), shapes_of(precision), "the sum", "the part")
-
-    def _accumulate(self, total: Tensor, term: Tensor) -> None:
-        # one pass to widen and one to add are faster than an addition of two types
-        if self._wide.numel() < term.numel():
-            self._wide = torch.empty(term.numel(), dtype=torch.float64, device=term.device)
-        total.add_(self._wide[: term.numel()].view(term.shape).copy_(term))
-
-
 class HasShape(Protocol):
     """A tensor, a parameter, or an array of Flower's."""
 

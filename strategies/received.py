@@ -77,7 +77,7 @@ class Received:
                 "expected statistics of this message, got those that answer another; does the "
                 "client, or a mod on the way, send an earlier reply or somebody else's?"
             )
-        arrays = check_reply(content, self._sent, self._weighted_by_key)
+        arrays = check_reply(content, self._sent, self._weighted_by_key, sums.distances)
         sums.add(message_id, content, arrays, report)
         return arrays
 

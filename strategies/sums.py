@@ -11,11 +11,11 @@ from flwr.app import RecordDict
 
 from fedcurv.curvature import (
     Curvature,
-    CurvatureSum,
     precision_faults,
     require_same_shapes,
     shapes_of,
 )
+from fedcurv.curvature_sum import CurvatureSum
 from fedcurv.strategies.private.privacy import Privacy
 from fedcurv.strategies.replies.check import Arrays, form_of, most_common, wrong_names
 from fedcurv.strategies.replies.weights import Weights
@@ -134,7 +134,7 @@ class RoundSums:
         weight_class = self._weights.add(arrays.weight, self._weighted_by_key)
         self._weight_class[message_id] = weight_class
         self._weight_of[message_id] = arrays.weight
-        self._cohort.note(message_id, arrays.tensors, precision)
+        self._cohort.note(message_id, arrays.tensors, precision, arrays.distances)
         if term is not None:
             names = frozenset(precision)
             shapes = frozenset(f"{name} {shape}" for name, shape in shapes_of(precision).items())
@@ -144,6 +144,10 @@ class RoundSums:
         self._metrics[message_id] = metrics
         if not self._holds:
             self._sum([i for i in self._waiting if self._cohort.is_plainly_within(i)])
+
+    def distances(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, float]:
+        """Return how far a reply's arrays lie from those sent, as far as bounds need it."""
+        return self._cohort.distances(tensors)
 
     def _sum(self, message_ids: list[str]) -> None:
         """Add what waits to the sums of its kind, in the order in which it came."""

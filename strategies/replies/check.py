@@ -3,8 +3,9 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # what no trained parameter reaches; squares of these, as adaptive servers form, fit into float32
 LARGEST = 1e18
+# of a sum of squares in float32
+_FOR_ROUNDING = 1.01
 # more than any counter, and every float has room for it
 _LARGEST_INTEGER = 2**64
 # of what a client calls its metrics, as far as it is told
@@ -97,6 +100,13 @@ class Sent:
     shapes: Shapes
     kinds: Mapping[str, str]
 
+    @cached_property
+    def largest(self) -> Mapping[str, float]:
+        """The greatest magnitude in each array of floating-point numbers."""
+        floats = ArrayRecord({n: a for n, a in self.arrays.items() if self.kinds[n] in "fc"})
+        ranges = {name: range_of(tensor) for name, tensor in unpack_tensors(floats).items()}
+        return {name: max(-low, high) for name, (low, high) in ranges.items()}
+
     @classmethod
     def of(cls, arrays: ArrayRecord) -> "Sent":
         """Return what there is to say of these arrays."""
@@ -110,18 +120,25 @@ class Arrays:
 
     Attributes:
         tensors: by name.
-        largest: the greatest magnitude in each of floating-point numbers.
+        largest: what no magnitude exceeds, in each of floating-point numbers.
         weight: to average them by, > 0.
         constant: names of those that hold NaN or inf as they were sent, such as masks.
+        distances: from what was sent, as far as they were asked for; NaN or inf in some.
     """
 
     tensors: Mapping[str, Tensor]
     largest: Mapping[str, float]
     weight: float
     constant: frozenset[str] = frozenset()
+    distances: Mapping[str, float] = field(default_factory=dict)
 
 
-def check_reply(content: RecordDict, sent: Sent, weighted_by_key: str | None) -> Arrays:
+def check_reply(
+    content: RecordDict,
+    sent: Sent,
+    weighted_by_key: str | None,
+    distances_of: Callable[[Mapping[str, Tensor]], Mapping[str, float]] | None = None,
+) -> Arrays:
     """Check what a training reply holds for the wrapped strategy and return its arrays.
 
     Arrays in another order are put into the order in which they were sent: some strategies go by
@@ -131,6 +148,8 @@ def check_reply(content: RecordDict, sent: Sent, weighted_by_key: str | None) ->
         content: of the reply.
         sent: what it should have the names, shapes and kinds of.
         weighted_by_key: where the metrics hold its weight; None for a strategy that has none.
+        distances_of: returns how far arrays lie from those that were sent, by name, for some of
+            them; what is so near that its numbers must be in order is not looked at again.
 
     Raises:
         ValueError: unless it is one ArrayRecord with the names and shapes that were sent and finite
@@ -148,8 +167,13 @@ def check_reply(content: RecordDict, sent: Sent, weighted_by_key: str | None) ->
                 f"array {name!r}: expected numbers like the {sent.arrays[name].dtype} that was "
                 f"sent, got {tensor.dtype}"
             )
-    ranges = {name: range_of(tensor) for name, tensor in tensors.items() if _kind(tensor) in "fc"}
-    largest = {name: max(-low, high) for name, (low, high) in ranges.items()}
+    distances = {} if distances_of is None else distances_of(tensors)
+    # no number is farther from where it was than the whole array, but for rounding
+    near = {n: sent.largest[n] + _FOR_ROUNDING * apart for n, apart in distances.items()}
+    near = {name: bound for name, bound in near.items() if bound <= LARGEST}
+    others = {n: t for n, t in tensors.items() if _kind(t) in "fc" and n not in near}
+    ranges = {name: range_of(tensor) for name, tensor in others.items()}
+    largest = near | {name: max(-low, high) for name, (low, high) in ranges.items()}
     odd = [name for name, most in largest.items() if not most <= LARGEST]
     constant = [name for name in odd if _as_sent(name, record, sent)]
     if poisoned := [n for n in odd if not math.isfinite(largest[n]) and n not in constant]:
@@ -167,7 +191,7 @@ def check_reply(content: RecordDict, sent: Sent, weighted_by_key: str | None) ->
         raise ValueError(f"expected running variances >= 0, got less in {listed(negative)}")
     if list(tensors) != list(sent.shapes):
         content[record_name] = ArrayRecord({name: record[name] for name in sent.shapes})
-    return Arrays(tensors, largest, weight, frozenset(constant))
+    return Arrays(tensors, largest, weight, frozenset(constant), distances)
 
 
 def _kind(tensor: Tensor) -> str:

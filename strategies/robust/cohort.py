@@ -17,6 +17,9 @@ from fedcurv.strategies.wire.arrays import unpack_tensors
 MAX_DISTANCE = 50.0
 MAX_TRACE = 100.0
 
+# numbers whose differences are formed at once, which is little memory and few calls
+_AT_ONCE = 2**18
+
 # in units of the greatest middle of any round: what a round's middle, which falls as a federation
 # comes to rest, must not refuse, as a client with new data
 _OF_GREATEST = 4.0
@@ -97,6 +100,8 @@ class Cohort:
         self._values: dict[str, dict[str, float]] = {_DISTANCE: {}, _TRACE: {}}
         self._ranked: dict[str, list[float]] = {_DISTANCE: [], _TRACE: []}
         self._sent: dict[str, Tensor] = {}
+        # for differences: fresh memory for each would cost more than they do
+        self._room = torch.empty(0)
 
     def begin(self, sent: ArrayRecord, strength: float | None = None) -> None:
         """Begin a round.
@@ -112,9 +117,24 @@ class Cohort:
         self._sent = unpack_tensors(
             ArrayRecord({n: a for n, a in sent.items() if n not in buffers})
         )
+        self._room = torch.empty(_AT_ONCE)
+
+    def distances(self, arrays: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return |θ̂_j − θ| by name, of parameters in float32; NaN or inf for some."""
+        if self._bounds[_DISTANCE] == math.inf:
+            return {}
+        return {
+            name: _distance(arrays[name], sent, self._room)
+            for name, sent in self._sent.items()
+            if arrays[name].dtype == sent.dtype == torch.float32
+        }
 
     def note(
-        self, message_id: str, arrays: Mapping[str, Tensor], precision: Mapping[str, Tensor]
+        self,
+        message_id: str,
+        arrays: Mapping[str, Tensor],
+        precision: Mapping[str, Tensor],
+        distances: Mapping[str, float],
     ) -> None:
         """Note a reply.
 
@@ -122,10 +142,14 @@ class Cohort:
             message_id: of the message that it answers.
             arrays: with the names and shapes that were sent; NaN and inf only where they were too.
             precision: P_j; empty for a client without statistics.
+            distances: what ``distances`` returns for the arrays.
         """
         if self._bounds[_DISTANCE] < math.inf:
-            apart = (_distance(arrays[name], sent) for name, sent in self._sent.items())
-            self._note(_DISTANCE, message_id, math.hypot(*apart))
+            # of another type, too large for squares in float32, or not finite when it was sent
+            rest = {n for n in self._sent if not math.isfinite(distances.get(n, math.inf))}
+            others = [_finite_distance(arrays[name], self._sent[name]) for name in rest]
+            near = [apart for name, apart in distances.items() if name not in rest]
+            self._note(_DISTANCE, message_id, math.hypot(*near, *others))
         if self._bounds[_TRACE] < math.inf and precision:
             self._note(_TRACE, message_id, trace_of(precision))
 
@@ -136,7 +160,7 @@ class Cohort:
     def _forget(self) -> None:
         self._values = {_DISTANCE: {}, _TRACE: {}}
         self._ranked = {_DISTANCE: [], _TRACE: []}
-        self._sent = {}
+        self._sent, self._room = {}, torch.empty(0)
 
     def is_plainly_within(self, message_id: str) -> bool:
         """Return whether a reply is so far within that those to come will hardly change it."""
@@ -225,12 +249,21 @@ def _middle_of(ranked: Sequence[float]) -> float:
     return ranked[len(ranked) // 2]
 
 
-def _distance(one: Tensor, sent: Tensor) -> float:
-    """Return |one − sent| over what is finite; infinity only if that is too large for float32."""
-    kind = torch.promote_types(torch.promote_types(one.dtype, sent.dtype), torch.float32)
-    one, sent = one.to(kind), sent.to(kind)
-    found = float(torch.dist(one, sent))
-    if math.isnan(found):
-        apart = one - sent
-        found = float(torch.linalg.vector_norm(apart[torch.isfinite(apart)]))
-    return found
+def _distance(one: Tensor, sent: Tensor, room: Tensor) -> float:
+    """Return |one − sent| of two of one shape, all in float32.
+
+    Args:
+        one: an array of a reply.
+        sent: the one that was sent.
+        room: where differences may stand, one piece after the other.
+    """
+    pieces = (torch.split(tensor.reshape(-1), len(room)) for tensor in (one, sent))
+    apart = (torch.sub(a, b, out=room[: len(a)]) for a, b in zip(*pieces, strict=True))
+    return math.hypot(*(float(torch.linalg.vector_norm(piece)) for piece in apart))
+
+
+def _finite_distance(one: Tensor, sent: Tensor) -> float:
+    """Return |one − sent| over what is finite, in double precision."""
+    wide = torch.promote_types(torch.promote_types(one.dtype, sent.dtype), torch.float64)
+    apart = one.to(wide) - sent.to(wide)
+    return float(torch.linalg.vector_norm(apart[torch.isfinite(apart)]))

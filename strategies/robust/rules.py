@@ -11,7 +11,8 @@ import torch
 from flwr.app import RecordDict
 from flwr.serverapp.strategy import Bulyan, FedMedian, FedTrimmedAvg, MultiKrum, Strategy
 
-from fedcurv.curvature import Curvature, CurvatureSum
+from fedcurv.curvature import Curvature
+from fedcurv.curvature_sum import CurvatureSum
 from fedcurv.strategies.loop.strategy_state import with_inner
 from fedcurv.strategies.robust.trimmed import Term, trimmed_sums
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedcurv.curvature import Curvature, CurvatureSum
+from fedcurv.curvature import Curvature
+from fedcurv.curvature_sum import CurvatureSum
 
 # numbers of all replies that are sorted at once
 _NUMBERS_AT_ONCE = 2**21

@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from fedcurv import Curvature, fisher_diagonal
-from fedcurv.curvature import CurvatureSum
 
 
 def curvature(seed: int, scale: float = 1.0) -> Curvature:
@@ -94,25 +93,6 @@ def test_names_and_shapes_must_fit():
         Curvature({"w": w}, {"w": w}) + Curvature({"w": w, "v": w}, {"w": w, "v": w})
     with pytest.raises(ValueError, match="'bias' is missing in fisher"):
         Curvature.at(nn.Linear(1, 2), {"weight": torch.ones(2, 1)})
-
-
-def test_a_running_sum_is_the_sum_in_float64_and_changes_none_of_its_parts():
-    parts = [curvature(seed) for seed in range(5)]
-    before = [part.precision["w"].clone() for part in parts]
-    running = CurvatureSum()
-    for part in parts:
-        running.add(part)
-    expected = Curvature.sum(part.to(torch.float64) for part in parts)
-    assert torch.equal(running.total(torch.float64).precision["w"], expected.precision["w"])
-    assert torch.equal(
-        running.total(torch.float64).weighted_parameters["w"], expected.weighted_parameters["w"]
-    )
-    assert running.total(torch.float32).precision["w"].dtype == torch.float32
-    assert all(torch.equal(p.precision["w"], b) for p, b in zip(parts, before, strict=True))
-    with pytest.raises(ValueError, match="expected at least one part"):
-        CurvatureSum().total(torch.float32)
-    with pytest.raises(ValueError, match="'v' is not in the sum"):
-        running.add(Curvature({"v": before[0]}, {"v": before[0]}))
 
 
 def test_moves_to_another_precision():

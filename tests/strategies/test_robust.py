@@ -337,11 +337,15 @@ def test_honest_runs_keep_every_bit():
     assert same_bits(one.arrays, other.arrays)
 
 
+def note(cohort: Cohort, message_id: str, arrays, precision) -> None:
+    cohort.note(message_id, arrays, precision, cohort.distances(arrays))
+
+
 def cohort_of(distances: list[float], cohort: Cohort) -> list[str]:
     """Return whose distance is refused in a round of replies at these distances from 0."""
     cohort.begin(ArrayRecord({"w": torch_array(0.0)}))
     for i, distance in enumerate(distances):
-        cohort.note(str(i), {"w": torch.tensor([distance])}, {})
+        note(cohort, str(i), {"w": torch.tensor([distance])}, {})
     outside = list(cohort.too_far())
     cohort.end(outside)
     return outside
@@ -360,14 +364,25 @@ def test_the_bound_is_the_middle_times_a_number():
     assert cohort_of([0.0, 0.0, 1e9], Cohort(50.0, 100.0)) == []  # the middle says nothing
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.float64, torch.complex64])
+@pytest.mark.parametrize("kind", [torch.float16, torch.float32, torch.float64, torch.complex64])
 def test_a_distance_is_over_what_is_finite_whatever_the_type(kind):
     before = {"w": torch.zeros(40000, dtype=kind), "mask": torch.full((2,), -math.inf)}
     cohort = Cohort(50.0, 100.0)
     cohort.begin(ArrayRecord(before))
     for i, shift in enumerate((2.0, 3.0, 151.0)):
-        cohort.note(str(i), {**before, "w": before["w"] + shift}, {})
+        note(cohort, str(i), {**before, "w": before["w"] + shift}, {})
     assert "middle one, 600, got 3.02e+04" in cohort.too_far()["2"]
+
+
+def test_a_distance_whose_square_is_beyond_float32_is_a_number():
+    cohort = Cohort(50.0, 100.0)
+    # more than are subtracted at once
+    cohort.begin(ArrayRecord({"w": torch.zeros(2**18 + 2**17)}))
+    for i, value in enumerate((1e18, 1e18, 1e12)):
+        note(cohort, str(i), {"w": torch.full((2**18 + 2**17,), value)}, {})
+    expected = 1e18 * math.sqrt(2**18 + 2**17)
+    cohort.end(["2"])
+    assert cohort.state_dict()["distance"] == pytest.approx([expected, expected], rel=1e-6)
 
 
 def test_a_federation_at_rest_takes_what_its_first_rounds_would_have_taken():
@@ -382,7 +397,7 @@ def test_a_federation_at_rest_takes_what_its_first_rounds_would_have_taken():
         assert cohort_of([0.001, 0.001, 4.1], one) == ["2"]
     cohort.begin(ArrayRecord({"w": torch_array(0.0)}))
     for i, distance in enumerate((0.001, 0.001, 4.1)):
-        cohort.note(str(i), {"w": torch.tensor([distance])}, {})
+        note(cohort, str(i), {"w": torch.tensor([distance])}, {})
     assert "4 times the greatest middle one of earlier rounds, 1, got 4.1" in cohort.too_far()["2"]
 
 
@@ -390,7 +405,7 @@ def left_out(traces: list[float], cohort: Cohort, strength: float | None) -> dic
     """Return what is said of the statistics that are left out in a round of these traces."""
     cohort.begin(ArrayRecord({"w": torch_array(0.0)}), strength)
     for i, trace in enumerate(traces):
-        cohort.note(str(i), {"w": torch.tensor([1.0])}, {"w": torch.tensor([trace])})
+        note(cohort, str(i), {"w": torch.tensor([1.0])}, {"w": torch.tensor([trace])})
     return cohort.out_of_sums()
 
 
@@ -409,7 +424,7 @@ def test_robust_sums_are_of_what_is_near_the_present_middle():
         assert cohort_of([scale, scale, 2 * scale], cohort) == []
     cohort.begin(ArrayRecord({"w": torch_array(0.0)}))
     for i, distance in enumerate((0.001, 0.001, 0.5)):
-        cohort.note(str(i), {"w": torch.tensor([distance])}, {})
+        note(cohort, str(i), {"w": torch.tensor([distance])}, {})
     assert cohort.too_far() == {} and list(cohort.out_of_sums()) == ["2"]
 
 
