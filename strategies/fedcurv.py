@@ -63,7 +63,7 @@ class FedCurv(Wrapping):
         bits: of a number of the statistics on their way: 32, or 4 or 8, in codes that are right on
             average. In 4 bits an upload has 1.14 times the model's bytes and a download 1.27 times,
             in 32 two and three times (tensors of fewer than 256 numbers have 32 in any case). The
-            server's own sums are exact. Where a client's own terms are most of the sum, 4 bits
+            server itself holds no codes. Where a client's own terms are most of the sum, 4 bits
             leave nothing of the rest: see docs/results.md. Secure sums need 32.
         max_precision: the largest precision that a client may contribute, > 0: a reply above it is
             refused like one with NaN, for it would outweigh all others. It bites in the log and in

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Bulyan, MultiKrum, QFedAvg, Strategy
 
 from fedcurv.strategies.replies.buffers import BufferMeans, buffer_names, medians, whole_numbers
 from fedcurv.strategies.replies.check import LARGEST, RoundFailed, Sent, range_of
+from fedcurv.strategies.replies.in_place import read_in_place
 from fedcurv.strategies.unfit import DP_WRAPPERS
 from fedcurv.strategies.wire.arrays import read_array, unpack_tensors
 
@@ -52,6 +53,7 @@ class Settling:
         if isinstance(strategy, QFedAvg | MultiKrum | Bulyan):
             aside |= {name: sent.arrays[name] for name in constant}
             _take_out(strategy, aside.keys(), replies)
+        read_in_place(strategy, (content for content, _ in replies))
 
         def finish(server_round: int, arrays: ArrayRecord) -> ArrayRecord:
             if aside:

@@ -27,6 +27,14 @@ _LONGEST_HEADER = 1024
 _TYPES = {"f2", "f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
 
 
+class ArrayInPlace(Array):
+    """An array whose numbers are read where they lie and cannot be written to."""
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the numbers without a copy."""
+        return read_array("in place", self)
+
+
 def pack_tensors(tensors: Mapping[str, Tensor]) -> ArrayRecord:
     """Return the tensors as one record, in float32 unless they are of a wider type."""
     return ArrayRecord({name: Array(_for_numpy(tensor)) for name, tensor in tensors.items()})

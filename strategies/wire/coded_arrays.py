@@ -123,6 +123,8 @@ def is_coded(record: ArrayRecord) -> bool:
 
 
 def _unpacked(record: ArrayRecord, kind: Kind, decode: Decode) -> dict[str, Tensor]:
+    if not is_coded(record):
+        return unpack_floats(record)
     coded = {name: array for name, array in record.items() if array.stype.startswith(_OURS)}
     found = unpack_floats(ArrayRecord({n: a for n, a in record.items() if n not in coded}))
     read = {name: _read(name, array, kind) for name, array in coded.items()}
