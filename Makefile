@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: simulate test test-fast check bench bench-lasgd clean
+.PHONY: simulate test test-fast check docs bench bench-lasgd clean
 
 simulate: $(INSTALLED)
 	$(BIN)/fedcurv-simulate $(ARGS)
@@ -19,6 +19,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks -m benchmark_suite $(ARGS)
 
@@ -27,8 +30,8 @@ bench-lasgd: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[simulation,dev,dev-apps]'
+	$(BIN)/python -m pip install --quiet --editable '.[simulation,dev,dev-apps,docs]'
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv build dist *.egg-info outputs multirun
+	rm -rf .venv build dist site *.egg-info outputs multirun

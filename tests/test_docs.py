@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,20 @@ from tests.simulations.test_run import configuration
 from tests.test_readme import first_of_each_sweep
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+# what reports have written stands in docs/results
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if DOCS / "results" not in page.parents]
+EXAMPLE = re.compile(r"\A# (examples/\S+)\n\Z")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(DOCS).as_posix()
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    """Return a page's blocks; where one names a file of examples/, that file."""
+    found = re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [EXAMPLE.sub(lambda named: (ROOT / named[1]).read_text(), code) for code in found]
 
 
 def alone_under_torchrun() -> dict[str, str]:
@@ -35,6 +45,7 @@ def alone_under_torchrun() -> dict[str, str]:
     }
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_fences_stand_alone(page):
     fences = re.findall(r"^.*```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -43,13 +54,19 @@ def test_fences_stand_alone(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+=======
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+>>>>>>> 9de299d (A site of the pages in docs/, with a gallery and a reference of every public name)
 def test_the_code_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in alone_under_torchrun().items():
         monkeypatch.setenv(name, value)
     for library in re.findall(r"^from (opacus|transformers)\b", page.read_text(), re.MULTILINE):
         pytest.importorskip(library, reason=f"{library} is in the extra dev-apps")
-    printed, namespace = io.StringIO(), {"__name__": page.stem}
+    name = f"page_{page.stem}"
+    printed, namespace = io.StringIO(), {"__name__": name}
+    # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     with contextlib.redirect_stdout(printed):
         for code in blocks(page, "python"):
             exec(compile(code, page.name, "exec"), namespace)
@@ -85,7 +102,7 @@ def without_comment(line: str) -> str:
     return line.partition(" #")[0].strip()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_of_a_page_are_valid_configurations(page):
     inline = re.findall(r"`(fedcurv-[^`\s]+\s[^`]+)`", page.read_text(encoding="utf-8"))
     printed = map(without_comment, "".join(blocks(page, "console")).splitlines())
@@ -110,7 +127,14 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
+def test_a_fence_has_a_line_of_its_own(page):
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "```" in line]
+    assert all(line.startswith("```") for line in lines)
+    assert len(lines) % 2 == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_links_to_exists(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
