@@ -45,7 +45,6 @@ def alone_under_torchrun() -> dict[str, str]:
     }
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_fences_stand_alone(page):
     fences = re.findall(r"^.*```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -53,10 +52,7 @@ def test_fences_stand_alone(page):
     assert [fence.strip() == "```" for fence in fences] == [False, True] * (len(fences) // 2)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-=======
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
->>>>>>> 9de299d (A site of the pages in docs/, with a gallery and a reference of every public name)
 def test_the_code_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in alone_under_torchrun().items():
@@ -125,13 +121,6 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         line = line.replace("--config-dir . experiment=wine", "")
         config = CONFIGURATIONS[program]
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
-
-
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
-def test_a_fence_has_a_line_of_its_own(page):
-    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if "```" in line]
-    assert all(line.startswith("```") for line in lines)
-    assert len(lines) % 2 == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
