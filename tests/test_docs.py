@@ -67,6 +67,8 @@ def test_the_code_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeyp
         for code in blocks(page, "python"):
             exec(compile(code, page.name, "exec"), namespace)
     assert_prints(printed.getvalue(), "".join(blocks(page, "text")))
+    for picture in re.findall(r"\]\(\.\./images/gallery/(.+)\)", page.read_text(encoding="utf-8")):
+        assert (tmp_path / picture).stat().st_size > 5_000
 
 
 def assert_prints(got: str, expected: str) -> None:
@@ -121,6 +123,12 @@ def test_the_commands_of_a_page_are_valid_configurations(page):
         line = line.replace("--config-dir . experiment=wine", "")
         config = CONFIGURATIONS[program]
         assert configuration(*first_of_each_sweep(line), name=config).strategy, line
+
+
+def test_every_example_is_in_the_gallery():
+    pages = {page.stem for page in DOCS.glob("gallery/*.md")}
+    examples = {path.stem for path in ROOT.glob("examples/*.py")}
+    assert pages == examples - {"begin"} | {"index"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
