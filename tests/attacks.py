@@ -40,6 +40,8 @@ from tests.federation import options
 
 FIRST_ROUND = 3
 
+STRENGTH = 30.0
+
 
 @dataclass
 class Reply:
@@ -109,7 +111,7 @@ def just_near(attackers, others, sent) -> None:
 
 
 def as_heavy_as_is_near(attackers, others) -> None:
-    trace = 2.55 * middle(one.trace() for one in others)
+    trace = max(2.55 * middle(one.trace() for one in others), 0.99 / STRENGTH)
     for one in attackers:
         scale = trace / max(one.trace(), 1e-30)
         one.precision = {name: p * scale for name, p in one.precision.items()}
@@ -233,15 +235,15 @@ STRATEGIES: dict[str, Callable[[int, int], Strategy]] = {
 }
 
 IID = ["partition=iid", "num_clients=5", "num_rounds=8"]
+DIRICHLET = ["partition=dirichlet", "partition.alpha=0.1", "num_clients=10", "num_rounds=10"]
 SETTINGS: dict[str, tuple[list[str], int]] = {
     "iid-1": (IID, 1),
     "iid-2": (IID, 2),
+    "iid-1-of-8": (["partition=iid", "num_clients=8", "num_rounds=8"], 1),
     "shards": (["partition=shards", "num_clients=10", "num_rounds=10"], 2),
     "pathological": (["partition=pathological", "num_clients=10", "num_rounds=10"], 2),
-    "dirichlet": (
-        ["partition=dirichlet", "partition.alpha=0.1", "num_clients=10", "num_rounds=10"],
-        2,
-    ),
+    "dirichlet": (DIRICHLET, 2),
+    "dirichlet-1": (DIRICHLET, 1),
 }
 
 
@@ -307,10 +309,10 @@ def rows(
                 (lambda strategy: strategy, seeds),
                 # under an attack one seed is enough to see what it does
                 (
-                    lambda strategy: FedCurv(strategy, strength=30, **UNBOUNDED),
+                    lambda strategy: FedCurv(strategy, strength=STRENGTH, **UNBOUNDED),
                     seeds[:1] if attack else seeds,
                 ),
-                (lambda strategy: FedCurv(strategy, strength=30, robust=robust), seeds),
+                (lambda strategy: FedCurv(strategy, strength=STRENGTH, robust=robust), seeds),
             ):
                 found = [
                     outcome(

@@ -83,7 +83,7 @@ class Cohort:
         max_distance: > 1, in units of the middle distance; infinity for none.
         max_trace: likewise of the middle trace.
         near: leave out of the sums what is more than 4 times the middle distance away, or has more
-            than 3 times the middle trace.
+            than 3 times the middle trace, and more than 1/λ.
     """
 
     def __init__(self, max_distance: float, max_trace: float, *, near: bool = False) -> None:
@@ -183,7 +183,7 @@ class Cohort:
         return found
 
     def _beyond(self, kind: str, times: float, *, strict: bool) -> dict[str, str]:
-        """Return what to say of replies beyond the bound; strictly, that of this round alone."""
+        """Return what to say of replies beyond the bound; strictly, no earlier round counts."""
         middle, greatest = self._middle(kind), self._greatest[kind]
         if not middle > 0.0:
             return {}
@@ -191,7 +191,7 @@ class Cohort:
         if not strict:
             earlier = f"{_OF_GREATEST:g} times the greatest middle one of earlier rounds"
             bounds.append((_OF_GREATEST * greatest, f"{earlier}, {greatest:.3g}"))
-        if not strict and kind == _TRACE:
+        if kind == _TRACE:
             bounds.append((self._harmless, f"1/λ, {self._harmless:.3g}"))
         most, in_words = max(bounds)
         return {
