@@ -73,10 +73,10 @@ class FedCurv(Wrapping):
             round's middle weight, so that honest skew passes; a number of your own bounds what a
             client can claim, and ``math.inf`` lifts the bound.
         robust: which replies the sums are formed of. ``auto``: around Flower's Krum, MultiKrum,
-            Bulyan, FedMedian and FedTrimmedAvg of what these use that is near the round's middle;
-            around others of all. For a robust strategy of your own ``near``, ``selection``,
-            ``median``, or a share in (0, 0.5) to cut off at either end; ``none``: of all in any
-            case. All but ``near`` hold all replies' statistics. See docs/robustness.md.
+            Bulyan, FedMedian and FedTrimmedAvg ``near``, of what is near the round's middle; around
+            others of all. ``selection``: of what is near and selected. For strategies of your own
+            also ``median``, or a share in (0, 0.5) to cut off at either end; ``none``: of all in
+            any case. All but ``near`` hold all replies' statistics. See docs/robustness.md.
         max_distance: how far a reply's model may lie from the one that was sent, > 1, in units of
             the round's middle distance: a reply farther off is refused. By default 50.
         max_trace: how large the sum of a client's precision may be, > 1, in units of the round's

@@ -63,9 +63,9 @@ def rule_for(robust: str | float, strategy: Strategy, *, secure_sums: bool) -> R
 
     Args:
         robust: ``auto``: around one of Flower's robust strategies, one derived from these, or one
-            with these inside it, of what it selects, if it selects, and of that near the round's
-            middle. For a robust strategy of the user's own ``near``, ``selection``, or for trimmed
-            sums ``median`` or a share in (0, 0.5) to cut off. ``none``: sums of all replies.
+            with these inside it, ``near``: of what is near the round's middle. ``selection``: of
+            what is near and what the strategy selects. For trimmed sums ``median`` or a share in
+            (0, 0.5) to cut off. ``none``: sums of all replies.
         strategy: that is wrapped.
         secure_sums: whether the server is to see sums only.
 
@@ -115,10 +115,8 @@ def _chosen(robust: object, strategy: Strategy) -> Rule:
 
 def _rule_of(strategy: Strategy) -> Rule | None:
     for one in with_inner(strategy):
-        if isinstance(one, FedMedian | FedTrimmedAvg):
+        if isinstance(one, FedMedian | FedTrimmedAvg | MultiKrum | Bulyan):
             return Rule(near=True)
-        if isinstance(one, MultiKrum | Bulyan):
-            return Rule(near=True, selects=True)
     return None
 
 

@@ -217,26 +217,27 @@ def assert_pulled_to(federation: Federation, before, contributors: set[int]) -> 
 
 
 @pytest.mark.parametrize("chosen", [1, 3, 5])
-def test_around_krum_clients_get_the_sums_of_the_selected_less_their_own(chosen):
+def test_on_demand_clients_get_the_sums_of_what_krum_selects_less_their_own(chosen):
     federation = Federation(num_nodes=6)
     wrapped = MultiKrum(num_malicious_nodes=1, num_nodes_to_select=chosen, **options())
-    federation.run(FedCurv(wrapped, strength=STRENGTH), num_rounds=3)
+    federation.run(FedCurv(wrapped, strength=STRENGTH, robust="selection"), num_rounds=3)
     before = statistics(federation, 2)
     selected = oracle.krum(points_of(before), 1, chosen)
     assert_pulled_to(federation, before, selected & near_the_middle(before, federation, 2))
 
 
-def test_around_bulyan_clients_get_the_sums_of_the_selected_less_their_own():
+def test_on_demand_clients_get_the_sums_of_what_bulyan_selects_less_their_own():
     federation = Federation(num_nodes=7)
-    federation.run(FedCurv(Bulyan(num_malicious_nodes=1, **options()), strength=STRENGTH))
+    wrapped = Bulyan(num_malicious_nodes=1, **options())
+    federation.run(FedCurv(wrapped, strength=STRENGTH, robust="selection"))
     before = statistics(federation, 2)
     selected = oracle.krum(points_of(before), 1, 5)
     assert_pulled_to(federation, before, selected & near_the_middle(before, federation, 2))
 
 
-@pytest.mark.parametrize("make", [FedMedian, FedTrimmedAvg])
+@pytest.mark.parametrize("make", [FedMedian, FedTrimmedAvg, Krum])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_around_a_median_clients_get_the_sums_of_what_is_near_the_middle(make, seed):
+def test_around_robust_strategies_clients_get_the_sums_of_what_is_near_the_middle(make, seed):
     """Also where some take no part in a round."""
     spoil = {(2, 2): spoilt_precision(10.0), (2, 3): spoilt_model(3.0)}
     federation = Federation(num_nodes=8, spoil=spoil)
@@ -266,9 +267,10 @@ def test_a_strategy_of_the_users_own_says_what_it_selects():
     assert_pulled_to(federation, before, {2, 3} & near_the_middle(before, federation, 2))
 
 
-def test_bulyan_with_too_few_replies_makes_no_model_and_no_sums():
+def test_bulyan_with_too_few_replies_makes_no_model_and_no_sums_of_what_it_selects():
     federation = Federation(num_nodes=4)
-    federation.run(FedCurv(Bulyan(num_malicious_nodes=1, **options()), strength=STRENGTH))
+    wrapped = Bulyan(num_malicious_nodes=1, **options())
+    federation.run(FedCurv(wrapped, strength=STRENGTH, robust="selection"))
     assert all(visit.precision is None for visit in federation.visits)
 
 
@@ -415,7 +417,10 @@ def test_a_trace_that_holds_nobody_counts_however_little_the_others_are():
     said = left_out([1e-20, 1e-20, 0.034], Cohort(50.0, 100.0), 30.0)
     assert list(said) == ["2"] and "of at most 1/λ, 0.0333, got 0.034" in said["2"]
     assert list(left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0), None)) == ["2"]
-    assert list(left_out([1e-20, 1e-20, 4e-6], Cohort(50.0, 100.0, near=True), 30.0)) == ["2"]
+    near = Cohort(50.0, 100.0, near=True)
+    assert left_out([1e-20, 1e-20, 4e-6], near, 30.0) == {}
+    assert list(left_out([1e-20, 1e-20, 0.034], near, 30.0)) == ["2"]
+    assert list(left_out([0.1, 0.1, 0.31], near, 30.0)) == ["2"]
 
 
 def test_robust_sums_are_of_what_is_near_the_present_middle():
