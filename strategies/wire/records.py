@@ -6,13 +6,13 @@ To a client, with the model of round t:
         none yet), the ids of the messages whose replies are in them (``nobody`` where none is as
         it was sent, since the sums are trimmed), whether sums must be secure, how many bits a
         number has if not 32, names for the federation and for this sending, the round whose sums
-        the latest checkpoint holds, and whether there are checkpoints
+        the latest checkpoint holds, whether there are checkpoints, and a checksum of θ̄ beside d
     ``fedcurv.precision``
         ArrayRecord: P by parameter name
     ``fedcurv.weighted-parameters``
         ArrayRecord: Q by parameter name; or, where P is in codes,
     ``fedcurv.distance``
-        ArrayRecord: Q/P − θ̄ by parameter name
+        ArrayRecord: d = Q/P − θ̄ by parameter name
 From a client, beside its own arrays and metrics:
     ``fedcurv``
         ConfigRecord: the wire's version, the client's id, and of the message that it answers
@@ -47,14 +47,14 @@ from fedcurv.strategies.wire.identity import pack_client_id as pack_client_id
 from fedcurv.strategies.wire.identity import unpack_client_id as unpack_client_id
 from fedcurv.strategies.wire.sums import DISTANCE as DISTANCE
 from fedcurv.strategies.wire.sums import PRECISION as PRECISION
-from fedcurv.strategies.wire.sums import STATISTICS, pack_sums, unpack_sums
+from fedcurv.strategies.wire.sums import STATISTICS, checksum_of_arrays, pack_sums, unpack_sums
 from fedcurv.strategies.wire.sums import WEIGHTED as WEIGHTED
 
 Value = TypeVar("Value")
 
 # of the wire's format: 1 had no number, and other names; 2 has no codes
 _PLAIN, _CODED = 2, 3
-_VERSION = "wire-version"
+_VERSION, _CHECKSUM = "wire-version", "arrays-checksum"
 
 # the key of the messages' config under which a strategy names its local term
 LOCAL_TERM = "local-term"
@@ -162,6 +162,8 @@ def pack_instruction(instruction: Instruction, content: RecordDict | None = None
     if instruction.sums is not None:
         config["contributors"] = list(instruction.contributors) or [_NOBODY]
         records.update(pack_sums(instruction.sums, bits, content, instruction.server_round))
+        if DISTANCE in records and content is not None:
+            config[_CHECKSUM] = checksum_of_arrays(instruction.sums.precision, content)
     return records
 
 
@@ -184,7 +186,7 @@ def unpack_instruction(content: RecordDict) -> Instruction | None:
             "expected a message whose sums nobody has taken yet; make one ClientCurvature for each "
             "training message, and keep it"
         )
-    received = unpack_sums(content)
+    received = unpack_sums(content, config.get(_CHECKSUM))
     contributors: Sequence[str] = ()
     if received is not None:
         contributors = _told(config, "contributors", list)

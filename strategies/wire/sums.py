@@ -7,7 +7,8 @@ makes the pull weaker or stronger and does not move where it goes to.
 Source: ours.
 """
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -104,12 +105,17 @@ def pack_sums(
     }
 
 
-def unpack_sums(content: RecordDict) -> ReceivedSums | None:
+def unpack_sums(content: RecordDict, checksum: object = None) -> ReceivedSums | None:
     """Return the server's sums; None if there are none.
+
+    Args:
+        content: of the message.
+        checksum: of the arrays that distances are from, as the server sent them; None where it did
+            not say.
 
     Raises:
         ValueError: if one record is there without its other half, or is not what a server sends, or
-            if the arrays that distances are from are not among the message's.
+            if the arrays that distances are from are not among the message's, or were changed.
     """
     if not any(name in content for name in STATISTICS):
         return None
@@ -131,6 +137,12 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
             "the ClientCurvature before the app takes them out, or let the server send float32 by "
             "FedCurv(bits=32)"
         )
+    if checksum not in (None, checksum_of_arrays(coded.precision, content)):
+        raise ValueError(
+            "expected the model's arrays as the server sent them, since its sums are told as "
+            "distances from them, got changed ones; make the ClientCurvature before the app or a "
+            "mod changes them, or let the server send float32 by FedCurv(bits=32)"
+        )
     weighted_parameters = {
         name: (centre[name] + away).mul_(coded.precision[name])
         for name, away in coded.weighted_parameters.items()
@@ -138,12 +150,25 @@ def unpack_sums(content: RecordDict) -> ReceivedSums | None:
     return ReceivedSums(Curvature(coded.precision, weighted_parameters), Bounds(precision))
 
 
-def arrays_like(named: Mapping[str, Tensor], content: RecordDict) -> dict[str, Tensor] | None:
-    """Return the message's own arrays of these names in float32; None if one is not there."""
+def checksum_of_arrays(named: Collection[str], content: RecordDict) -> int:
+    """Return a checksum of the message's own arrays of these names, from which distances are."""
+    total = 0
+    for name, array in sorted(_arrays_of(named, content).items()):
+        total = zlib.crc32(array.data, zlib.crc32(name.encode("utf-8", "surrogatepass"), total))
+    return total
+
+
+def _arrays_of(named: Collection[str], content: RecordDict) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for key, record in content.array_records.items():
         if key not in STATISTICS:
             found |= {name: array for name, array in record.items() if name in named}
+    return found
+
+
+def arrays_like(named: Mapping[str, Tensor], content: RecordDict) -> dict[str, Tensor] | None:
+    """Return the message's own arrays of these names in float32; None if one is not there."""
+    found = _arrays_of(named, content)
     if found.keys() != named.keys():
         return None
     tensors = unpack_tensors(ArrayRecord(found))

@@ -16,7 +16,7 @@ from fedcurv import Curvature
 from fedcurv.clients import ClientCurvature
 from fedcurv.global_state import seeded
 from fedcurv.simulations.parts.models.pictures import mlp
-from fedcurv.strategies import FedCurv
+from fedcurv.strategies import FedCurv, RoundFailed
 from fedcurv.strategies.loop.strategy_calls import StrategyFailed
 from fedcurv.strategies.wire import coded_arrays, codes
 from fedcurv.strategies.wire.coded_arrays import is_coded, unpack_coded
@@ -426,6 +426,22 @@ def test_arrays_without_names_get_sums_in_float32_and_that_is_told_once(caplog):
     down = federation.rounds[3].clients[0].down
     assert WEIGHTED in down and DISTANCE not in down
     assert caplog.text.count("the sums are sent in float32 and not in 4 bits") == 1
+
+
+def test_arrays_that_were_changed_on_their_way_are_refused_where_sums_are_told_from_them():
+    def in_half_precision(message, context, call_next):
+        halves = {n: t.half().float() for n, t in arrays_of(message).items()}
+        message.content["arrays"] = ArrayRecord(halves)
+        return call_next(message, context)
+
+    changed = Federation(num_nodes=3, mods=[in_half_precision])
+    with pytest.raises(RoundFailed, match=r"arrays as the server sent them.*FedCurv\(bits=32\)"):
+        run(8, changed, num_rounds=2)
+    run(32, Federation(num_nodes=3, mods=[in_half_precision]), num_rounds=2)
+
+
+def arrays_of(message) -> dict[str, torch.Tensor]:
+    return message.content["arrays"].to_torch_state_dict()
 
 
 def test_messages_with_arrays_of_their_own_carry_distances_from_those():
