@@ -33,12 +33,11 @@ from fedcurv.strategies.robust.rules import (
     robust_sums,
     rule_for,
 )
-from fedcurv.strategies.sending import Sending, checked_bits
+from fedcurv.strategies.sending import Sending, checked_bits, chosen_bits
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import Agreed, RoundSums, saved_sums
 from fedcurv.strategies.unfit import refuse_to_wrap
 from fedcurv.strategies.wire import records
-from fedcurv.strategies.wire.codes import EXACT_BITS
 from fedcurv.strategies.wrapping import Wrapping
 
 logger = logging.getLogger(__name__)
@@ -60,11 +59,11 @@ class FedCurv(Wrapping):
         secure_sums: clients send F·θ̂ too, so that the server needs sums only and secure aggregation
             can form them; by default the server multiplies F by the reply's own arrays, which saves
             a third of the upload.
-        bits: of a number of the statistics on their way: 32, or 4 or 8, in codes that are right on
-            average. In 4 bits an upload has 1.14 times the model's bytes and a download 1.27 times,
-            in 32 two and three times (tensors of fewer than 256 numbers have 32 in any case). The
-            server itself holds no codes. Where a client's own terms are most of the sum, 4 bits
-            leave nothing of the rest: see docs/results.md. Secure sums need 32.
+        bits: of a number of the statistics on their way: 8, the default, or 4, in codes that are
+            right on average, or 32, which secure and private sums take. An upload has 1.27, 1.14 or
+            2 times the model's bytes, a download 1.53, 1.27 or 3 (tensors of fewer than 256 numbers
+            have 32 bits in any case). The server itself holds no codes. Where a client's own terms
+            are most of the sum, 4 bits leave nothing of the rest: see docs/results.md.
         max_precision: the largest precision that a client may contribute, > 0: a reply above it is
             refused like one with NaN, for it would outweigh all others. It bites in the log and in
             ``refused``; by default only what float32 sums could not hold is refused.
@@ -109,7 +108,7 @@ class FedCurv(Wrapping):
         *,
         strength: float | AutoStrength,
         secure_sums: bool = False,
-        bits: int = EXACT_BITS,
+        bits: int | None = None,
         max_precision: float = math.inf,
         max_examples: float | None = None,
         robust: str | float = AUTO,
@@ -127,6 +126,7 @@ class FedCurv(Wrapping):
         if strategy is not None:
             refuse_to_wrap(strategy, fedavg_options, private=private_sums is not None)
         wrapped = FedAvg(**fedavg_options) if strategy is None else strategy
+        bits = chosen_bits(bits, exact=secure_sums or private_sums is not None)
         self._privacy = privacy_of(
             private_sums,
             wrapped,

@@ -15,11 +15,22 @@ from fedcurv.strategies.wire.records import DISTANCE, PRECISION, Instruction, pa
 logger = logging.getLogger(__name__)
 
 
+# as few as hold where a client's own terms are nearly all of the sum, too
+_USUAL_BITS = 8
+
+
+def chosen_bits(bits: int | None, *, exact: bool) -> int:
+    """Return a number of bits as it was given; None is 32 where sums must be exact, else 8."""
+    if bits is None:
+        return EXACT_BITS if exact else _USUAL_BITS
+    return bits
+
+
 def checked_bits(bits: int, *, secure_sums: bool) -> int:
     """Return how many bits a number of the statistics has.
 
     Args:
-        bits: as it was given.
+        bits: as it was chosen.
         secure_sums: whether the server is to see sums only.
 
     Raises:

@@ -1,6 +1,7 @@
 """An app of tests/apps as it is, or with a page's changes, run in this process and looked at."""
 
 import importlib
+import math
 import re
 import shutil
 import sys
@@ -13,10 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, MessageType
+from flwr.app import Array, Context, Message, MessageType
 
 from fedcurv.simulations.runners.local import run_local
 from fedcurv.strategies.wire.records import PRECISION
+from tests.oracles import codes
 
 ROOT = Path(__file__).parents[1]
 APPS = ROOT / "tests" / "apps"
@@ -110,7 +112,16 @@ def visits_to(folder: Path, *, num_nodes: int = 3) -> list[Visit]:
 
 def tensors(message: Message, record: str) -> dict[str, torch.Tensor] | None:
     content = message.content
-    return content[record].to_torch_state_dict() if record in content else None
+    return {n: read(a) for n, a in content[record].items()} if record in content else None
+
+
+def read(array: Array) -> torch.Tensor:
+    """Return an array's numbers, of codes with 8 bits too."""
+    if array.stype != "fedcurv.precision-8":
+        return torch.from_numpy(array.numpy())
+    levels = codes.precision_levels(8)
+    numbers = codes.read(array.data, math.prod(array.shape), 8, levels)
+    return torch.tensor(numbers).view(tuple(array.shape))
 
 
 @contextmanager

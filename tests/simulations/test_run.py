@@ -100,8 +100,8 @@ def test_strategies_start_from_the_same_model_and_see_the_same_clients(tmp_path)
 
 @pytest.mark.usefixtures("quick_pictures")
 def test_fedcurv_in_32_bits_costs_three_downloads_and_two_uploads(tmp_path):
-    summaries = run(tmp_path, FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]")
-    plain, curved = summaries
+    choices = [FEW, "num_rounds=4", "strategy=[fedavg,fedcurv]", "strategy.fedcurv.bits=32"]
+    plain, curved = run(tmp_path, *choices)
     assert curved.bytes_up / plain.bytes_up == pytest.approx(2, rel=0.01)
     # the first of four rounds has no statistics
     assert curved.bytes_down / plain.bytes_down == pytest.approx((1 + 3 * 3) / 4, rel=0.01)
