@@ -51,9 +51,15 @@ def freeze(place):
     return place.rank
 
 
-@pytest.fixture
-def pool(tmp_path):
-    workers = SitePool(tmp_path / "site", ["cpu", "cpu"], patience_s=10)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("site") / "site"
+
+
+@pytest.fixture(scope="module")
+def pool(folder):
+    """One site for all tests: two processes take longer to start than most jobs."""
+    workers = SitePool(folder, ["cpu", "cpu"], patience_s=10)
     yield workers
     workers.close()
 
@@ -63,7 +69,7 @@ def test_every_worker_does_the_job_at_its_place(pool):
     assert [o.value for o in outcomes] == [(0, 2, "cpu", "what"), (1, 2, "cpu", "what")]
 
 
-def test_workers_are_the_same_for_another_process(pool, tmp_path):
+def test_workers_are_the_same_for_another_process(pool, folder):
     before = [o.value for o in pool.run(pids)]
     code = (
         "import sys; from fedcurv.clients.site.pool import SitePool;"
@@ -71,7 +77,7 @@ def test_workers_are_the_same_for_another_process(pool, tmp_path):
         "print([o.value for o in SitePool(sys.argv[1], ['cpu', 'cpu']).run(pids)])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "site")],
+        [sys.executable, "-c", code, str(folder)],
         capture_output=True,
         text=True,
         timeout=120,
@@ -118,14 +124,14 @@ def test_an_idle_host_ends_itself(tmp_path):
         pool.run(pids)
 
 
-def test_what_others_could_read_is_not_the_key(pool, tmp_path):
-    assert (tmp_path / "site" / "address.json").stat().st_mode & 0o077 == 0
-    assert (tmp_path / "site").stat().st_mode & 0o077 == 0
+def test_what_others_could_read_is_not_the_key(pool, folder):
+    assert (folder / "address.json").stat().st_mode & 0o077 == 0
+    assert folder.stat().st_mode & 0o077 == 0
 
 
-def test_other_devices_than_those_that_run_are_refused(pool, tmp_path):
+def test_other_devices_than_those_that_run_are_refused(pool, folder):
     with pytest.raises(ValueError, match=r"those that run there have \['cpu', 'cpu'\]"):
-        SitePool(tmp_path / "site", ["cpu"])
+        SitePool(folder, ["cpu"])
 
 
 def share(**changes):
