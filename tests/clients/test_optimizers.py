@@ -173,7 +173,7 @@ PROXIMAL = {"penalty_mode": "proximal"}
 
 
 @pytest.mark.parametrize(
-    "name", {"Adadelta", "Adafactor", "ASGD", "Muon", "Rprop"} & set(OPTIMIZERS.names())
+    "name", sorted({"Adadelta", "Adafactor", "ASGD", "Muon", "Rprop"} & set(OPTIMIZERS.names()))
 )
 def test_a_proximal_step_follows_no_optimizer_of_another_rate(name):
     with pytest.raises(ValueError, match=f"{name} .*out of proportion; use client.penalty_mode"):

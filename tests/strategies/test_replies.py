@@ -394,7 +394,9 @@ def test_the_switch_decides_where_most_replies_do_not():
         assert len(strategy.seen) == number
 
 
-@pytest.mark.parametrize("make", [lambda **o: FedAdam(eta=1e38, **o), FedAvgM], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda **o: FedAdam(eta=1e38, **o), FedAvgM], ids=["FedAdam", "FedAvgM"]
+)
 def test_a_server_whose_step_explodes_is_named_and_no_client(make):
     more = {"server_learning_rate": 1e30, "server_momentum": 0.9} if make is FedAvgM else {}
     with pytest.raises(RoundFailed, match=r"round 1: Fed\w+ made numbers of .*; lower its step"):
