@@ -2,17 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+WORKERS ?= 2
 
-.PHONY: simulate test test-fast check docs bench bench-lasgd clean
+.PHONY: simulate test test-all check docs bench bench-lasgd clean
 
 simulate: $(INSTALLED)
 	$(BIN)/fedcurv-simulate $(ARGS)
 
+# the tests of a file share what they have run, and some must not run beside each other
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not benchmark_suite" -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not benchmark_suite" $(ARGS)
+# those that start processes of their own wait for them, and have the machine to themselves
+test-all: test
+	$(BIN)/python -m pytest -m "slow and not benchmark_suite" $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
