@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 WORKERS ?= 2
 
-.PHONY: simulate test test-all check docs bench bench-lasgd clean
+.PHONY: simulate test test-all check docs bench bench-lasgd release-check clean
 
 simulate: $(INSTALLED)
 	$(BIN)/fedcurv-simulate $(ARGS)
@@ -30,6 +30,9 @@ bench: $(INSTALLED)
 
 bench-lasgd: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks.lasgd $(ARGS)
+
+release-check: $(INSTALLED)
+	.ci/release-check
 
 $(INSTALLED): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
