@@ -14,13 +14,13 @@ PARTS_AT_ONCE = 8
 class CurvatureSum:
     """A running sum that holds no more than itself, however many parts are added.
 
-    Totals are in float64. Parts in float32 are first added up sixteen at a time in float32, which
-    moves half as many bytes. With u = 2^-24 that puts P off by at most 15u of itself and Q by at
-    most 16u of Σ_j |P_j·θ̂_j|, to first order; as float32 the sum is off by another u. What is
+    Totals are in float64. Parts in float32 are first added up eight at a time in float32, which
+    moves half as many bytes. With u = 2^-24 that puts P off by at most 7u of itself and Q by at
+    most 8u of Σ_j |P_j·θ̂_j|, to first order; as float32 the sum is off by another u. What is
     added to nothing but zeros is exact. As P_j >= 0 and rounding is monotone, P is nowhere less
     than any P_j. Parts in float64 are added as they are.
 
-    In float32 no entry of a part may be above 1e37, for sixteen of them not to overflow.
+    In float32 no entry of a part may be above 1e37, for eight of them not to overflow.
     """
 
     def __init__(self) -> None:
