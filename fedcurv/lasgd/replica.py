@@ -12,6 +12,7 @@ from fedcurv.lasgd.coding import Coder, Compression
 from fedcurv.lasgd.flat import Sizes, views_of
 from fedcurv.lasgd.momentum import Momentum
 from fedcurv.lasgd.outer import NONE, Outer
+from fedcurv.lasgd.reset import clear_what_is_not_finite
 from fedcurv.lasgd.streams import streams_of
 from fedcurv.parameters import accumulation_dtype, trainable_parameters
 
@@ -49,6 +50,7 @@ class Replica:
         require_all(named, optimizer)
         self._parameters: list[Tensor] = list(named.values())
         floating = [n for n, b in model.named_buffers() if b.is_floating_point()]
+        self._optimizer = optimizer
         self._model, self.buffer_names = model, floating if average_buffers else []
         self.names = [*named, *self.buffer_names]
         self._momentum = Momentum(optimizer, self._parameters) if average_momentum else None
@@ -213,7 +215,8 @@ class Replica:
             counts: of :meth:`counts`.
             share: of a whole round's steps that have landed, see ``share_of_round``.
             unsent: of earlier rounds, by all workers: added to Δ.
-            dropped: this worker's progress was left out: it goes on from the anchor.
+            dropped: this worker's progress was left out: it goes on from the anchor, and the
+                optimizer's state begins anew where it is not finite.
         """
         with self.streams.beside_training():
             progress, momentum, buffers, _ = torch.split(body, self.sizes.parts)
@@ -234,12 +237,16 @@ class Replica:
             if self._momentum is not None and counts:
                 views = views_of(momentum, self._momentum.shapes)
                 torch._foreach_div_(views, [max(1.0, count) for count in counts])
-                self._correct_momentum(momentum)
+                self._correct_momentum(momentum, counts)
 
-    def _correct_momentum(self, average: Tensor) -> None:
+    def _correct_momentum(self, average: Tensor, counts: Sequence[float]) -> None:
         assert self._momentum is not None
         if self._reset:
             self._correction_of_momentum.copy_(average)
+            # what no worker has is to begin anew, and not at zero in the middle of counted steps
+            views = self._correction_views[len(self._parameters) :]
+            for view in (view for view, count in zip(views, counts, strict=True) if not count):
+                view.fill_(torch.nan)
             return
         average.sub_(self._own_momentum)
         _scale(
@@ -263,6 +270,8 @@ class Replica:
         if self._momentum is not None:
             correct = self._momentum.replace if self._reset else self._momentum.correct
             correct(self._correction_views[n:])
+        if self._reset:
+            clear_what_is_not_finite(self._optimizer, self._parameters)
         self.streams.after_training_wrote()
         self._pending = self._reset = False
         return True

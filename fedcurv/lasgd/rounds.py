@@ -150,7 +150,8 @@ class Rounds(Thread):
         broken = not shared.replica.progress_is_finite()
         if broken:
             logger.warning(
-                "worker %d's progress is not finite: %d steps are left out of round %d",
+                "worker %d's progress is not finite: %d steps are left out of round %d, and what "
+                "of its optimizer's state is not finite begins anew",
                 self._control.worker,
                 steps,
                 self.generation.round,
