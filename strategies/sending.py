@@ -95,6 +95,6 @@ class Sending:
             self._told = True
             logger.info(
                 "the sums are sent in float32 and not in %d bits, since the messages' arrays are "
-                "not named like the parameters that the statistics are of",
+                "not named like the parameters that the statistics are of, or not once",
                 bits,
             )

@@ -159,10 +159,15 @@ def checksum_of_arrays(named: Collection[str], content: RecordDict) -> int:
 
 
 def _arrays_of(named: Collection[str], content: RecordDict) -> dict[str, Array]:
+    """Return the message's own arrays of these names; none where a name comes twice."""
     found: dict[str, Array] = {}
     for key, record in content.array_records.items():
-        if key not in STATISTICS:
-            found |= {name: array for name, array in record.items() if name in named}
+        if key in STATISTICS:
+            continue
+        arrays = {name: array for name, array in record.items() if name in named}
+        if not found.keys().isdisjoint(arrays):  # which of them is the model's is not known
+            return {}
+        found |= arrays
     return found
 
 

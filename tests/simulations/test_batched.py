@@ -13,6 +13,7 @@ from fedcurv import Curvature, fisher_diagonal
 from fedcurv.clients.app import client_app
 from fedcurv.clients.local_round import LocalTask, begin_round
 from fedcurv.clients.settings import TrainingSettings
+from fedcurv.clients.terms import AffineGradient, LocalTerm, ProximalTerm
 from fedcurv.clients.training import train
 from fedcurv.global_state import seeded
 from fedcurv.simulations.commands.simulate import simulate
@@ -168,6 +169,41 @@ def test_a_term_that_is_not_about_all_parameters_is_left_to_the_client():
     local.model[1].bias = nn.Parameter(torch.zeros(6))
     local.model.register_parameter("more", nn.Parameter(torch.zeros(2)))
     assert why_terms_not_stacked(local) == "the strategy's local term is a FedDynTerm"
+
+
+class Shifted(LocalTerm):
+    def __init__(self, gradient: AffineGradient) -> None:
+        self.gradient = gradient
+
+    def attach(self, model, optimizer, settings):
+        raise NotImplementedError
+
+    def affine(self, model, settings):
+        return self.gradient
+
+
+class OfItsOwn(ProximalTerm):
+    def attach(self, model, optimizer, settings):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("term", "why"),
+    [
+        (OfItsOwn(0.3), "the strategy's local term is a OfItsOwn"),
+        (Shifted(AffineGradient(math.nan)), "the slope of Shifted's gradient is nan"),
+        (Shifted(AffineGradient(shift={"net.1.bias": torch.ones(6)})), "a shift for net.1.bias"),
+        (Shifted(AffineGradient(shift={"1.bias": torch.ones(1)})), "a shift for 1.bias, no"),
+        (Shifted(AffineGradient(0.3, {"1.bias": torch.ones(6)})), ""),
+    ],
+    ids=["attach alone", "slope", "name", "shape", "fit"],
+)
+def test_a_gradient_that_is_not_the_terms_or_not_the_models_is_left_to_the_client(term, why):
+    local = begin_round(
+        task_of(0, TrainingSettings()), message_for(0, 0.0, pulled=False), context_of(0)
+    )
+    local = dataclasses.replace(local, terms=[term])
+    assert why in why_terms_not_stacked(local) and bool(why) == bool(why_terms_not_stacked(local))
 
 
 OTHERS = {

@@ -467,6 +467,23 @@ def test_messages_with_arrays_of_their_own_carry_distances_from_those():
         assert bool((centre > low[p > 0] - slack).all() and (centre < high[p > 0] + slack).all())
 
 
+def test_arrays_of_one_name_in_two_records_get_sums_in_float32(caplog):
+    class WithControl(FedAvg):
+        def configure_train(self, server_round, arrays, config, grid):
+            zeros = {n: torch.zeros_like(t) for n, t in arrays.to_torch_state_dict().items()}
+            for message in super().configure_train(server_round, arrays, config, grid):
+                content = {**message.content, "control": ArrayRecord(zeros)}
+                message.content = RecordDict(content)
+                yield message
+
+    federation = Federation(num_nodes=3)
+    with caplog.at_level(logging.INFO, "fedcurv"):
+        run(8, federation, lambda: FedCurv(WithControl(**options()), strength=0.3), num_rounds=3)
+    down = federation.rounds[3].clients[0].down
+    assert WEIGHTED in down and DISTANCE not in down
+    assert caplog.text.count("the sums are sent in float32 and not in 8 bits") == 1
+
+
 def in_precision(change):
     def spoil(content: RecordDict) -> None:
         array = content[PRECISION]["weight"]

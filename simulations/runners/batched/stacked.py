@@ -8,6 +8,7 @@ the product that forms a weight's gradient takes the step at once. Convolutions 
 operations: stacked, they were slower on a CPU (tests/benchmarks).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fedcurv.clients.local_round import LocalRound, LocalTask
 from fedcurv.clients.terms import AffineGradient, CurvatureTerm, LocalTerm
 from fedcurv.losses import CrossEntropy
+from fedcurv.parameters import listed
 from fedcurv.quadratic import Quadratic
 from fedcurv.simulations.runners.batched.batches import StackedBatches, StackedSamples, Step
 from fedcurv.simulations.runners.batched.products import back_through, by_client, forward, step_
@@ -94,14 +96,31 @@ def same_kind(local: LocalRound) -> tuple[object, ...]:
 
 def why_terms_not_stacked(local: LocalRound) -> str:
     """Return what says that a round has a term of another form than stacks take; or nothing."""
-    others = [
-        t for t in local.terms if type(t) is not CurvatureTerm and _gradient(t, local) is None
-    ]
-    return f"the strategy's local term is a {type(others[0]).__name__}" if others else ""
+    shapes = {name: p.shape for name, p in local.model.named_parameters()}
+    for term in local.terms:
+        if type(term) is CurvatureTerm:
+            continue
+        gradient, name = _gradient(term, local), type(term).__name__
+        if gradient is None:
+            return f"the strategy's local term is a {name}"
+        if not 0.0 <= gradient.slope < math.inf:
+            return f"the slope of {name}'s gradient is {gradient.slope!r}, not finite and >= 0"
+        odd = [n for n, shift in gradient.shift.items() if shapes.get(n) != shift.shape]
+        if odd:
+            return f"{name}'s gradient has a shift for {listed(odd)}, no parameter of that shape"
+    return ""
 
 
 def _gradient(term: LocalTerm, local: LocalRound) -> AffineGradient | None:
+    """Return a term's gradient; None as well where a subclass has its own ``attach`` alone."""
+    if _place(term, "affine") > _place(term, "attach"):
+        return None
     return term.affine(local.model, local.task.settings)
+
+
+def _place(term: LocalTerm, method: str) -> int:
+    """Return how far up among a term's classes a method is defined."""
+    return next(i for i, kind in enumerate(type(term).__mro__) if method in vars(kind))
 
 
 def _affine(local: LocalRound) -> list[AffineGradient]:
