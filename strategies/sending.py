@@ -58,7 +58,7 @@ class Sending:
     def __init__(self) -> None:
         self.saved_round: int | None = None
         self.resumable = False
-        self._told = False
+        self._told = self._told_of_none = False
         self.begin(uuid4().hex)
 
     def begin(self, federation: str) -> None:
@@ -79,6 +79,7 @@ class Sending:
             saved_round=self.saved_round,
             resumable=self.resumable,
         )
+        self._tell_of_no_sums(instruction)
         # sums in codes depend on the message's arrays, which as a rule are the same in all
         packed: dict[tuple[int, ...], RecordDict] = {}
         for message in messages:
@@ -88,6 +89,18 @@ class Sending:
                 self._tell_of_plain_sums(packed[arrays], instruction.bits)
             # strategies put one RecordDict into all messages: adding to it would add to all of them
             message.content = RecordDict({**message.content, **packed[arrays]})
+
+    def _tell_of_no_sums(self, instruction: Instruction) -> None:
+        if instruction.server_round < 2 or instruction.sums is not None or self._told_of_none:
+            return
+        if instruction.strength > 0.0:
+            self._told_of_none = True
+            logger.warning(
+                "round %d begins without Fisher information, as no client has sent any that could "
+                "be used: clients train as without FedCurv; in their app, let "
+                "ClientCurvature.report(content, model, batches) come last",
+                instruction.server_round,
+            )
 
     def _tell_of_plain_sums(self, records: RecordDict, bits: int) -> None:
         is_plain = PRECISION in records and DISTANCE not in records

@@ -100,8 +100,9 @@ class Run:
 
     @property
     def final(self) -> float:
-        """Mean score of the last five rounds."""
-        last = [self.metric.worst] if self.failure else self.scores[-_LAST:]
+        """Mean score of the last five rounds; of all where there are fewer."""
+        rounds = self.scores[1:]  # without the score before training
+        last = [self.metric.worst] if self.failure else rounds[-_LAST:]
         return sum(last) / len(last)
 
     @property

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Message
 from flwr.serverapp import ServerApp
 
@@ -79,15 +80,22 @@ def check_runner(runner: Mapping[str, Any]) -> None:
         check_ray(runner)
 
 
+def _load_what_optimizers_need() -> None:
+    """Let torch import what a process's first optimizer does, so that no method's seconds do."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.0)
+
+
 def _run_local(
     server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
 ) -> None:
+    _load_what_optimizers_need()
     run_local(server_app, client_app, num_clients, on_reply=on_reply)
 
 
 def _run_batched(
     server_app: ServerApp, num_clients: int, runner: Mapping[str, Any], on_reply: OnReply
 ) -> None:
+    _load_what_optimizers_need()
     run_on(BatchedGrid(client_app, make_task, num_clients, on_reply=on_reply), server_app)
 
 

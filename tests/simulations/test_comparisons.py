@@ -64,6 +64,15 @@ def test_the_table_is_against_one_method_with_p_corrected_for_its_rows():
     assert "5 seeds" in CAPTION
 
 
+@pytest.mark.parametrize(
+    ("scores", "final"), [([0.1, 0.9], 0.9), ([0.1, 0.8, 0.9], 0.85), ([0.0] * 3 + [1.0] * 5, 1.0)]
+)
+def test_the_untrained_models_score_is_in_no_final_one(scores, final):
+    costs = [0.0] * len(scores)
+    one = Run(Plan({}, "fast", {}, 1, "test"), scores, costs, costs)
+    assert one.final == pytest.approx(final)
+
+
 def test_what_did_not_reach_the_target_has_no_ratio():
     runs = two_methods()
     runs[0] = run("slow", 0, 99, 1.0, 2.0)

@@ -144,6 +144,21 @@ def test_clients_without_our_library_are_averaged_and_add_nothing_to_the_sums():
     torch.testing.assert_close(aware[0].start["weight"], sum(everyone) / 3)
 
 
+def test_a_round_that_begins_without_information_is_told_once(caplog):
+    Federation(num_nodes=3, plain=frozenset(range(3))).run(
+        FedCurv(strength=STRENGTH, **options()), num_rounds=4
+    )
+    told = [r.getMessage() for r in caplog.records if "Fisher information" in r.getMessage()]
+    assert len(told) == 1 and told[0].startswith("round 2 begins without Fisher information")
+    assert "ClientCurvature.report(content, model, batches)" in told[0]
+
+
+@pytest.mark.parametrize("strategy", [{"strength": 0.0}, {"strength": STRENGTH}])
+def test_where_there_is_information_or_none_is_wanted_nothing_is_told(strategy, caplog):
+    Federation(num_nodes=3, plain=frozenset({0})).run(FedCurv(**strategy, **options()))
+    assert "without Fisher information" not in caplog.text
+
+
 def test_replies_whose_arrays_have_no_names_send_their_information_too():
     """As apps do that were written for lists of NumPy arrays."""
 
