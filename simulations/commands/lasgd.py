@@ -7,21 +7,19 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from rich import box
-from rich.console import Console, JustifyMethod
-from rich.table import Table
+from rich.console import Console
 
 from fedcurv.errors import in_one_line
 from fedcurv.lasgd import virtual
 from fedcurv.lasgd.coding import Compression
 from fedcurv.lasgd.outer import NONE, Kind, Outer
-from fedcurv.lasgd.virtual import Lengths, Link, Outcome, Plan, Problem, Site
+from fedcurv.lasgd.virtual import Lengths, Link, Plan, Problem, Site
 from fedcurv.simulations.commands.frame import explain, find_own_functions
 from fedcurv.simulations.own_calls import SAME, call_own
+from fedcurv.simulations.reports.site_table import Row, left_out, table
 from fedcurv.simulations.reports.timeline import Timeline, picture
 from fedcurv.simulations.rules import require_distinct
 
@@ -41,32 +39,6 @@ _LR, _MOMENTUM = 0.05, 0.9
 _WIDEST = 112
 
 console = Console(markup=False)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A run and what it was of."""
-
-    method: str
-    workers: int
-    sync_every: int | None
-    lr: float | None
-    outer: Outer
-    outcome: Outcome
-
-    @property
-    def name(self) -> str:
-        """The run in a few words."""
-        every = "" if self.sync_every is None else f", sync_every {self.sync_every}"
-        outer = "" if self.outer.kind is None else f", outer {self.outer_in_words}"
-        lr = "" if self.lr is None else f", lr {self.lr:g}"
-        return f"{self.method}, {self.workers} workers{every}{outer}{lr}"
-
-    @property
-    def outer_in_words(self) -> str:
-        """Kind, learning rate and momentum."""
-        outer = self.outer
-        return "-" if outer.kind is None else f"{outer.kind} {outer.lr:g} {outer.momentum:g}"
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -251,42 +223,6 @@ def _problem(place: str | None, lr: float | None, momentum: float | None) -> Pro
     return problem
 
 
-def table(rows: Sequence[Row], loss: float) -> Table:
-    """Return what a reader of the console sees."""
-    shown = Table(box=box.SIMPLE, pad_edge=False, caption_justify="left")
-    shown.caption = (
-        "Share: of the sum of the workers' speeds. Flight: a worker's steps between its snapshot "
-        "and the landing, mean over rounds. Every: sync_every. s, steps: until the test loss was "
-        f"{loss:g}. MB: that a worker has put into All-Reduces."
-    )
-    own = {
-        "outer": [row.outer_in_words for row in rows],
-        "lr": ["-" if row.lr is None else f"{row.lr:g}" for row in rows],
-    }
-    own = {heading: values for heading, values in own.items() if {*values} != {"-"}}
-    headings = ("method", *own, "workers", "every", "share", "s", "steps", "best", "flight")
-    for heading in (*headings, "rounds", "MB"):
-        justify: JustifyMethod = "left" if heading in ("method", "outer") else "right"
-        shown.add_column(heading, justify=justify, no_wrap=True)
-    for row, *values in zip(rows, *own.values(), strict=True):
-        outcome, reached = row.outcome, row.outcome.first_below(loss)
-        lowest = min((landing.loss for landing in outcome.landings), default=math.nan)
-        shown.add_row(
-            row.method,
-            *values,
-            str(row.workers),
-            "-" if row.sync_every is None else str(row.sync_every),
-            f"{outcome.share:.2f}",
-            "-" if reached is None else f"{reached.seconds:.1f}",
-            "-" if reached is None else str(reached.steps),
-            "-" if math.isnan(lowest) else f"{lowest:.3f}",
-            f"{outcome.steps_in_flight:.1f}",
-            str(len(outcome.landings)),
-            f"{outcome.payload_bytes / 1e6:.2f}",
-        )
-    return shown
-
-
 def main() -> None:
     """Run the command line; end with a line and a code other than 0 if it cannot be run."""
     options = argument_parser().parse_args()
@@ -300,6 +236,8 @@ def main() -> None:
         sys.exit(f"{PROGRAM}: {explain(error)}")
     console.width = max(console.width, _WIDEST)  # a narrow one would cut the names of the runs
     console.print(table(rows, options.loss))
+    for line in left_out(rows):
+        console.print(line, soft_wrap=True)
     if options.picture is not None:
         console.print(f"written to {options.picture}")
 

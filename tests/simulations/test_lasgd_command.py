@@ -1,11 +1,13 @@
 """``fedcurv-lasgd``: what it tries, what it shows, and what it refuses in one line."""
 
 import json
+import math
 import random
 import re
 
 import pytest
 
+from fedcurv.lasgd.virtual import Landing
 from fedcurv.simulations.commands import lasgd as module
 from fedcurv.simulations.commands.lasgd import argument_parser, lengths_of, main, run_all
 
@@ -87,6 +89,42 @@ def test_few_bits_put_fewer_bytes_into_a_sum():
 
 def rounds(row):
     return len(row.outcome.landings)
+
+
+def test_losses_that_are_never_finite_and_what_was_left_out_are_told(command):
+    words = ("--lr", "1e30", "--seconds", "6")
+    ended = command(PROGRAM, main, *words, "--methods", "lasgd", "synchronous")
+    assert ended.code == 0
+    lines = ended.output.splitlines()
+    (shown,) = (line for line in lines if line.split()[:1] == ["synchronous"])
+    assert "not finite" in shown
+    (told,) = (line for line in lines if "left out of a round" in line)
+    (row, _) = run_all(argument_parser().parse_args((*words, "--methods", "lasgd", "synchronous")))
+    broken, rounds = row.outcome.broken, len(row.outcome.landings)
+    assert told.startswith(f"{row.name}: ") and f"{broken} times in {rounds} rounds" in told
+    assert broken == 4 * rounds > 0 and row.outcome.landings[-1].steps == 0
+
+
+def test_what_is_not_finite_does_not_hide_a_finite_loss(command, monkeypatch):
+    (row,) = run_all(argument_parser().parse_args(("--methods", "synchronous", "--seconds", "2")))
+    worth = (math.nan, 0.75, math.inf)
+    row.outcome.landings = [Landing(1.0, 4, loss) for loss in worth]
+    monkeypatch.setattr(module, "run_all", lambda options: [row])
+    assert " 0.750 " in command(PROGRAM, main).output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--lr", "nan"), "lr must be finite and >= 0, got nan"),
+        (("--lr", "0.1", "inf"), "lr must be finite and >= 0, got inf"),
+        (("--lr", "-1"), "lr must be finite and >= 0, got -1.0"),
+        (("--momentum", "nan"), "momentum must be finite and >= 0, got nan"),
+    ],
+)
+def test_learning_rates_that_cannot_be_are_one_line(command, words, message):
+    ended = command(PROGRAM, main, *words)
+    assert ended.code == 1 and ended.errors.splitlines() == [f"{PROGRAM}: {message}"]
 
 
 def test_a_record_gives_the_lengths_of_the_steps(tmp_path):

@@ -79,6 +79,7 @@ class Outcome:
         spans: of each worker, begin and end of every step.
         model: the last common model.
         payload_bytes: that each worker has put into All-Reduces.
+        broken: how often a worker's progress was not finite and was left out of a round.
     """
 
     seconds: float
@@ -90,6 +91,7 @@ class Outcome:
     spans: list[list[tuple[float, float]]]
     model: dict[str, Tensor]
     payload_bytes: int = 0
+    broken: int = 0
 
     def first_below(self, loss: float) -> Landing | None:
         """Return the first common model whose loss is at most this."""

@@ -1,5 +1,6 @@
 """What virtual workers train."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -67,7 +68,13 @@ def taught(
         momentum: likewise.
         batch_size: of each worker.
         seed: of the first weights; the samples are always the same.
+
+    Raises:
+        ValueError: unless lr and momentum are finite and >= 0.
     """
+    for name, value in (("lr", lr), ("momentum", momentum)):
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
     generator = torch.Generator().manual_seed(20_240_229)
     first = 0.5 * torch.randn(16, 8, generator=generator)
     second = torch.randn(8, 10, generator=generator)

@@ -66,7 +66,7 @@ class Site:
         self._is_open = self._opens = False
         self._contributions: dict[int, int] = {}
         self._in_flight: list[int] = []
-        self._payload_bytes = 0
+        self._payload_bytes = self._broken = 0
         self._landings: list[Landing] = []
 
     def run(self, *, seconds: float = math.inf, loss: float = -math.inf) -> Outcome:
@@ -114,7 +114,7 @@ class Site:
             worker.waits = True
             self._take_at_boundaries(now)
         else:
-            worker.replica.apply()
+            self._give_landed(worker)
             self._begin_step(worker, now)
 
     def _must_wait(self, worker: "_Worker") -> bool:
@@ -129,7 +129,7 @@ class Site:
             self._take_at_boundaries(now)
             return
         for worker in self._present(now):
-            self._contributions[worker.number] = worker.replica.snapshot()
+            self._take_snapshot(worker)
         self._sum_up(now)
 
     def _take_at_boundaries(self, now: float) -> None:
@@ -139,9 +139,19 @@ class Site:
         present = self._present(now)
         for worker in present:
             if worker.waits and worker.number not in self._contributions:
-                self._contributions[worker.number] = worker.replica.snapshot()
+                self._take_snapshot(worker)
         if len(self._contributions) == len(present):
             self._sum_up(now)
+
+    def _take_snapshot(self, worker: "_Worker") -> None:
+        made = worker.replica.steps_since_snapshot
+        taken = self._contributions[worker.number] = worker.replica.snapshot()
+        self._counted -= made - taken
+
+    def _give_landed(self, worker: "_Worker") -> None:
+        made = worker.replica.steps_since_snapshot
+        worker.replica.apply()
+        self._counted -= made - worker.replica.steps_since_snapshot
 
     def _present(self, now: float) -> list["_Worker"]:
         return [w for w in self._workers if w.member and not self._is_gone(w, now)]
@@ -161,33 +171,43 @@ class Site:
         if not contributors:
             return
         self._leave_out_all_but(contributors)
-        steps = [self._contributions[w.number] for w in contributors]
-        reports = [Report(steps=number, active=1.0) for number in steps]
+        reports = [self._report(worker) for worker in contributors]
+        steps = int(sum(report.steps for report in reports))
         bodies = []
         for worker, report in zip(contributors, reports, strict=True):
             body = torch.empty(worker.replica.sizes.total, dtype=worker.replica.dtype)
             weight = own_weight(self._plan.weights, report)
-            worker.replica.fill(body, weight, active=True)
+            worker.replica.fill(body, weight, active=not report.broken)
             bodies.append(body)
         total, unsent = sum_of(bodies, [worker.replica.coder for worker in contributors])
         factor = common_factor(self._plan.weights, reports)
-        share = share_of_round(sum(steps), self._plan.sync_every)
-        for worker in contributors:
+        share = share_of_round(steps, self._plan.sync_every)
+        whole = sum(not report.broken for report in reports)
+        for worker, report in zip(contributors, reports, strict=True):
             self._in_flight.append(worker.replica.steps_since_snapshot)
             body = total.clone()
             counts = worker.replica.counts(body)
-            worker.replica.land(body, factor, len(contributors), counts, share, unsent)
+            dropped = bool(report.broken)
+            worker.replica.land(body, factor, whole, counts, share, unsent, dropped=dropped)
             if worker.replica.coder is not None:
                 worker.replica.coder.land(factor, whole=unsent is not None)
-        self._landed_steps += sum(steps)
+        self._landed_steps += steps
+        # what is left out will never land
+        self._counted -= sum(self._contributions[w.number] for w in contributors) - steps
+        self._broken += len(reports) - whole
         self._contributions.clear()
         self._is_open = False
         self._landings.append(Landing(now, self._landed_steps, self._loss(contributors[0])))
         for worker in contributors:
             if worker.waits:
                 worker.waits = False
-                worker.replica.apply()
+                self._give_landed(worker)
                 self._begin_step(worker, now)
+
+    def _report(self, worker: "_Worker") -> Report:
+        broken = not worker.replica.progress_is_finite()
+        steps = 0 if broken else self._contributions[worker.number]
+        return Report(steps=steps, active=1.0, broken=broken)
 
     def _leave_out_all_but(self, members: list["_Worker"]) -> None:
         lost = [worker for worker in self._workers if worker.member and worker not in members]
@@ -222,6 +242,7 @@ class Site:
             spans=spans,
             model=holder.replica.anchor_by_name(),
             payload_bytes=self._payload_bytes,
+            broken=self._broken,
         )
 
 

@@ -1,5 +1,6 @@
 """LASGD in virtual time: when things happen, what comes out, and that it is LASGD's arithmetic."""
 
+import dataclasses
 import math
 import random
 
@@ -201,9 +202,33 @@ def test_lengths_are_those_that_were_asked_for():
     assert record(3, 0.0, draws) == 5.0
 
 
+@pytest.mark.parametrize("compression", [None, "int8"])
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_sample_that_is_not_finite_costs_one_worker_one_round(compression, overlap):
+    clean = taught()
+    inputs = clean.train[0].clone()
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    inputs[order[60 * clean.batch_size]] = math.nan
+    plan = Plan(workers=4, sync_every=16, overlap=overlap, compression=compression)
+    problem = dataclasses.replace(clean, train=(inputs, clean.train[1]))
+    outcome, other = (
+        Site(one, plan, straggler(seconds=0.1, times=4.0), Link(0.2)).run(seconds=15.0)
+        for one in (problem, clean)
+    )
+    # an epoch has 500 batches: the sample comes once
+    assert 60 < outcome.steps < 500 and (outcome.broken, other.broken) == (1, 0)
+    assert all(math.isfinite(landing.loss) for landing in outcome.landings)
+    assert outcome.landings[-1].loss == pytest.approx(other.landings[-1].loss, rel=0.1)
+    # what is left out counts for no later round: these come as seldom as before
+    assert abs(len(outcome.landings) - len(other.landings)) <= 1
+    assert 0 < other.landings[-1].steps - outcome.landings[-1].steps < 2 * plan.sync_every
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: taught(lr=math.nan), "lr must be finite and >= 0, got nan"),
+        (lambda: taught(momentum=math.inf), "momentum must be finite and >= 0, got inf"),
         (lambda: equal(0.0), "seconds must be finite and > 0, got 0.0"),
         (lambda: straggler(times=math.inf), "times must be finite and > 0"),
         (lambda: heavy_tailed(share=1.5), r"share must be in \[0, 1\], got 1.5"),
