@@ -4,6 +4,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable, Mod
 
+from fedcurv.strategies.flower_private import let_unmoved_models_be_clipped
 from fedcurv.strategies.wire.bounds import BOUND
 from fedcurv.strategies.wire.identity import CONFIG
 from fedcurv.strategies.wire.sums import STATISTICS
@@ -29,6 +30,7 @@ def adaptive_clipping_mod(
 
 def _apart(mod: Mod, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Call a mod that sees no record of FedCurv's, around an app that sees all of them."""
+    let_unmoved_models_be_clipped()
     aside = _taken(message.content)
     answered = RecordDict()
 

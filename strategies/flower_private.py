@@ -1,22 +1,28 @@
 """Every place where this project touches what Flower does not promise to keep."""
 
+import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as PackedRecords
+from flwr.serverapp.strategy import dp_adaptive_clipping
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 __all__ = [
     "CLIENT_APP_RAISED_EXCEPTION",
     "MOD_FAILED_PRECONDITION",
+    "NORM_BIT",
     "Run",
     "empty_run",
+    "let_unmoved_models_be_clipped",
     "packed_records",
     "set_message_id",
     "task_identity",
@@ -26,6 +32,11 @@ __all__ = [
 
 CLIENT_APP_RAISED_EXCEPTION: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 MOD_FAILED_PRECONDITION: int = ErrorCode.MOD_FAILED_PRECONDITION
+_ADAPTIVE: Any = dp_adaptive_clipping
+# what adaptive clipping at the clients counts, among a reply's metrics
+NORM_BIT: str = _ADAPTIVE.KEY_NORM_BIT
+# the module with Flower's clipping, which moves
+_CLIPPING: Any = sys.modules[_ADAPTIVE.adaptive_clip_inputs_inplace.__module__]
 
 
 @contextmanager
@@ -63,6 +74,27 @@ def who_called(method: str, kinds: tuple[type, ...]) -> Any:
                 return caller
         frame = frame.f_back
     return None
+
+
+def let_unmoved_models_be_clipped() -> None:
+    """Let Flower's clipping take an update of 0, in this process from now on.
+
+    It divides by the update's norm, so that one client whose training changes nothing ends a
+    training with differential privacy. All other updates are clipped as before.
+    """
+    flowers = _CLIPPING.get_norm
+    if hasattr(flowers, "__wrapped__"):
+        return
+
+    @functools.wraps(flowers)
+    def norm_above_zero(input_arrays: list[Any]) -> float:
+        if (norm := float(flowers(input_arrays))) > 0.0:
+            return norm
+        # squares of small numbers are 0 before the numbers are
+        wide = [np.asarray(array, np.float64) for array in input_arrays]
+        return float(flowers(wide)) or sys.float_info.min
+
+    _CLIPPING.get_norm = norm_above_zero
 
 
 def packed_records(records: RecordDict) -> bytes:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 PARTS = {
     "fedcurv": set(),
     "strategies": {"strategies"},
-    "clients": {"clients", "strategies.wire"},
+    "clients": {"clients", "strategies.wire", "strategies.flower_private"},
     "simulations": {"simulations", "clients", "strategies"},
 }
 

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedcurv.errors import in_one_line
+from fedcurv.strategies.flower_private import let_unmoved_models_be_clipped
 from fedcurv.strategies.loop.ordered_grid import NodesMissing
 from fedcurv.strategies.loop.strategy_state import name_of
 from fedcurv.strategies.replies.check import NobodySelected, RoundFailed
@@ -66,6 +67,7 @@ class StrategyCalls:
             server_round: the round.
             replies: if they come one by one, an error may be the grid's, and is left as it is.
         """
+        let_unmoved_models_be_clipped()
         if isinstance(replies, Sequence):
             with self._named(server_round, "aggregate_train"):
                 made: Any = self._strategy.aggregate_train(server_round, replies)
