@@ -55,6 +55,17 @@ class ToldOfCheckpoints(Protocol):
         ...
 
 
+@runtime_checkable
+class SavesEachRound(Protocol):
+    """A strategy that must remember every round, as what it released cannot be taken back.
+
+    Attributes:
+        saves_each_round: whether that is so.
+    """
+
+    saves_each_round: bool
+
+
 class Checkpoint:
     """Saves and restores one run below a folder.
 
@@ -64,9 +75,21 @@ class Checkpoint:
     Args:
         folder: made at the first save.
         strategy: as it was constructed, before it has seen a round.
+        every: rounds from one save to the next.
+
+    Raises:
+        ValueError: if a strategy must save more often.
     """
 
-    def __init__(self, folder: Path, strategy: Strategy) -> None:
+    def __init__(self, folder: Path, strategy: Strategy, every: int = 1) -> None:
+        eager = [one for one in with_inner(strategy) if _saves_each_round(one)]
+        if eager and every != 1:
+            raise ValueError(
+                f"expected checkpoint_every=1 with {type(eager[0]).__name__}, got {every}: a "
+                "resume repeats the rounds since, and only one of their two releases of clients' "
+                "data is counted; leave it out"
+            )
+        self._saves_each_round = bool(eager)
         self.path = folder / _FILE
         self._strategy = strategy
         self._at_first = plain_values(strategy)
@@ -110,6 +133,11 @@ class Checkpoint:
         }
         write_archive(self.path, header, {f"array-{i}": leaf for i, leaf in enumerate(leaves)})
 
+    def save_released(self, progress: Progress) -> None:
+        """Save before anybody sees the round's model, where the strategy must remember that."""
+        if self._saves_each_round:
+            self.save(progress)
+
     def restore(self, given: ArrayRecord | None = None) -> Progress:
         """Put the strategy into the state that was saved and return the rest of it.
 
@@ -141,6 +169,10 @@ class Checkpoint:
         with _readable(self.path):
             load_learned(self._strategy, _unpack(header["state"], arrays))
         return progress
+
+
+def _saves_each_round(strategy: Strategy) -> bool:
+    return isinstance(strategy, SavesEachRound) and strategy.saves_each_round is True
 
 
 @contextmanager

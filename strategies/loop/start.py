@@ -84,7 +84,7 @@ def start(
         checkpoint: folder for a file with the server's state, which is replaced; no other server
             may use it meanwhile.
         checkpoint_every: rounds from one checkpoint to the next; the last round has one in any
-            case. Resuming repeats the rounds after it.
+            case. Resuming repeats the rounds after it, so that private_sums take 1 only.
         resume: go on after the last round in that file, in place of ``arrays``; without it, an
             earlier run's file is refused. Where there is none, the run starts at the beginning.
         best_model: keeps the model of the best round in a file.
@@ -125,7 +125,9 @@ def start(
     if (replies_are_models, max_examples) != (None, None):
         refuse_bounds_of_the_loop(strategy)
     warn_of_own_start(strategy)
-    keeper = None if checkpoint is None else Checkpoint(Path(checkpoint), strategy)
+    keeper = (
+        None if checkpoint is None else Checkpoint(Path(checkpoint), strategy, checkpoint_every)
+    )
     with nullcontext() if keeper is None else keeper.locked():
         restored = None
         if keeper is not None and keeper.path.exists():
@@ -179,6 +181,8 @@ def start(
             server_round += 1
             began = time.perf_counter()
             clients, train_metrics = run.train(server_round, train_config)
+            if keeper is not None:
+                keeper.save_released(Progress(server_round, run.result))
             record = RoundRecord(
                 server_round,
                 clients=clients,
