@@ -26,13 +26,7 @@ from fedcurv.strategies.replies.screen import Screen, weighted_by_key
 from fedcurv.strategies.replies.settling import Settling
 from fedcurv.strategies.replies.weights import checked_bound
 from fedcurv.strategies.robust.cohort import MAX_DISTANCE, MAX_TRACE, Cohort, checked_times
-from fedcurv.strategies.robust.rules import (
-    AUTO,
-    RobustSums,
-    noted_selection,
-    robust_sums,
-    rule_for,
-)
+from fedcurv.strategies.robust.rules import AUTO, RobustSums, noted_selection, robust_sums, rule_for
 from fedcurv.strategies.sending import Sending, checked_bits, chosen_bits
 from fedcurv.strategies.strength import AutoStrength, Strength
 from fedcurv.strategies.sums import Agreed, RoundSums, saved_sums
@@ -89,6 +83,7 @@ class FedCurv(Wrapping):
     Attributes:
         strategy: the wrapped strategy.
         max_examples: as it was given.
+        saves_each_round: whether no round may be repeated after a resume.
         refused: reason by message id for the replies that the last round refused.
         left_out: likewise for those that it averaged, but whose statistics are not in the sums.
 
@@ -135,6 +130,7 @@ class FedCurv(Wrapping):
             robust=robust,
             bounds={"max_distance": max_distance, "max_trace": max_trace},
         )
+        self.saves_each_round = self._privacy is not None
         self.secure_sums = secure_sums
         self.bits = checked_bits(bits, secure_sums=secure_sums)
         self._max_precision = max_precision
@@ -175,7 +171,7 @@ class FedCurv(Wrapping):
         )
         self._sending.add_to(messages, instruction)
         if privacy is not None:
-            privacy.begin(arrays, messages)
+            privacy.begin(arrays, messages, asks=instruction.strength > 0.0)
         return messages
 
     def aggregate_train(
@@ -234,8 +230,8 @@ class FedCurv(Wrapping):
     def _learn(self, server_round: int, agreed: Agreed, formed: RobustSums) -> None:
         """Make of a round's sums what the next round's messages say."""
         if formed.sums is not None:
-            mean_samples = statistics.fmean(agreed.contributors[i] for i in formed.formed_of)
-            self._strength.see(formed.sums, mean_samples, server_round + 1)
+            samples = [agreed.contributors[i] for i in formed.formed_of] or [1.0]
+            self._strength.see(formed.sums, statistics.fmean(samples), server_round + 1)
         self._instruction = records.Instruction(self._strength.to_ask_with)
         if formed.sums is not None and self.strength is not None:
             self._parameter_names = agreed.parameter_names

@@ -105,6 +105,7 @@ class RoundSums:
         self._weight_class: dict[str, int] = {}
         self._metrics: dict[str, Names] = {}
         self._statistics: dict[str, Names] = {}
+        self._unlike: dict[str, str] = {}
         self._shapes: dict[str, Names] = {}
         self._waiting: dict[str, tuple[Kind, Term]] = {}
         self._groups: dict[Kind, _Group] = {}
@@ -125,12 +126,18 @@ class RoundSums:
         """
         metrics = form_of(content)
         precision = {} if report is None else unpack_coded(report.precision, "precision")
+        unlike = None
+        if self._privacy is not None:
+            metrics = frozenset()  # a vote on them would be one client's word on another's model
+            self._privacy.require_clipped(arrays.tensors, content)
+            unlike = None if report is None else self._privacy.unlike(precision)
+        if unlike is not None:
+            self._unlike[message_id], report, precision = unlike, None, {}
         term = None
         if report is not None:
             term = _checked_term(precision, report, arrays, self._max_precision)
-        if self._privacy is not None:
-            self._privacy.require_clipped(arrays.tensors)
-            term = None if term is None else self._privacy.bounded(term)
+        if self._privacy is not None and term is not None:
+            term = self._privacy.bounded(term)
         weight_class = self._weights.add(arrays.weight, self._weighted_by_key)
         self._weight_class[message_id] = weight_class
         self._weight_of[message_id] = arrays.weight
@@ -165,6 +172,8 @@ class RoundSums:
             dtype: of the sums.
         """
         metrics = most_common(self._metrics.values())
+        if self._privacy is not None:
+            parameter_names = self._privacy.names
         names = parameter_names or most_common(self._statistics.values())
         shapes = most_common(s for i, s in self._shapes.items() if self._statistics[i] == names)
         too_heavy = self._weights.too_heavy(self._weighted_by_key)
@@ -183,7 +192,8 @@ class RoundSums:
                 faults.append(too_far[message_id])
             if faults:
                 refused[message_id] = "; ".join(faults)
-        left_out = {i: why for i, why in self._cohort.out_of_sums().items() if i not in refused}
+        odd = self._unlike | self._cohort.out_of_sums()
+        left_out = {i: why for i, why in odd.items() if i not in refused}
         spoilt = refused.keys() | left_out.keys()
         self._cohort.end(spoilt)
 

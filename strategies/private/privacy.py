@@ -18,7 +18,9 @@ from flwr.serverapp.strategy import (
 from torch import Tensor
 
 from fedcurv.bounded import at_zero, noised, norm_of
-from fedcurv.curvature import Curvature
+from fedcurv.curvature import Curvature, shapes_of
+from fedcurv.parameters import listed
+from fedcurv.strategies.flower_private import NORM_BIT
 from fedcurv.strategies.private.budget import Budget, releases_of_model
 from fedcurv.strategies.private.private_sums import PrivateSums, is_number
 from fedcurv.strategies.replies.buffers import buffer_names
@@ -38,6 +40,7 @@ _AT_CLIENTS = (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
 )
+_COUNTS_AT_CLIENTS = DifferentialPrivacyClientSideAdaptiveClipping
 
 
 class Privacy:
@@ -57,17 +60,29 @@ class Privacy:
         self._settings, self._bound = private_sums, private_sums.bound
         self._wrapper: Any = wrapper
         self._model: dict[str, Tensor] = {}
-        self._clip = math.nan
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._asks, self._clip = False, math.nan
         self._released: list[float] = []
         self._noise = private_sums.noise or torch.Generator().manual_seed(secrets.randbits(63))
         self.budget = Budget(private_sums.accountant, private_sums.delta)
         self.clients_send_both = isinstance(wrapper, _AT_CLIENTS)
 
-    def begin(self, arrays: ArrayRecord, messages: Iterable[Message]) -> None:
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters that the round's sums are of, whoever reports what."""
+        return frozenset(self._shapes)
+
+    def begin(self, arrays: ArrayRecord, messages: Iterable[Message], *, asks: bool) -> None:
         """Begin a round: note what is sent, and tell clients how much their statistics may be.
 
+        Args:
+            arrays: the model that is sent.
+            messages: with it.
+            asks: whether they ask for statistics.
+
         Raises:
-            Misplaced: for a model with buffers.
+            Misplaced: for a model with buffers, or another that Flower's wrappers do not clip, and
+                without parameters that sums are to be of.
         """
         if buffers := sorted(buffer_names(arrays)):
             raise Misplaced(
@@ -76,17 +91,35 @@ class Privacy:
                 "GroupNorm"
             )
         self._model = unpack_tensors(arrays)
+        _require_what_is_clipped(self._model)
+        names = list(self._model if (only := self._settings.parameters) is None else only)
+        if unknown := [name for name in names if name not in self._model]:
+            raise Misplaced(
+                f"expected parameters of the model, got {unknown[0]!r} in PrivateSums(parameters="
+                f"[...]); the model has {listed(sorted(self._model))}"
+            )
+        self._shapes, self._asks = shapes_of({name: self._model[name] for name in names}), asks
         self._clip, self._released = self._wrapper.clipping_norm, []
         for message in messages:
             message.content = RecordDict({**message.content, BOUND: pack_bound(self._bound)})
 
-    def require_clipped(self, arrays: Mapping[str, Tensor]) -> None:
-        """Raise a ValueError for a model that its client should have clipped and has not.
+    def require_clipped(self, arrays: Mapping[str, Tensor], content: RecordDict) -> None:
+        """Raise a ValueError for a reply that its client should have clipped and has not.
 
         Flower's wrappers for clipping at the client take its word for it.
+
+        Args:
+            arrays: of the reply.
+            content: of it, with its metrics.
         """
         if not self.clients_send_both:
             return
+        told = [metrics.get(NORM_BIT) for metrics in content.metric_records.values()]
+        if isinstance(self._wrapper, _COUNTS_AT_CLIENTS) and not all(map(is_number, told)):
+            raise ValueError(
+                f"expected a number {NORM_BIT!r} among the metrics, for adaptive clipping, got "
+                f"{told[0]!r:.60}; let the client's app have fedcurv.clients.adaptive_clipping_mod"
+            )
         moved = norm_of({n: a.double() - self._model[n] for n, a in arrays.items()})
         if not moved <= self._clip * (1.0 + _ROUNDING):
             raise ValueError(
@@ -94,6 +127,21 @@ class Privacy:
                 f"was sent, got {moved:.6g}: no epsilon can be told of it; let the client's app "
                 "have fedcurv.clients.fixed_clipping_mod, or adaptive_clipping_mod"
             )
+
+    def unlike(self, precision: Mapping[str, Tensor]) -> str | None:
+        """Return what to say of statistics that the round's sums are not of; None if they are.
+
+        What other clients report has no part in it.
+        """
+        if (got := shapes_of(precision)) == self._shapes:
+            return None
+        both = got.keys() & self._shapes
+        odd = [n for n in sorted(both) if got[n] != self._shapes[n]] or sorted(got.keys() - both)
+        return (
+            f"expected statistics of {listed(list(self._shapes))}, with the shapes that were sent, "
+            f"got {listed(odd) if odd else f'only {listed(sorted(got))}'}; give "
+            "PrivateSums(parameters=[...]) with what clients report, if they leave some out"
+        )
 
     def bounded(self, term: Term) -> Term:
         """Return a client's term as P and D, in float64 and no longer than the clip."""
@@ -106,9 +154,16 @@ class Privacy:
         return replace(term, precision=clipped.precision, sent=clipped)
 
     def released(self, formed: RobustSums) -> RobustSums:
-        """Return P and Q of sums of P and D, with noise and what noise asks for."""
+        """Return P and Q of sums of P and D, with noise and what noise asks for.
+
+        Those of nobody are noise, and tell as little of who was not among them.
+        """
         if formed.sums is None:
-            return formed
+            if not self._asks:
+                return formed
+            nothing = [{n: torch.zeros(s) for n, s in self._shapes.items()} for _ in range(2)]
+            formed = replace(formed, sums=Curvature(*nothing))
+        assert formed.sums is not None
         deviation, distance = self._settings.deviation, self._bound.distance
         told = noised(formed.sums, deviation, distance, self._noise)
         self._released.append(self._settings.noise_multiplier)
@@ -131,6 +186,21 @@ class Privacy:
             delta,
         )
         return MetricRecord({**(metrics or {}), EPSILON: epsilon})
+
+
+def _require_what_is_clipped(model: Mapping[str, Tensor]) -> None:
+    """Raise Misplaced for arrays that Flower's clipping leaves as they are."""
+    for name, tensor in model.items():
+        if tensor.ndim == 0:
+            raise Misplaced(
+                f"expected arrays of one dimension or more, got {name!r} without any, which "
+                "Flower's differential privacy does not clip; give it the shape (1,)"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise Misplaced(
+                f"expected a model of finite numbers, got {name!r} with others, beside which "
+                "Flower's differential privacy clips nothing; keep masks out of the model's arrays"
+            )
 
 
 def privacy_of(

@@ -1,6 +1,7 @@
 """What a user says of the privacy of FedCurv's sums."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,12 +44,15 @@ class PrivateSums:
         delta: δ of the budget that is told, in (0, 1).
         threshold: >= 0. With less than about 4 there is curvature of noise alone among thousands of
             parameters, and its pull is worse than none.
+        parameters: names of those that all clients report, where it is not every array that is
+            sent: without frozen ones, say. They are not to be learned from what clients report, as
+            one client would decide on another's part.
         noise: draws the noise; by default it begins at a number of the operating system's, since
             noise that a known seed gives protects nothing.
 
     Raises:
         ValueError: if one is out of range.
-        TypeError: for what is no accountant.
+        TypeError: for what is no accountant, or no list of names.
 
     Source: ours.
     """
@@ -59,6 +63,7 @@ class PrivateSums:
     accountant: Accountant
     delta: float = 1e-5
     threshold: float = 4.0
+    parameters: Collection[str] | None = None
     noise: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -71,6 +76,9 @@ class PrivateSums:
             raise ValueError(f"threshold must be >= 0 and finite, got {self.threshold!r}")
         if not (is_number(self.delta) and 0.0 < self.delta < 1.0):
             raise ValueError(f"delta must lie between 0 and 1, got {self.delta!r}")
+        names = self.parameters
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            raise TypeError(f"parameters must be a list of names, got {names!r:.60}")
         is_made = not isinstance(self.accountant, type)
         if not (is_made and all(hasattr(self.accountant, n) for n in ("step", "get_epsilon"))):
             raise TypeError(

@@ -1,13 +1,14 @@
-"""Metrics that are NaN or inf at one client: the round's means are then over the others."""
+"""Metrics that one client lacks, or that are NaN or inf there: means are then the others'."""
 
 import logging
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from flwr.app import Message, MetricRecord
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedcurv.parameters import listed
+from fedcurv.strategies.replies.check import form_of, most_common
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,9 @@ class MetricGaps:
 
     A loss may overflow at one client, and an area under a curve is not defined where there is one
     class only; Flower's mean over all clients would be NaN. With the others' mean in its place, any
-    mean is the others'. What is finite at no client stays.
+    mean is the others'. What is finite at no client stays. Where replies of other forms were not
+    refused, they get the form of most: what they lack is such a gap, and what they have beside it
+    is dropped.
 
     Args:
         phase: what the metrics are of, in words.
@@ -43,12 +46,13 @@ class MetricGaps:
 
         Args:
             server_round: for the log.
-            replies: that may be averaged, with metrics of the same names.
+            replies: that may be averaged.
             key: the metric that they are weighed by; None for none.
             name: of a reply's client, in words.
         """
         odd: dict[_Place, list[Message]] = {}
         answers = [reply for reply in replies if reply.has_content()]
+        _give_one_form(answers)
         for reply in answers:
             for record_name, record in reply.content.metric_records.items():
                 for metric, value in record.items():
@@ -80,6 +84,33 @@ class MetricGaps:
                 metric,
                 listed(new),
             )
+
+
+def _give_one_form(answers: Sequence[Message]) -> None:
+    """Give all replies the records' names, the metrics and their lengths that most have."""
+    forms = [form_of(reply.content) for reply in answers]
+    common = most_common(forms)
+    for reply, form in zip(answers, forms, strict=True):
+        if form != common:
+            like = answers[forms.index(common)].content
+            reply.content = _in_the_form_of(like, reply.content)
+
+
+def _in_the_form_of(like: RecordDict, content: RecordDict) -> RecordDict:
+    """Return the arrays and metrics, of one record each, under another reply's names."""
+    ((arrays_name, _),) = like.array_records.items()
+    ((metrics_name, wanted),) = like.metric_records.items()
+    (arrays,), (own,) = content.array_records.values(), content.metric_records.values()
+    metrics = {name: _or_gap(own.get(name), value) for name, value in wanted.items()}
+    return RecordDict({arrays_name: arrays, metrics_name: MetricRecord(metrics)})
+
+
+def _or_gap(own: Metric | None, like: Metric) -> Metric:
+    """Return a metric if it has the length of another; else NaN of that length."""
+    if isinstance(like, list):
+        same = isinstance(own, list) and len(own) == len(like)
+        return own if same and own is not None else [math.nan] * len(like)
+    return math.nan if own is None or isinstance(own, list) else own
 
 
 def is_finite(value: object) -> bool:

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.serverapp.strategy import (
     DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
@@ -101,6 +101,11 @@ def wrapped(kind=SERVER, noise=1e-3, inner=None, **more):
 
 def private(kind=SERVER, noise=1e-3, strength=0.3, **more):
     return FedCurv(wrapped(kind, noise), strength=strength, private_sums=sums_of(**more))
+
+
+def adaptive(kind):
+    wrapper = wrapped(kind, 0.5, clipped_count_stddev=1.0)
+    return FedCurv(wrapper, strength=0.3, private_sums=sums_of())
 
 
 @pytest.fixture(autouse=True)
@@ -432,6 +437,7 @@ REFUSED = {
     "no distance": (lambda: sums_of(distance=math.nan), "distance must be a finite number > 0"),
     "no delta": (lambda: sums_of(delta=0.0), "delta must lie between 0 and 1"),
     "threshold": (lambda: sums_of(threshold=-1.0), "threshold must be >= 0"),
+    "parameters": (lambda: sums_of(parameters="weight"), "parameters must be a list of names"),
     "accountant": (lambda: sums_of(accountant=Counted), "accountant must count releases"),
     "inside": (
         lambda: Federation().run(SERVER(FedCurv(strength=1), 1.0, 1.0, 4)),
@@ -468,7 +474,7 @@ def test_fedprox_inside_is_fine():
 def test_a_model_with_running_statistics_is_refused_before_anything_is_sent():
     arrays = ArrayRecord(nn.BatchNorm1d(2).state_dict())
     with pytest.raises(TypeError, match=r"expected a model of parameters alone.*GroupNorm"):
-        private()._privacy.begin(arrays, [])
+        private()._privacy.begin(arrays, [], asks=True)
 
 
 def test_a_message_without_the_parameters_names_is_told_so():
@@ -524,3 +530,162 @@ def test_flowers_own_mods_see_no_record_of_ours_and_the_app_sees_all():
     assert ours <= sent | {"fedcurv.precision", "fedcurv.weighted-parameters"}
     assert {"fedcurv", "fedcurv.precision", "fedcurv.weighted-parameters"} <= answered
     assert federation.rounds[-1].clients[0].up.keys() >= {"fedcurv.precision"}
+
+
+def unmoved(content):
+    """The reply of a client that has learned nothing."""
+    content["arrays"] = ArrayRecord(new_model().state_dict())
+
+
+STRATEGIES_AND_MODS = {
+    "fixed": (private, []),
+    "adaptive": (lambda: adaptive(SERVER_ADAPTIVE), []),
+    "without statistics": (lambda: private(strength=0.0), []),
+    "Flower's wrapper alone": (wrapped, []),
+    "fixed, at the clients": (lambda: private(CLIENT), [fixed_clipping_mod]),
+    "adaptive, at the clients": (lambda: adaptive(CLIENT_ADAPTIVE), [adaptive_clipping_mod]),
+}
+
+
+@pytest.mark.parametrize("make, mods", STRATEGIES_AND_MODS.values(), ids=STRATEGIES_AND_MODS.keys())
+def test_an_unmoved_model_is_one_of_those_that_are_averaged(make, mods):
+    """It is what a client's neighbour sends; Flower divides by the norm of its update."""
+    federation = Federation(num_nodes=NODES, mods=mods, spoil={(1, 2): unmoved})
+    federation.run(make(), num_rounds=1)
+    assert set(federation.statuses(1).values()) == {"ok"}
+
+
+def test_an_unmoved_model_counts_with_an_update_of_zero():
+    results = []
+    for spoil in ({}, {(1, 2): unmoved}):
+        np.random.seed(5)
+        federation = Federation(num_nodes=NODES, spoil=spoil)
+        results.append(federation.run(private(noise=1e-9), num_rounds=1).arrays)
+    before = new_model().state_dict()
+    honest, with_zero = (
+        {n: a - before[n] for n, a in r.to_torch_state_dict().items()} for r in results
+    )
+    without = [v.solution for v in federation.visits if v.partition != 2]
+    assert len(without) == NODES - 1
+    for name, value in with_zero.items():
+        clipped = 0.0
+        for solution in without:
+            update = {n: s - before[n] for n, s in solution.items()}
+            length = math.sqrt(sum(float(u.square().sum()) for u in update.values()))
+            clipped = clipped + update[name] * min(1.0, MODEL_CLIP / length)
+        torch.testing.assert_close(value, clipped / NODES, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(value, honest[name], rtol=1e-3)
+
+
+def test_rounds_between_checkpoints_are_refused_as_they_would_be_released_twice(tmp_path):
+    says = "expected checkpoint_every=1 with FedCurv, got 3: a resume repeats"
+    with pytest.raises(ValueError, match=says) as told:
+        Federation(num_nodes=NODES).run(private(), checkpoint=tmp_path, checkpoint_every=3)
+    assert "\n" not in str(told.value)
+    plain = FedCurv(strength=0.3, **options())
+    Federation(num_nodes=NODES).run(plain, checkpoint=tmp_path, checkpoint_every=3)
+
+
+def test_a_round_that_ends_while_its_model_is_evaluated_is_not_released_again(tmp_path):
+    def ends(server_round, arrays):
+        if server_round == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Federation(num_nodes=NODES).run(private(), checkpoint=tmp_path, evaluate_fn=ends)
+    again, federation = private(noise=4.0), Federation(num_nodes=NODES)
+    federation.run(again, num_rounds=3, checkpoint=tmp_path, resume=True)
+    assert {visit.server_round for visit in federation.visits} == {3}
+    assert len(again._privacy.budget.rounds) == 3
+
+
+def without_bias(content):
+    precision = content.array_records[PRECISION]
+    content[PRECISION] = ArrayRecord({n: a for n, a in precision.items() if n != "bias"})
+
+
+def other_metrics(content):
+    ((name, metrics),) = content.metric_records.items()
+    del content[name]
+    content["own"] = MetricRecord({"num-examples": metrics["num-examples"], "accuracy": 0.5})
+
+
+def other_records(content):
+    content["model"] = content.pop("arrays")
+    other_metrics(content)
+
+
+@pytest.mark.parametrize("spoil", [without_bias, other_metrics, other_records])
+@pytest.mark.parametrize("last", [None, silent])
+def test_no_vote_among_clients_decides_whose_model_counts(spoil, last):
+    """Two say one thing and two another; what the last one does must not matter to the others."""
+    federation = Federation(num_nodes=NODES)
+    federation.spoil = {(1, 2): spoil, (1, 3): last or spoil}
+    strategy = private()
+    result = federation.run(strategy, num_rounds=1)
+    assert set(federation.statuses(1).values()) == {"ok"}
+    assert result.train_metrics_clientapp[1]["epsilon"] > 0.0
+    assert strategy._instruction.sums.precision.keys() == {"weight", "bias"}
+    left_out = {without_bias: 2 if last is None else 1}.get(spoil, 0)
+    assert len(strategy.left_out) == left_out
+    says = r"expected statistics of weight, bias, .*got only weight; .*parameters=\[\.\.\.\]"
+    assert all(re.search(says, reason) for reason in strategy.left_out.values())
+
+
+def test_metrics_that_a_client_lacks_count_as_the_others_mean():
+    federation = Federation(num_nodes=NODES, spoil={(1, 1): other_metrics})
+    told = federation.run(private(), num_rounds=1).train_metrics_clientapp[1]
+    assert told.keys() == {"loss", "epsilon"}
+    assert told["loss"] == pytest.approx(1.0)
+
+
+def test_sums_of_the_named_parameters_alone():
+    federation = Federation(num_nodes=NODES)
+    federation.spoil = {(1, i): without_bias for i in range(NODES)}
+    strategy = private(parameters=["weight"])
+    federation.run(strategy, num_rounds=1)
+    assert strategy._instruction.sums.precision.keys() == {"weight"}
+    assert strategy.left_out == {}
+    with pytest.raises(TypeError, match=r"expected parameters of the model, got 'scale'"):
+        Federation(num_nodes=NODES).run(private(parameters=["scale"]))
+
+
+@pytest.mark.parametrize("reporters", [0, 1])
+def test_sums_are_released_however_many_report(reporters):
+    """Else whether there are any says that one client has reported."""
+    spoil = {(1, i): silent for i in range(reporters, NODES)}
+    strategy = private(noise=4.0, noise_multiplier=2.0, threshold=0.0)
+    federation = Federation(num_nodes=NODES, spoil=spoil)
+    federation.run(strategy, num_rounds=2)
+    assert strategy._privacy.budget.rounds == pytest.approx([composed([4.0, 2.0])] * 2)
+    pulls = [v.precision for v in federation.visits if v.server_round == 2]
+    assert [pull is None for pull in pulls].count(True) == reporters  # whose own terms are alone
+    assert any(float(p["weight"].sum()) > 0 for p in pulls if p is not None)
+
+
+def test_a_reply_without_the_bit_that_adaptive_clipping_counts_is_refused():
+    def without_bit(message, context, call_next):
+        reply = call_next(message, context)
+        if context.node_config["partition-id"] == 1:
+            ((name, metrics),) = reply.content.metric_records.items()
+            reply.content[name] = MetricRecord(
+                {n: m for n, m in metrics.items() if n != "norm_bit"}
+            )
+        return reply
+
+    federation = Federation(num_nodes=NODES, mods=[without_bit, adaptive_clipping_mod])
+    federation.run(adaptive(CLIENT_ADAPTIVE), num_rounds=1)
+    assert list(federation.statuses(1).values()) == ["ok", "refused", "ok", "ok"]
+    assert "adaptive_clipping_mod" in next(iter(federation.reasons(1).values()))
+
+
+UNCLIPPED = {
+    "no dimension": (np.zeros(()), r"expected arrays of one dimension or more, got 'w'"),
+    "a mask": (np.array([0.0, -np.inf]), "expected a model of finite numbers, got 'w'"),
+}
+
+
+@pytest.mark.parametrize("array, says", UNCLIPPED.values(), ids=UNCLIPPED)
+def test_what_flowers_clipping_leaves_as_it_is_is_refused(array, says):
+    with pytest.raises(TypeError, match=says):
+        private()._privacy.begin(ArrayRecord({"w": Array(array)}), [], asks=True)
