@@ -1,5 +1,6 @@
 """The server's state after a round, in one file, and back: model, strategy, results."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ class Checkpoint:
         ValueError: if a strategy must save more often.
     """
 
-    def __init__(self, folder: Path, strategy: Strategy, every: int = 1) -> None:
+    def __init__(self, folder: str | os.PathLike[str], strategy: Strategy, every: int = 1) -> None:
         eager = [one for one in with_inner(strategy) if _saves_each_round(one)]
         if eager and every != 1:
             raise ValueError(
@@ -90,7 +91,7 @@ class Checkpoint:
                 "data is counted; leave it out"
             )
         self._saves_each_round = bool(eager)
-        self.path = folder / _FILE
+        self.path = Path(folder) / _FILE
         self._strategy = strategy
         self._at_first = plain_values(strategy)
         for one in with_inner(strategy):

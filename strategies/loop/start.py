@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -125,9 +124,7 @@ def start(
     if (replies_are_models, max_examples) != (None, None):
         refuse_bounds_of_the_loop(strategy)
     warn_of_own_start(strategy)
-    keeper = (
-        None if checkpoint is None else Checkpoint(Path(checkpoint), strategy, checkpoint_every)
-    )
+    keeper = None if checkpoint is None else Checkpoint(checkpoint, strategy, checkpoint_every)
     with nullcontext() if keeper is None else keeper.locked():
         restored = None
         if keeper is not None and keeper.path.exists():
