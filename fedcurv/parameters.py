@@ -20,7 +20,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         ValueError: if no parameter requires gradients, or one has no values yet.
     """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    lazy = [n for n, p in parameters.items() if isinstance(p, nn.parameter.UninitializedParameter)]
+    lazy = [name for name, p in parameters.items() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ValueError(
             f"expected parameters that have values, got uninitialized ones in {listed(lazy)}; run "
