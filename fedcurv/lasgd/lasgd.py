@@ -248,7 +248,7 @@ class LASGD:
         with shared.changed:
             number = shared.want_round()
             shared.wait_in_training(lambda: shared.landed >= number)
-            shared.replica.apply()
+            shared.take_landed()
             shared.replica.take_anchor()
 
     def finish(self) -> None:
@@ -285,7 +285,7 @@ class LASGD:
             shared.finished, shared.leaving = not leaving, leaving
             shared.want_round()
             shared.wait_in_training(lambda: shared.over)
-            shared.replica.apply()
+            shared.take_landed()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the common model as of the last landing, and what of each epoch is not in it.

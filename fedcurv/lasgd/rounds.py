@@ -140,9 +140,7 @@ class Rounds(Thread):
             shared.changed.notify_all()
             shared.changed.wait_for(self._may_take)
             shared.raise_error()
-            steps = shared.replica.snapshot()
-            claims, shared.trained = shared.trained, []
-            shared.taken += 1
+            steps, claims = shared.take_snapshot()
             finished, leaving = shared.finished, shared.leaving
             busy_s = time.monotonic() - shared.counters.began
             working_s = max(busy_s - shared.counters.waited_s, 1e-9)
@@ -157,6 +155,8 @@ class Rounds(Thread):
                 self.generation.round,
             )
             claims = []
+            with shared.changed:
+                shared.leave_out(steps)
         first = self.generation.members[0] == self._control.worker
         report = Report(
             steps=0 if broken else steps,

@@ -57,7 +57,7 @@ class Shared:
         generation: g, as the counting thread needs it.
         round: r of the next landing.
         threshold: steps, counted by all in this generation, that open it.
-        uncounted: steps that the store has not been told of.
+        uncounted: steps that the store has not been told of, less those that it is to take back.
         urgent: the next round is to open at once.
         stepping: inside of an optimizer step, where no snapshot may be taken.
         at_boundary: the training thread waits between two steps.
@@ -102,6 +102,31 @@ class Shared:
     def in_flight(self) -> bool:
         """Whether a snapshot has been taken that has not landed."""
         return self.taken > self.landed
+
+    def take_snapshot(self) -> tuple[int, list[Claim]]:
+        """Keep this worker's progress; return its steps and the claims that they hold."""
+        made = self.replica.steps_since_snapshot
+        steps = self.replica.snapshot()
+        self._leave_out_since_snapshot(made - steps)
+        claims, self.trained = self.trained, []
+        self.taken += 1
+        return steps, claims
+
+    def take_landed(self) -> None:
+        """Give the live model what has landed."""
+        made = self.replica.steps_since_snapshot
+        self.replica.apply()
+        self._leave_out_since_snapshot(made - self.replica.steps_since_snapshot)
+
+    def leave_out(self, steps: int) -> None:
+        """Take back steps that will never land, or each later round would open so much sooner."""
+        self.uncounted -= steps
+        self.changed.notify_all()
+
+    def _leave_out_since_snapshot(self, steps: int) -> None:
+        if steps:
+            self.trained.clear()
+            self.leave_out(steps)
 
     def wait_in_training(self, until: Callable[[], bool]) -> None:
         """Let the training thread wait between two steps, and count the time.

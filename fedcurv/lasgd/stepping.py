@@ -69,7 +69,7 @@ class Stepping:
             if self._must_wait():
                 landed = shared.landed
                 shared.wait_in_training(lambda: shared.landed > landed)
-            shared.replica.apply()
+            shared.take_landed()
 
     def _must_wait(self) -> bool:
         shared = self._shared

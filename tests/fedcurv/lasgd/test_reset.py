@@ -1,6 +1,7 @@
 """One step that is not finite costs a worker about a round, whatever its optimizer remembers."""
 
 import logging
+import threading
 import time
 
 import pytest
@@ -206,3 +207,33 @@ def test_a_nan_gradient_costs_a_real_worker_one_round_and_is_told_once(caplog):
     told = [r.getMessage() for r in caplog.records if "not finite" in r.getMessage()]
     assert len(told) == 1
     assert told[0].endswith("what of its optimizer's state is not finite begins anew")
+
+
+def test_steps_that_are_left_out_count_for_no_later_round():
+    """Else rounds would come the more often, the more steps have been left out."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    def work(rank, store, size):
+        model = Vector()
+        optimizer = LOCAL["adam"]([model.w])
+        options = {"store": store, "rank": rank, "world_size": size}
+        with LASGD(model, optimizer, sync_every=8, **options) as lasgd:
+            for index in range(40):
+                bad = rank == 1 and index in (10, 21)
+                step(model, optimizer, torch.full_like(START, torch.nan) if bad else None)
+                time.sleep(0.001)
+            lasgd.synchronize()
+            barrier.wait()
+            lasgd.synchronize()
+            barrier.wait()
+            deadline = time.monotonic() + 20
+            while (counted := lasgd._control.count(0, 0)) != lasgd.stats.steps_in_rounds:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.01)
+            barrier.wait()
+            return counted, lasgd.stats
+
+    (counted, stats), (_, broken) = in_threads(work, 2)
+    assert 1 <= broken.broken_rounds <= 2
+    assert counted == stats.steps_in_rounds < 80
