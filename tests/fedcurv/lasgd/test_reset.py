@@ -28,9 +28,10 @@ LOCAL = {
     "rmsprop": lambda p: optim.RMSprop(p, lr=0.02, momentum=0.5, centered=True),
     "adamax": lambda p: optim.Adamax(p, lr=0.02),
     "adadelta": lambda p: optim.Adadelta(p, lr=0.02),
-    "adafactor": lambda p: optim.Adafactor(p, lr=0.02),
     "adagrad": lambda p: optim.Adagrad(p, lr=0.02, initial_accumulator_value=0.3),
 }
+if hasattr(optim, "Adafactor"):  # torch has it from 2.5 on
+    LOCAL["adafactor"] = lambda p: optim.Adafactor(p, lr=0.02)
 AVERAGED = {
     "amsgrad": (lambda p: optim.Adam(p, lr=0.02, amsgrad=True), "max_exp_avg_sq"),
     "centered": (lambda p: optim.RMSprop(p, lr=0.02, centered=True), "grad_avg"),
