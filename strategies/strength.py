@@ -101,6 +101,11 @@ class Strength:
     """
 
     def __init__(self, given: float | AutoStrength) -> None:
+        if isinstance(given, str):
+            raise ValueError(
+                "strength must be a number or AutoStrength(lr, epochs, batch_size), got "
+                f"{given!r:.40}"
+            )
         self._rule = given if isinstance(given, AutoStrength) else None
         self.value = None if isinstance(given, AutoStrength) else checked_strength(given)
 

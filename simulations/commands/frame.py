@@ -223,6 +223,7 @@ def explain(error: BaseException) -> str:
         return f"{cause.full_key} must be given"
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and key not in parent:
-        return f"unknown name {cause.full_key!r}; known here: {', '.join(map(str, parent))}"  # type: ignore[attr-defined]
+        known = ", ".join(map(str, parent)) or "none yet, so put + before a new one"
+        return f"unknown name {cause.full_key!r}; known here: {known}"  # type: ignore[attr-defined]
     text = str(error).partition("Config search path:")[0]
     return " ".join(text.split())

@@ -112,6 +112,9 @@ BAD = {
     "strategy.fedcurv.strenght=1": "'strategy.fedcurv.strenght'; known here: _target_, strength",
     "data=imagenet": "Available options in 'data': arrays cifar10 device digits",
     "rounds=3": "unknown name 'rounds'; known here: .*num_rounds",
+    "model=function model.function=os:getcwd model.options.width=8": (
+        "width'; known here: none yet, so put . before a new one"
+    ),
     "+data.train_sample=9": "unknown name 'data.train_sample'; known here: .*train_samples",
     "+runner.cores=9": "unknown name 'runner.cores'; known here: client_resources, init_args, name",
     "client.epoch=3": "unknown name 'client.epoch'; known here: epochs, batch_size",

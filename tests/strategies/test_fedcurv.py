@@ -359,7 +359,13 @@ def test_a_fraction_that_selects_nobody_is_an_error(own_loop):
         Federation().run(strategy, own_loop=own_loop)
 
 
-@pytest.mark.parametrize("strength", [-1.0, math.nan, math.inf, "30", [1.0]])
+@pytest.mark.parametrize("strength", ["auto", "30"])
+def test_a_strength_as_text_is_told_how_it_finds_itself(strength):
+    with pytest.raises(ValueError, match=rf"AutoStrength\(lr, .*got '{strength}'"):
+        FedCurv(strength=strength)
+
+
+@pytest.mark.parametrize("strength", [-1.0, math.nan, math.inf, [1.0]])
 def test_strength_must_be_finite_and_not_negative(strength):
     with pytest.raises(ValueError, match=r"strength must be finite and >= 0.*0 for plain FedAvg"):
         FedCurv(strength=strength)
