@@ -133,6 +133,7 @@ def main(grid: Grid, context: Context) -> None:
 
     result = start(
         FedCurv(
+            bits=32,  # which a witness can read
             strength=1.0,
             max_precision=MAX_PRECISION,
             min_train_nodes=1,
