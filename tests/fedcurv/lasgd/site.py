@@ -62,6 +62,24 @@ def in_threads(
     return results
 
 
+def steps_in_rounds(
+    lasgd: LASGD,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: torch.Tensor,
+    rounds: int,
+    meet: threading.Barrier,
+) -> None:
+    """Take a step in each round, which all workers of the barrier begin and end together."""
+    for _ in range(rounds):
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+        meet.wait(30)
+        lasgd.synchronize()
+        meet.wait(30)
+
+
 class Processes:
     """Workers that can be killed and frozen; results and errors come by file."""
 

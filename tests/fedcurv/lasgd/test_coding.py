@@ -33,6 +33,7 @@ from tests.fedcurv.lasgd.site import (
     in_threads,
     sgd,
     steps,
+    steps_in_rounds,
 )
 from tests.oracles import few_bits as oracle
 
@@ -120,15 +121,8 @@ def in_step(rank, store, size, compression, rounds=8, make=sgd, **options):
     optimizer = make(model)
     inputs = torch.randn(16, 20, generator=torch.Generator().manual_seed(rank)).double()
     options = {"sync_every": 10**6, "compression": compression, **options}
-    meet = MEETINGS[size]
     with block(model, optimizer, store, rank, size, **options) as lasgd:
-        for _ in range(rounds):
-            optimizer.zero_grad()
-            model(inputs).square().mean().backward()
-            optimizer.step()
-            meet.wait(30)
-            lasgd.synchronize()
-            meet.wait(30)
+        steps_in_rounds(lasgd, model, optimizer, inputs, rounds, MEETINGS[size])
         unsent = lasgd.state_dict().get("unsent")
     return bits(model), unsent, lasgd.stats
 

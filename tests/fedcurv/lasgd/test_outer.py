@@ -24,6 +24,7 @@ from tests.fedcurv.lasgd.site import (
     in_threads,
     sgd,
     steps,
+    steps_in_rounds,
 )
 
 NESTEROV = {"outer": "nesterov", "outer_lr": 0.7, "outer_momentum": 0.9}
@@ -114,15 +115,8 @@ def in_step(rank, store, size, rounds=6, interrupt=(), **options):
     nn.init.constant_(model.weight, 0.5), nn.init.zeros_(model.bias)
     optimizer, inputs = sgd(model), torch.eye(3).double() * (rank + 1)
     options = {"sync_every": 10**6, **NESTEROV, **options}
-    meet = MEETINGS[size]
     with block(model, optimizer, store, rank, size, **options) as lasgd:
-        for _ in range(rounds):
-            optimizer.zero_grad()
-            model(inputs).square().mean().backward()
-            optimizer.step()
-            meet.wait(30)
-            lasgd.synchronize()
-            meet.wait(30)
+        steps_in_rounds(lasgd, model, optimizer, inputs, rounds, MEETINGS[size])
     return bits(model), lasgd.state_dict()["outer"], lasgd.stats
 
 
